@@ -1,0 +1,7 @@
+"""pgembed: embeddings kept true in PostgreSQL, and searched with filters."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__"]

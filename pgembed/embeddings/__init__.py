@@ -1,0 +1,3 @@
+"""Rows become vectors, and stay true."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""The only rooms that import onnxruntime and tokenizers."""
+
+from __future__ import annotations

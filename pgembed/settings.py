@@ -1,0 +1,84 @@
+"""One frozen object holds every setting: argument, else PGEMBED_*, else default."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, get_type_hints
+
+import platformdirs
+
+from pgembed.errors import SettingError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a pgembed process can be told.
+
+    Build it with :meth:`load`; the environment variable of a field is its name in
+    capitals after ``PGEMBED_``.
+    """
+
+    dsn: str = ""
+    """libpq connection string or URI; empty: libpq's own PG* variables decide."""
+    data_dir: Path = Path(platformdirs.user_data_dir("pgembed")) / "postgres"
+    """Where the embedded server keeps its data."""
+    cache_dir: Path = Path(platformdirs.user_cache_dir("pgembed")) / "models"
+    """Where verified model files are kept, by hash; safe to delete."""
+    processes: int = 1
+    """Processes that embed rows; one more answers calls."""
+    threads: int = 0
+    """ONNX Runtime threads per embedding process; 0: cores divided by processes."""
+    batch_tokens: int = 8192
+    """Padded tokens in one inference batch."""
+    claim_rows: int = 512
+    """Rows held under one lease."""
+    lease_seconds: float = 60.0
+    """How long a lease lasts without a heartbeat."""
+    poll_seconds: float = 2.0
+    """How often a worker looks for work that no notification announced."""
+    max_attempts: int = 5
+    """Attempts at a row before it goes to pgembed.failures."""
+    drain_seconds: float = 30.0
+    """How long a worker told to stop may finish what it holds."""
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "batch_tokens", "claim_rows", "max_attempts"):
+            _require(name, getattr(self, name), at_least=1)
+        _require("threads", self.threads, at_least=0)
+        _require("lease_seconds", self.lease_seconds, at_least=1)
+        _require("poll_seconds", self.poll_seconds, at_least=0.01)
+        _require("drain_seconds", self.drain_seconds, at_least=0)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ, **arguments: Any) -> Self:
+        """Return the settings; an argument that is None counts as not given.
+
+        Raises SettingError for a value of the wrong type or out of range.
+        """
+        values = {k: v for k, v in arguments.items() if v is not None}
+        for name, kind in get_type_hints(cls).items():
+            text = environ.get(f"PGEMBED_{name.upper()}", "")
+            if name not in values and text:
+                values[name] = _parse(f"PGEMBED_{name.upper()}", text, kind)
+        return cls(**values)
+
+
+def _parse(variable: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise SettingError(
+            f"{variable}={text!r} is not a valid {kind.__name__}: "
+            f"correct it or unset it"
+        ) from None
+
+
+def _require(name: str, value: float, *, at_least: float) -> None:
+    if not value >= at_least:
+        raise SettingError(
+            f"{name} is {value!r}, but must be at least {at_least}: "
+            f"pass a larger value or unset PGEMBED_{name.upper()}"
+        )

@@ -1,0 +1,68 @@
+-- Workers say that they are there.
+
+CREATE OR REPLACE FUNCTION pgembed._register_worker(role text, host text, pid integer, version text)
+RETURNS uuid
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO pgembed.worker AS w (role, host, pid, version)
+    VALUES (role, host, pid, version)
+    RETURNING w.id;
+$$;
+COMMENT ON FUNCTION pgembed._register_worker(text, text, integer, text) IS
+'A new worker process; returns its id.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._heartbeat(worker uuid)
+RETURNS boolean
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM pgembed.worker AS w
+    WHERE w.seen_at < now() - interval '5 minutes' AND w.id <> worker;
+    DELETE FROM pgembed.progress AS p WHERE p.bucket < now() - interval '10 minutes';
+    WITH seen AS (
+        UPDATE pgembed.worker AS w SET seen_at = now() WHERE w.id = worker RETURNING w.id
+    )
+    SELECT EXISTS (SELECT FROM seen);
+$$;
+COMMENT ON FUNCTION pgembed._heartbeat(uuid) IS
+'The worker is still there; false when it was forgotten and has to register again. Forgets workers not seen for five minutes.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._set_idle(worker uuid, idle boolean)
+RETURNS void
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE pgembed.worker AS w SET idle = $2, seen_at = now() WHERE w.id = worker;
+$$;
+COMMENT ON FUNCTION pgembed._set_idle(uuid, boolean) IS
+'Whether the worker waits for a notification. It looks for work once more after setting this.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._unregister_worker(worker uuid)
+RETURNS void
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM pgembed.worker AS w WHERE w.id = worker;
+$$;
+COMMENT ON FUNCTION pgembed._unregister_worker(uuid) IS
+'The worker has stopped.';
+
+
+CREATE OR REPLACE VIEW pgembed.workers AS
+SELECT
+    w.id,
+    w.role,
+    w.host,
+    w.pid,
+    w.version,
+    w.idle,
+    w.started_at,
+    w.seen_at,
+    w.seen_at > pg_catalog.now() - interval '1 minute' AS live
+FROM pgembed.worker AS w;
+COMMENT ON VIEW pgembed.workers IS
+'The worker processes, and whether they were seen during the last minute.';

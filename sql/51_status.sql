@@ -1,0 +1,159 @@
+-- How the embeddings are doing.
+
+CREATE OR REPLACE FUNCTION pgembed._rate(embedding integer)
+RETURNS double precision
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT coalesce(
+        sum(p.rows) / greatest(extract(epoch FROM now() - min(p.bucket)), 1), 0
+    )::double precision
+    FROM pgembed.progress AS p
+    WHERE p.embedding = $1 AND p.bucket > now() - interval '1 minute'
+);
+COMMENT ON FUNCTION pgembed._rate(integer) IS
+'Rows embedded per second during the last minute.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._embedded_rows(e pgembed.embedding)
+RETURNS bigint
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    embedded bigint;
+BEGIN
+    IF e.target = e.source THEN
+        EXECUTE format('SELECT count(s.%I) FROM %s AS s', e.target_column, e.source) INTO embedded;
+    ELSE
+        EXECUTE format('SELECT count(*) FROM %s AS c WHERE c.chunk = 0', e.target) INTO embedded;
+    END IF;
+    RETURN embedded;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._embedded_rows(pgembed.embedding) IS
+'How many rows of the source have a vector, or chunks.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._status(
+    OUT name text,
+    OUT source text,
+    OUT model text,
+    OUT rows bigint,
+    OUT embedded bigint,
+    OUT pending bigint,
+    OUT failed bigint,
+    OUT oldest_pending interval,
+    OUT rows_per_second double precision,
+    OUT index_state text,
+    OUT state text
+)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding;
+BEGIN
+    FOR e IN SELECT n.* FROM pgembed.embedding AS n ORDER BY n.name LOOP
+        name := e.name;
+        source := e.source::text;
+        model := e.model;
+        index_state := e.index_state;
+        rows := NULL;
+        embedded := NULL;
+        pending := 0;
+        failed := 0;
+        oldest_pending := NULL;
+        rows_per_second := pgembed._rate(e.id);
+        IF NOT pgembed._exists(e.source) THEN
+            state := 'source dropped';
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        EXECUTE format('SELECT count(*) FROM %s', e.source) INTO rows;
+        IF e.blocked IS NULL THEN
+            embedded := pgembed._embedded_rows(e);
+        END IF;
+        IF e.kind = 'kept' THEN
+            EXECUTE format('SELECT count(*) FILTER (WHERE j.pgembed_available_at IS NOT NULL), '
+                'count(*) FILTER (WHERE j.pgembed_available_at IS NULL), '
+                'now() - min(coalesce(j.pgembed_changed_at, j.pgembed_available_at)) FILTER (WHERE j.pgembed_available_at IS NOT NULL) '
+                'FROM %s AS j WHERE j.pgembed_available_at IS NOT NULL OR j.pgembed_error IS NOT NULL',
+                pgembed._job_table(e.id)) INTO pending, failed, oldest_pending;
+            IF NOT e.enqueued THEN
+                pending := rows;
+                oldest_pending := now() - e.created_at;
+            END IF;
+        END IF;
+        state := CASE
+            WHEN e.kind = 'adopted' THEN 'adopted'
+            WHEN e.blocked IS NOT NULL THEN 'blocked: ' || e.blocked
+            WHEN e.paused THEN 'paused'
+            WHEN pending > 0 THEN 'embedding'
+            WHEN failed > 0 THEN 'current but for failures'
+            ELSE 'current'
+        END || coalesce('; index: ' || e.index_error, '');
+        RETURN NEXT;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._status() IS
+'The rows of pgembed.embedding_status.';
+
+
+CREATE OR REPLACE VIEW pgembed.embedding_status AS
+SELECT
+    s.name,
+    s.source,
+    s.model,
+    s.rows,
+    s.embedded,
+    s.pending,
+    s.failed,
+    s.oldest_pending,
+    s.rows_per_second,
+    s.index_state,
+    s.state
+FROM pgembed._status() AS s;
+COMMENT ON VIEW pgembed.embedding_status IS
+'Each embedding: rows of its source, how many have a vector, wait or failed, how long the oldest waits, the rate of the last minute, its index. Counted exactly, so it reads the sources.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._failures(
+    OUT embedding text,
+    OUT key jsonb,
+    OUT attempts integer,
+    OUT error text,
+    OUT failed_at timestamptz
+)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding;
+BEGIN
+    FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' ORDER BY n.name LOOP
+        RETURN QUERY EXECUTE format('SELECT $1, jsonb_build_object(%s), j.pgembed_attempts::integer, '
+            'j.pgembed_error, j.pgembed_changed_at FROM %s AS j '
+            'WHERE j.pgembed_available_at IS NULL AND j.pgembed_error IS NOT NULL',
+            (SELECT string_agg(format('%L, j.%I', k, k), ', ') FROM unnest(e.key_columns) AS k),
+            pgembed._job_table(e.id)) USING e.name;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._failures() IS
+'The rows of pgembed.failures.';
+
+
+CREATE OR REPLACE VIEW pgembed.failures AS
+SELECT
+    f.embedding,
+    f.key,
+    f.attempts,
+    f.error,
+    f.failed_at
+FROM pgembed._failures() AS f;
+COMMENT ON VIEW pgembed.failures IS
+'Rows whose attempts are used up, with the last error. pgembed.retry_failed(embedding) tries them again.';
