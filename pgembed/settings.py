@@ -23,7 +23,7 @@ class Settings:
 
     dsn: str = ""
     """libpq connection string or URI; empty: libpq's own PG* variables decide."""
-    data_dir: Path = Path(platformdirs.user_data_dir("pgembed")) / "postgres"
+    data_dir: Path = dataclasses.field(default_factory=lambda: _default_data_dir())
     """Where the embedded server keeps its data."""
     cache_dir: Path = Path(platformdirs.user_cache_dir("pgembed")) / "models"
     """Where verified model files are kept, by hash; safe to delete."""
@@ -64,6 +64,13 @@ class Settings:
             if name not in values and text:
                 values[name] = _parse(f"PGEMBED_{name.upper()}", text, kind)
         return cls(**values)
+
+
+def _default_data_dir() -> Path:
+    # Root's server runs as another account, which may not enter root's home.
+    if os.geteuid() == 0:
+        return Path("/var/lib/pgembed/postgres")
+    return Path(platformdirs.user_data_dir("pgembed")) / "postgres"
 
 
 def _parse(variable: str, text: str, kind: type) -> Any:

@@ -93,7 +93,7 @@ CREATE TABLE pgembed.progress (
     rows bigint NOT NULL,
     PRIMARY KEY (embedding, worker, bucket)
 );
-COMMENT ON TABLE pgembed.progress IS 'Rows embedded per worker in buckets of ten seconds, kept for some minutes: rows per second in the status.';
+COMMENT ON TABLE pgembed.progress IS 'Rows embedded per worker and second, kept for some minutes: rows per second in the status.';
 
 CREATE UNLOGGED TABLE pgembed.call (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
