@@ -1,0 +1,164 @@
+"""Connections to PostgreSQL: timeouts, transient failures, snapshots."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+from psycopg.abc import QueryNoTemplate
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from pgembed.errors import ConnectError, PgembedError
+from pgembed.postgres import vectors
+
+Connection = psycopg.Connection[Any]
+
+# A dead peer is noticed after about a minute; the DSN may say otherwise.
+_DEFAULTS: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
+
+# Serialization and resource trouble, shutdowns, lost connections.
+_TRANSIENT_CLASSES = ("08", "40", "53")
+_TRANSIENT_STATES = {"55P03", "57P01", "57P02", "57P03"}
+
+
+def connect(dsn: str, *, purpose: str = "", autocommit: bool = True) -> Connection:
+    """Open a connection that works behind a transaction pooler, too.
+
+    *dsn* is a libpq connection string or URI; empty, libpq's PG* variables decide.
+    pgvector's types are registered when the database has them.
+    Raises ConnectError, which names the server and never the password.
+    """
+    parameters = _parameters(dsn, purpose)
+    try:
+        connection: Connection = psycopg.connect(
+            make_conninfo(**parameters), autocommit=True, prepare_threshold=None
+        )
+    except psycopg.OperationalError as error:
+        raise _connect_error(parameters, error) from None
+    try:
+        vectors.register(connection)
+        connection.autocommit = autocommit
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _parameters(dsn: str, purpose: str) -> dict[str, Any]:
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        # libpq's message may quote the DSN, and with it the password.
+        raise ConnectError(
+            "the DSN is neither a libpq connection string nor a URI: write it like "
+            "'host=localhost dbname=app user=me' or 'postgresql://me@localhost/app'"
+        ) from None
+    return {
+        **_DEFAULTS,
+        **given,
+        "client_encoding": "UTF8",
+        "application_name": f"pgembed {purpose}".strip(),
+    }
+
+
+def _connect_error(parameters: dict[str, Any], error: Exception) -> ConnectError:
+    host = parameters.get("host") or parameters.get("hostaddr") or "the default host"
+    database = parameters.get("dbname") or "the default one"
+    reason = str(error).strip()
+    password = parameters.get("password")
+    if password:
+        reason = reason.replace(str(password), "***")
+    return ConnectError(
+        f"cannot connect to database {database!r} on {host}: {reason}\n"
+        "Check --dsn, PGEMBED_DSN or the PG* variables, and that the server runs; "
+        "'pgembed up' starts a local one."
+    )
+
+
+def extension_schema(connection: Connection, name: str) -> str | None:
+    """Return the unquoted name of the schema that holds extension *name*, or None."""
+    row = fetch_one(
+        connection,
+        """
+        SELECT n.nspname
+        FROM pg_catalog.pg_extension AS e
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+        WHERE e.extname = %s
+        """,
+        (name,),
+    )
+    return row and str(row[0])
+
+
+def fetch_all(
+    connection: Connection, query: QueryNoTemplate, parameters: Any = None
+) -> list[tuple[Any, ...]]:
+    """Return all rows as tuples, whatever row factory the connection has."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(query, parameters).fetchall()
+
+
+def fetch_one(
+    connection: Connection, query: QueryNoTemplate, parameters: Any = None
+) -> Any:
+    """Return the first row as a tuple, or None."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(query, parameters).fetchone()
+
+
+@contextlib.contextmanager
+def snapshot(connection: Connection) -> Iterator[Connection]:
+    """Run a block in one read-only REPEATABLE READ transaction.
+
+    Raises PgembedError when the connection is already in a transaction, because the
+    block would then not see one snapshot.
+    """
+    require_idle(connection, "take a snapshot")
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield connection
+
+
+def require_idle(connection: Connection, purpose: str) -> None:
+    """Raise PgembedError unless *connection* is open and outside any transaction."""
+    status = connection.info.transaction_status
+    if status != TransactionStatus.IDLE:
+        raise PgembedError(
+            f"cannot {purpose}: the connection is not idle ({status.name}); "
+            "commit or roll back first, or pass a connection of its own"
+        )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same statement may succeed if it is tried again."""
+    if isinstance(error, ConnectError):
+        return True
+    if not isinstance(error, psycopg.Error):
+        return False
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.OperationalError)
+    return (
+        error.sqlstate.startswith(_TRANSIENT_CLASSES)
+        or error.sqlstate in _TRANSIENT_STATES
+    )
+
+
+def backoff(attempt: int, *, base: float = 0.1, cap: float = 60.0) -> float:
+    """Return the seconds to wait after failed *attempt* (1, 2, …), with jitter.
+
+    The wait doubles with each attempt up to *cap*, and varies by a quarter either
+    way so that processes which failed together do not return together.
+    """
+    ceiling = min(cap, base * 2.0 ** min(attempt - 1, 32))
+    return ceiling * random.uniform(0.75, 1.25)  # noqa: S311 - not cryptography

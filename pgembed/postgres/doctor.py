@@ -1,0 +1,228 @@
+"""What is wrong with an installation, and what to do about each thing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pgembed import __version__
+from pgembed.postgres import embedding_checks, guards, installation
+from pgembed.postgres.connection import (
+    Connection,
+    extension_schema,
+    fetch_all,
+    fetch_one,
+)
+from pgembed.postgres.findings import Finding, error, ok, warning
+from pgembed.postgres.resources import Resources
+
+
+def verify(
+    connection: Connection, *, resources: Resources | None = None
+) -> list[Finding]:
+    """Look at the server, the schema, the workers, the models and the embeddings.
+
+    Reads only. The findings come in the order in which to mend things.
+    """
+    findings = [*_server(connection), *_vector(connection), *_access(connection)]
+    if any(finding.level == "error" for finding in findings):
+        return findings
+    plan = installation.plan(connection, resources or Resources.found())
+    findings += _schema(connection, plan)
+    if plan.found is not None:
+        findings += _privileges(connection)
+        findings += _transport(connection)
+        findings += _workers(connection)
+        findings += _models(connection)
+        findings += embedding_checks.check_all(connection)
+    return findings
+
+
+def _server(connection: Connection) -> Iterator[Finding]:
+    text = fetch_one(connection, "SELECT pg_catalog.current_setting('server_version')")
+    message = f"PostgreSQL {text[0]}"
+    if connection.info.server_version < guards.MIN_SERVER:
+        yield error(
+            "server", message, "upgrade to PostgreSQL 15 or later, or use 'pgembed up'"
+        )
+    else:
+        yield ok("server", message)
+
+
+def _vector(connection: Connection) -> Iterator[Finding]:
+    if extension_schema(connection, "vector") is None:
+        yield error(
+            "pgvector",
+            "extension vector is not in this database",
+            "install pgvector on the server, then run 'pgembed install'",
+        )
+        return
+    version = guards.extension_version(connection, "vector")
+    message = f"pgvector {'.'.join(map(str, version))}"
+    upgrade = "upgrade the server's package, then run 'ALTER EXTENSION vector UPDATE'"
+    if version < guards.MIN_PGVECTOR:
+        yield error("pgvector", f"{message} is older than 0.8", upgrade)
+    elif version < (0, 8, 2):
+        yield warning(
+            "pgvector",
+            f"{message} has CVE-2026-3172: a parallel HNSW build may leak or crash",
+            upgrade,
+        )
+    elif version < (0, 8, 4):
+        yield warning(
+            "pgvector", f"{message} has faults in vacuuming HNSW indexes", upgrade
+        )
+    else:
+        yield ok("pgvector", message)
+
+
+def _access(connection: Connection) -> Iterator[Finding]:
+    row = fetch_one(
+        connection,
+        """
+        SELECT n.nspowner::pg_catalog.regrole::pg_catalog.text, current_user
+        FROM pg_catalog.pg_namespace AS n
+        WHERE n.nspname = 'pgembed'
+          AND NOT pg_catalog.pg_has_role(current_user, n.nspowner, 'USAGE')
+        """,
+    )
+    if row is not None:
+        owner, user = row
+        yield error(
+            "schema",
+            f"it belongs to role {owner}, and role {user} may not look into all of it",
+            f"connect as {owner}",
+        )
+
+
+def _schema(connection: Connection, plan: installation.Plan) -> Iterator[Finding]:
+    if plan.found is None:
+        yield error(
+            "schema",
+            "pgembed is not installed in this database",
+            "run 'pgembed install'",
+        )
+        return
+    message = f"pgembed {plan.found.version}, revision {plan.revision}"
+    if plan.is_newer:
+        yield error(
+            "schema",
+            f"{message} is newer than this code, {__version__}",
+            "run 'pip install --upgrade pgembed-vector'",
+        )
+    elif plan.missing:
+        names = ", ".join(sorted(plan.missing)[:3])
+        yield error(
+            "schema", f"somebody dropped parts of it: {names}", "run 'pgembed install'"
+        )
+    elif not plan.is_current:
+        yield warning(
+            "schema",
+            f"{message} is not what this code, {__version__}, would install here",
+            "run 'pgembed install'",
+        )
+    else:
+        yield ok("schema", message)
+
+
+def _privileges(connection: Connection) -> Iterator[Finding]:
+    schema = guards.find_schema(connection)
+    foreign = guards.foreign_objects(connection, schema) if schema else []
+    if foreign:
+        yield error(
+            "privileges",
+            f"objects of other roles are in schema pgembed: {', '.join(foreign)}",
+            "move them with ALTER … SET SCHEMA, or drop them",
+        )
+    public = fetch_all(
+        connection,
+        """
+        SELECT i.identity
+        FROM pg_catalog.pg_proc AS p
+        CROSS JOIN LATERAL pg_catalog.aclexplode(
+            coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS a,
+            pg_catalog.pg_identify_object('pg_catalog.pg_proc'::regclass, p.oid, 0) AS i
+        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed') AND a.grantee = 0
+        UNION
+        SELECT 'schema pgembed'
+        FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS a
+        WHERE n.nspname = 'pgembed' AND a.grantee = 0 AND a.privilege_type = 'CREATE'
+        ORDER BY 1
+        """,
+    )
+    if public:
+        yield warning(
+            "privileges",
+            f"everybody may use {', '.join(row[0] for row in public[:3])}"
+            + (f" and {len(public) - 3} more" if len(public) > 3 else ""),
+            "REVOKE it FROM PUBLIC, and grant it to the roles that need it",
+        )
+    elif not foreign:
+        yield ok("privileges", "nothing is granted to PUBLIC")
+
+
+def _transport(connection: Connection) -> Iterator[Finding]:
+    if extension_schema(connection, "dblink") is None:
+        yield warning(
+            "transport",
+            "without dblink SQL functions cannot ask a worker to embed a text",
+            "let a superuser run 'CREATE EXTENSION dblink', then run 'pgembed install'",
+        )
+    else:
+        yield ok("transport", "dblink")
+
+
+def _workers(connection: Connection) -> Iterator[Finding]:
+    rows = fetch_all(
+        connection,
+        """
+        SELECT role, pg_catalog.count(*), pg_catalog.array_agg(DISTINCT version)
+        FROM pgembed.worker
+        WHERE seen_at > pg_catalog.now() - interval '1 minute'
+        GROUP BY role ORDER BY role
+        """,
+    )
+    missing = {"embed", "calls"} - {row[0] for row in rows}
+    if missing:
+        what = {"embed": "embeds rows", "calls": "answers pgembed.embed()"}
+        yield warning(
+            "workers",
+            "no process " + " or ".join(what[role] for role in sorted(missing)),
+            "start one with 'pgembed worker'",
+        )
+    else:
+        counts = ", ".join(f"{count} for {role}" for role, count, _ in rows)
+        yield ok("workers", f"processes: {counts}")
+    others = {version for row in rows for version in row[2]} - {__version__}
+    if others:
+        yield warning(
+            "workers",
+            f"some run pgembed {', '.join(sorted(others))}, this is {__version__}",
+            "restart them with the installed version",
+        )
+
+
+def _models(connection: Connection) -> Iterator[Finding]:
+    rows = fetch_all(
+        connection,
+        """
+        SELECT m.name, pg_catalog.bool_and(coalesce(b.bytes, 0) = f.bytes)
+        FROM pgembed.model AS m
+        LEFT JOIN pgembed.model_file AS f ON f.model = m.name
+        LEFT JOIN LATERAL (
+            SELECT pg_catalog.sum(pg_catalog.octet_length(c.data)) AS bytes
+            FROM pgembed.blob_chunk AS c WHERE c.sha256 = f.sha256
+        ) AS b ON true
+        GROUP BY m.name ORDER BY m.name
+        """,
+    )
+    if not rows:
+        yield warning("models", "there is none", "add one with 'pgembed model add'")
+    for name, complete in rows:
+        if complete:
+            yield ok(f"model {name}", "its files are complete")
+        else:
+            yield error(
+                f"model {name}",
+                "parts of its files are missing in the database",
+                f"run 'pgembed model remove {name}' and add it again",
+            )

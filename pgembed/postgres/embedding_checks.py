@@ -1,0 +1,162 @@
+"""What can be wrong with an embedding: its table, capture, queue and index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from psycopg import sql
+
+from pgembed.postgres.connection import Connection, fetch_all, fetch_one
+from pgembed.postgres.findings import Finding, error, ok, warning
+
+
+class _Embedding(NamedTuple):
+    id: int
+    name: str
+    kind: str
+    source: str | None
+    has_target: bool
+    paused: bool
+    blocked: str | None
+    index_state: str
+    index_error: str | None
+    has_jobs: bool
+
+    @property
+    def subject(self) -> str:
+        return f"embedding {self.name}"
+
+    def call(self, function: str) -> str:
+        name = self.name.replace("'", "''")
+        return f"SELECT pgembed.{function}('{name}')"
+
+
+def check_all(connection: Connection) -> Iterator[Finding]:
+    """Yield what is wrong with each embedding, or that it is well."""
+    rows = fetch_all(
+        connection,
+        """
+        SELECT e.id, e.name, e.kind, s.oid::pg_catalog.regclass::pg_catalog.text,
+            EXISTS (
+                SELECT FROM pg_catalog.pg_attribute AS a
+                WHERE a.attrelid = e.target AND a.attname = e.target_column
+                  AND NOT a.attisdropped),
+            e.paused, e.blocked, e.index_state, e.index_error,
+            pg_catalog.to_regclass('pgembed.job_' || e.id) IS NOT NULL
+        FROM pgembed.embedding AS e
+        LEFT JOIN pg_catalog.pg_class AS s ON s.oid = e.source
+        ORDER BY e.name
+        """,
+    )
+    for row in rows:
+        embedding = _Embedding(*row)
+        findings = list(_check(connection, embedding))
+        yield from findings or [ok(embedding.subject, "well")]
+
+
+def _check(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+    if embedding.source is None or not embedding.has_target:
+        what = "source table" if embedding.source is None else "vector column"
+        yield error(
+            embedding.subject,
+            f"its {what} was dropped",
+            embedding.call("drop_embedding"),
+        )
+        return
+    if embedding.kind == "kept":
+        yield from _capture(connection, embedding)
+        yield from _queue(connection, embedding)
+    yield from _index(connection, embedding)
+
+
+def _capture(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+    rows = fetch_all(
+        connection,
+        """
+        SELECT t.tgtype, t.tgenabled
+        FROM pgembed.embedding AS e
+        JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = e.source
+        JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+        WHERE e.id = %(id)s
+          AND p.pronamespace = pg_catalog.to_regnamespace('pgembed')
+          AND p.proname ~ ('^_capture_' || %(id)s || '(_|$)')
+        """,
+        {"id": embedding.id},
+    )
+    # pg_trigger.tgtype: 4 insert, 8 delete, 16 update, 32 truncate.
+    events = {4: "INSERT", 8: "DELETE", 16: "UPDATE", 32: "TRUNCATE"}
+    lost = [
+        name
+        for bit, name in events.items()
+        if not any(kind & bit and enabled == "A" for kind, enabled in rows)
+    ]
+    if lost:
+        yield error(
+            embedding.subject,
+            f"its triggers for {', '.join(lost)} are missing or disabled",
+            embedding.call("reconcile"),
+        )
+
+
+def _queue(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+    if not embedding.has_jobs:
+        yield error(
+            embedding.subject,
+            f"its queue, pgembed.job_{embedding.id}, was dropped",
+            f"{embedding.call('drop_embedding')}, and create it again",
+        )
+        return
+    if embedding.blocked is not None:
+        yield error(
+            embedding.subject,
+            f"no worker can go on with it: {embedding.blocked}",
+            "mend the model; a worker that can load it goes on by itself",
+        )
+    if embedding.paused:
+        yield warning(
+            embedding.subject, "it is paused", embedding.call("resume_embedding")
+        )
+    failed = _failed_rows(connection, embedding)
+    if failed:
+        yield warning(
+            embedding.subject,
+            f"{failed} rows failed, see pgembed.failures",
+            embedding.call("retry_failed"),
+        )
+
+
+def _failed_rows(connection: Connection, embedding: _Embedding) -> int:
+    query = sql.SQL(
+        "SELECT pg_catalog.count(*) FROM {} "
+        "WHERE pgembed_available_at IS NULL AND pgembed_error IS NOT NULL"
+    ).format(sql.Identifier("pgembed", f"job_{embedding.id}"))
+    return int(fetch_one(connection, query)[0])
+
+
+def _index(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+    if embedding.index_state == "failed":
+        yield error(
+            embedding.subject,
+            f"its index could not be built: {embedding.index_error}",
+            f"mend that, then {embedding.call('reconcile')}",
+        )
+    rows = fetch_all(
+        connection,
+        """
+        SELECT i.indexrelid::pg_catalog.regclass::pg_catalog.text
+        FROM pgembed.embedding AS e
+        JOIN pg_catalog.pg_attribute AS a
+          ON a.attrelid = e.target AND a.attname = e.target_column
+        JOIN pg_catalog.pg_index AS i
+          ON i.indrelid = e.target AND a.attnum = ANY (i.indkey)
+        WHERE e.id = %s AND NOT i.indisvalid AND e.index_state <> 'building'
+        """,
+        (embedding.id,),
+    )
+    for (name,) in rows:
+        yield error(
+            embedding.subject,
+            f"index {name} is invalid: a build was interrupted",
+            f"DROP INDEX {name}; the worker builds it again",
+        )

@@ -1,0 +1,154 @@
+"""What is installed, what would be, and whether that is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from pgembed import __version__
+from pgembed.errors import InstallError
+from pgembed.postgres import guards, migrate, objects
+from pgembed.postgres.connection import Connection, extension_schema, fetch_one
+from pgembed.postgres.resources import Resources, digest, resolve_schemas
+
+TABLE = """
+    CREATE TABLE IF NOT EXISTS pgembed.installation (
+        single boolean PRIMARY KEY DEFAULT true CHECK (single),
+        version text NOT NULL,
+        digest text NOT NULL,
+        objects text[] NOT NULL,
+        installed_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+    );
+    COMMENT ON TABLE pgembed.installation IS
+        'What the last installation put here: version, hash, routines and views.';
+    COMMENT ON SCHEMA pgembed IS
+        'Models, kept embeddings and search. Managed by "pgembed install".';
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Installation:
+    """What the last installation recorded in the database."""
+
+    version: str
+    digest: str
+    objects: list[str]
+    """Identities of the routines and views that its SQL files made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an installation finds and would write."""
+
+    found: Installation | None
+    revision: str | None
+    """The migration that the database is at; None before the first."""
+    head: str
+    """The newest migration of this code."""
+    knows_revision: bool
+    missing: frozenset[str]
+    """Recorded routines and views that somebody dropped."""
+    files: list[tuple[str, str]]
+    """Name and text of the SQL files, in order, the extensions' schemas filled in."""
+    schemas: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that the installation would write."""
+        return digest([("head", self.head), *self.files])
+
+    @property
+    def transport(self) -> str:
+        """How SQL functions will reach a worker: dblink or none."""
+        return "dblink" if "dblink" in self.schemas else "none"
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the database holds exactly that already."""
+        return (
+            self.found is not None
+            and self.found.digest == self.digest
+            and self.revision == self.head
+            and not self.missing
+        )
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether the database was installed by a later version of this code."""
+        found = self.found
+        later = found is not None and _numbers(found.version) > _numbers(__version__)
+        return later or not self.knows_revision
+
+    def refuse_newer(self) -> None:
+        """Raise InstallError when the schema is newer than this code."""
+        if self.is_newer:
+            version = self.found.version if self.found else "an unknown version"
+            raise InstallError(
+                f"the database holds the schema of pgembed {version} (revision "
+                f"{self.revision}), newer than this code, {__version__} (revision "
+                f"{self.head}): run 'pip install --upgrade pgembed-vector'"
+            )
+
+    def resolve(self, text: str) -> str:
+        """Fill the extensions' schemas into the SQL text of a migration."""
+        return resolve_schemas(text, self.schemas)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def plan(connection: Connection, resources: Resources) -> Plan:
+    """Compare the database with *resources*; extension vector must be there."""
+    schemas = {
+        name: schema
+        for name in ("vector", "dblink")
+        if (schema := extension_schema(connection, name)) is not None
+    }
+    found = read(connection)
+    revision = migrate.current(connection)
+    migrations = resources.migrations
+    return Plan(
+        found=found,
+        revision=revision,
+        head=migrate.head(migrations),
+        knows_revision=revision is None or migrate.is_known(revision, migrations),
+        missing=_missing(connection, found),
+        files=[
+            (path.name, resolve_schemas(path.read_text(encoding="utf-8"), schemas))
+            for path in resources.sql_files(dblink="dblink" in schemas)
+        ],
+        schemas=schemas,
+    )
+
+
+def _missing(connection: Connection, found: Installation | None) -> frozenset[str]:
+    if found is None:
+        return frozenset()
+    present = objects.routines_and_views(connection).keys()
+    return frozenset(found.objects) - present
+
+
+def read(connection: Connection) -> Installation | None:
+    """Return what the last installation recorded, or None when there was none."""
+    if not guards.has_table(connection, "installation"):
+        return None
+    row = fetch_one(
+        connection, "SELECT version, digest, objects FROM pgembed.installation"
+    )
+    return row and Installation(*row)
+
+
+def write(connection: Connection, installed: Installation) -> None:
+    """Record what an installation wrote."""
+    connection.execute(
+        """
+        INSERT INTO pgembed.installation (version, digest, objects)
+        VALUES (%s, %s, %s)
+        ON CONFLICT (single) DO UPDATE SET
+            version = EXCLUDED.version, digest = EXCLUDED.digest,
+            objects = EXCLUDED.objects, installed_at = EXCLUDED.installed_at
+        """,
+        (installed.version, installed.digest, installed.objects),
+    )

@@ -1,0 +1,254 @@
+"""Install, upgrade and remove schema pgembed; each in one transaction."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import psycopg
+from psycopg import errors
+
+from pgembed import __version__
+from pgembed.errors import InstallError
+from pgembed.postgres import guards, installation, migrate, objects, vectors
+from pgembed.postgres.connection import Connection, fetch_all, require_idle
+from pgembed.postgres.doctor import verify
+from pgembed.postgres.installation import Installation
+from pgembed.postgres.resources import Resources, resource_dir
+
+# Taken by every install and uninstall; the number spells "pgembed" in ASCII.
+_LOCK = int.from_bytes(b"pgembed", "big")
+
+_REVOKE = """
+    REVOKE ALL ON SCHEMA pgembed FROM PUBLIC;
+    REVOKE ALL ON ALL ROUTINES IN SCHEMA pgembed FROM PUBLIC;
+    REVOKE ALL ON ALL TABLES IN SCHEMA pgembed FROM PUBLIC;
+    REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgembed FROM PUBLIC;
+"""
+
+# What CREATE OR REPLACE cannot do: another result type, other columns, another kind.
+_IRREPLACEABLE = (
+    errors.InvalidFunctionDefinition,
+    errors.InvalidTableDefinition,
+    errors.WrongObjectType,
+    errors.AmbiguousFunction,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class InstallReport:
+    """What an installation found and did."""
+
+    changed: bool
+    """False: the schema was up to date, and nothing was written."""
+    version: str
+    revision: str
+    previous_version: str | None
+    """None: there was no schema before."""
+    transport: str
+    """How SQL functions reach a worker: dblink or none."""
+
+    def __str__(self) -> str:
+        if not self.changed:
+            return f"pgembed {self.version} is already up to date"
+        if self.previous_version is None:
+            return f"installed pgembed {self.version}"
+        if self.previous_version == self.version:
+            return f"refreshed pgembed {self.version}"
+        return f"upgraded pgembed from {self.previous_version} to {self.version}"
+
+
+def install(
+    connection: Connection, *, resources: Resources | None = None
+) -> InstallReport:
+    """Install pgembed into the database, or upgrade what is there.
+
+    Runs in one transaction of its own, alone: a second installer waits. Needs a role
+    that may create a schema, or owns an empty one; extension vector is created when
+    the role may do so, and dblink if possible.
+
+    Raises InstallError, and changes nothing, when the server or pgvector is too old,
+    the schema is newer than this code, or it holds objects that are not pgembed's.
+    """
+    _require_idle(connection)
+    try:
+        with connection.transaction():
+            report = _install(connection, resources or Resources.found())
+    except psycopg.Error as error:
+        notes = "; ".join(getattr(error, "__notes__", ()))
+        raise InstallError(f"the installation failed: {error} {notes}") from error
+    vectors.register(connection)
+    return report
+
+
+def _require_idle(connection: Connection) -> None:
+    require_idle(connection, "install or remove the schema")
+
+
+def _install(connection: Connection, resources: Resources) -> InstallReport:
+    _enter(connection)
+    guards.require_versions(connection)
+    guards.require_vector(connection)
+    guards.offer_dblink(connection)
+    guards.claim_schema(connection)
+    plan = installation.plan(connection, resources)
+    plan.refuse_newer()
+    if not plan.is_current:
+        _write(connection, resources, plan)
+    return InstallReport(
+        changed=not plan.is_current,
+        version=__version__,
+        revision=plan.head,
+        previous_version=plan.found.version if plan.found else None,
+        transport=plan.transport,
+    )
+
+
+def _write(
+    connection: Connection, resources: Resources, plan: installation.Plan
+) -> None:
+    connection.execute(installation.TABLE)
+    migrate.upgrade(connection, resources.migrations, plan.resolve)
+    written = _run_sql(connection, plan)
+    connection.execute(_REVOKE)
+    installation.write(
+        connection, Installation(__version__, plan.digest, sorted(written))
+    )
+
+
+def _enter(connection: Connection) -> None:
+    """Make the transaction ours alone, and deaf to the caller's settings."""
+    connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+    connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", (_LOCK,))
+
+
+def _run_sql(connection: Connection, plan: installation.Plan) -> set[str]:
+    """Create or replace all routines and views; drop those that are gone.
+
+    Returns the identities of what the files made. Where a definition cannot be
+    replaced, ours are dropped first, and what was granted on them is granted again.
+    """
+    before = objects.routines_and_views(connection)
+    recorded = plan.found.objects if plan.found else ()
+    ours = [before[identity] for identity in recorded if identity in before]
+    granted = objects.grants(connection)
+    try:
+        with connection.transaction():
+            _run_files(connection, plan.files)
+    except _IRREPLACEABLE:
+        objects.drop_what_can_go(connection, objects.drop_statements(ours))
+        _run_files(connection, plan.files)
+    after = objects.routines_and_views(connection)
+    written = objects.written_since(before, after)
+    gone = [each for each in ours if each.identity in after.keys() - written]
+    objects.drop_all_or_refuse(connection, objects.drop_statements(gone))
+    objects.grant_again(connection, granted)
+    return written
+
+
+def _run_files(connection: Connection, files: list[tuple[str, str]]) -> None:
+    for name, text in files:
+        try:
+            connection.execute(text.encode())
+        except psycopg.Error as error:
+            error.add_note(_place(name, text, error))
+            raise
+
+
+def _place(name: str, text: str, error: psycopg.Error) -> str:
+    position = error.diag.statement_position
+    if position is None:
+        return f"in {name}"
+    line = text.count("\n", 0, int(position)) + 1
+    return f"in {name}, line {line}"
+
+
+def uninstall(connection: Connection) -> None:
+    """Remove schema pgembed and the triggers that call into it.
+
+    The user's tables stay, with their vectors and chunk tables. Raises InstallError,
+    and changes nothing, when there is no schema, when it holds objects of others, or
+    when objects elsewhere depend on it.
+    """
+    _require_idle(connection)
+    try:
+        with connection.transaction():
+            _uninstall(connection)
+    except psycopg.Error as error:
+        raise InstallError(f"pgembed cannot be removed: {error}") from error
+
+
+def _uninstall(connection: Connection) -> None:
+    _enter(connection)
+    schema = guards.find_schema(connection)
+    if schema is None or not schema.installed:
+        raise InstallError("the database holds no installation of pgembed")
+    guards.become_owner(connection, schema)
+    guards.refuse_foreign(connection, schema)
+    for statement in _trigger_drops(connection):
+        connection.execute(statement.encode())
+    objects.drop_all_or_refuse(connection, _everything(connection))
+    connection.execute("DROP SCHEMA pgembed")
+
+
+def _trigger_drops(connection: Connection) -> list[str]:
+    rows = fetch_all(
+        connection,
+        """
+        SELECT pg_catalog.format(
+            'DROP TRIGGER %I ON %I.%I', t.tgname, n.nspname, c.relname)
+        FROM pg_catalog.pg_trigger AS t
+        JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+        JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')
+          AND NOT t.tgisinternal AND t.tgparentid = 0
+        """,
+    )
+    return [row[0] for row in rows]
+
+
+def _everything(connection: Connection) -> list[str]:
+    """Return the statements that drop all that the schema holds."""
+    rows = fetch_all(
+        connection,
+        """
+        SELECT 'DROP ROUTINE ' || i.identity
+        FROM pg_catalog.pg_proc AS p,
+            pg_catalog.pg_identify_object(
+                'pg_catalog.pg_proc'::regclass, p.oid, 0) AS i
+        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')
+        UNION ALL
+        SELECT CASE c.relkind WHEN 'v' THEN 'DROP VIEW ' WHEN 'S' THEN 'DROP SEQUENCE '
+            WHEN 'c' THEN 'DROP TYPE ' WHEN 'm' THEN 'DROP MATERIALIZED VIEW '
+            ELSE 'DROP TABLE ' END || i.identity
+        FROM pg_catalog.pg_class AS c,
+            pg_catalog.pg_identify_object(
+                'pg_catalog.pg_class'::regclass, c.oid, 0) AS i
+        WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed')
+          AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'c')
+          -- Sequences of identity columns go with their tables.
+          AND NOT EXISTS (
+              SELECT FROM pg_catalog.pg_depend AS d
+              WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
+                AND d.deptype IN ('i', 'a')
+                AND d.refclassid = 'pg_catalog.pg_class'::regclass)
+        UNION ALL
+        SELECT 'DROP TYPE ' || i.identity
+        FROM pg_catalog.pg_type AS t,
+            pg_catalog.pg_identify_object(
+                'pg_catalog.pg_type'::regclass, t.oid, 0) AS i
+        WHERE t.typnamespace = pg_catalog.to_regnamespace('pgembed')
+          AND t.typtype IN ('d', 'e', 'r')
+        """,
+    )
+    return [row[0] for row in rows]
+
+
+__all__ = [
+    "InstallReport",
+    "Resources",
+    "install",
+    "resource_dir",
+    "uninstall",
+    "verify",
+]

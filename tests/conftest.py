@@ -1,0 +1,63 @@
+"""Fixtures: a server per session, a database per test, connections that close."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgembed.postgres import connection as connections
+from tests.harness.roles import ordinary_role
+from tests.harness.server import Databases, running_server
+
+Connect = Callable[..., psycopg.Connection[Any]]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Databases]:
+    """Return the session's embedded server; fsync is off, its folder is deleted."""
+    with running_server() as databases:
+        yield databases
+
+
+@pytest.fixture
+def empty_dsn(server: Databases) -> Iterator[str]:
+    """Return the DSN of a new database with neither pgembed nor an extension."""
+    with server.database() as name:
+        yield server.dsn(name)
+
+
+@pytest.fixture
+def dsn(server: Databases) -> Iterator[str]:
+    """Return the DSN of a new database in which pgembed is installed."""
+    with server.database(server.installed_template()) as name:
+        yield server.dsn(name)
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Return pgembed's connect(); what it opens is closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def open_connection(dsn: str, **arguments: Any) -> psycopg.Connection[Any]:
+            connection = connections.connect(dsn, **arguments)
+            stack.callback(connection.close)
+            return connection
+
+        yield open_connection
+
+
+@pytest.fixture
+def connection(dsn: str, connect: Connect) -> psycopg.Connection[Any]:
+    """Return an autocommit connection to a database with pgembed."""
+    return connect(dsn, purpose="test")
+
+
+@pytest.fixture
+def role_dsn(dsn: str) -> Iterator[str]:
+    """Return the DSN of a role that may create schemas, and nothing more."""
+    with ordinary_role(dsn) as role:
+        yield role

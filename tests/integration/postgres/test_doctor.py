@@ -1,0 +1,180 @@
+"""The doctor names what is broken, and what mends it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgembed.postgres.findings import Finding
+from pgembed.postgres.schema import install, verify
+from tests.conftest import Connect
+from tests.integration.postgres.test_uninstall import REGISTER_MODEL
+
+Connection = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def docs(connection: Connection) -> Connection:
+    """Return a connection to a database with the embedding docs_body, and workers."""
+    connection.execute(REGISTER_MODEL)
+    connection.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    connection.execute("SELECT pgembed.create_embedding('docs', 'body', 'tiny')")
+    for role in ("embed", "calls"):
+        connection.execute(
+            "SELECT pgembed._register_worker(%s, 'here', 1, '0.1.0')", (role,)
+        )
+    return connection
+
+
+def bad(connection: Connection, subject: str) -> list[Finding]:
+    return [
+        finding
+        for finding in verify(connection)
+        if finding.subject == subject and finding.level != "ok"
+    ]
+
+
+def test_empty_database(empty_dsn: str, connect: Connect) -> None:
+    findings = verify(connect(empty_dsn))
+    assert [(f.subject, f.level) for f in findings] == [
+        ("server", "ok"),
+        ("pgvector", "error"),
+    ]
+
+
+def test_database_without_schema(empty_dsn: str, connect: Connect) -> None:
+    connection = connect(empty_dsn)
+    connection.execute("CREATE EXTENSION vector")
+    assert verify(connection)[-1].remedy == "run 'pgembed install'"
+
+
+def test_healthy(docs: Connection) -> None:
+    findings = verify(docs)
+    wrong = [f for f in findings if f.level != "ok" and f.subject != "model tiny"]
+    assert wrong == []
+    assert {f.subject for f in findings} >= {
+        *("server", "pgvector", "schema", "privileges", "transport", "workers"),
+        "embedding docs_body",
+    }
+    assert all(bool(f.remedy) == (f.level != "ok") for f in findings)
+
+
+def test_model_with_lost_files(docs: Connection) -> None:
+    docs.execute(
+        "INSERT INTO pgembed.model_file VALUES ('tiny', 'model.onnx', sha256('m'), 4)"
+    )
+    assert "missing in the database" in bad(docs, "model tiny")[0].message
+    docs.execute("INSERT INTO pgembed.blob_chunk VALUES (sha256('m'), 0, 'abcd')")
+    assert bad(docs, "model tiny") == []
+
+
+def test_no_workers(docs: Connection) -> None:
+    docs.execute("DELETE FROM pgembed.worker WHERE role = 'calls'")
+    [finding] = bad(docs, "workers")
+    assert finding.message == "no process answers pgembed.embed()"
+    docs.execute("UPDATE pgembed.worker SET seen_at = now() - interval '1 hour'")
+    assert "embeds rows" in bad(docs, "workers")[0].message
+
+
+def test_workers_of_another_version(docs: Connection) -> None:
+    docs.execute("UPDATE pgembed.worker SET version = '0.0.1'")
+    assert "0.0.1" in bad(docs, "workers")[0].message
+
+
+BREAKAGES = {
+    "source": ("DROP TABLE docs", "source table was dropped"),
+    "column": ("ALTER TABLE docs DROP COLUMN body_embedding", "column was dropped"),
+    "trigger": (
+        "DO $$ BEGIN EXECUTE (SELECT format('DROP TRIGGER %I ON docs', tgname) "
+        "FROM pg_trigger WHERE tgname LIKE '%update'); END $$",
+        "UPDATE are missing or disabled",
+    ),
+    "disabled": (
+        "ALTER TABLE docs DISABLE TRIGGER ALL",
+        "INSERT, DELETE, UPDATE, TRUNCATE are missing or disabled",
+    ),
+    "origin": ("ALTER TABLE docs ENABLE TRIGGER ALL", "are missing or disabled"),
+    "queue": ("DROP TABLE pgembed.job_1", "pgembed.job_1, was dropped"),
+    "blocked": ("SELECT pgembed._block(1, 'bad model')", "go on with it: bad model"),
+    "paused": ("SELECT pgembed.pause_embedding('docs_body')", "paused"),
+    "index": (
+        "UPDATE pgembed.embedding SET index_state = 'failed', "
+        "index_error = 'disk full'",
+        "disk full",
+    ),
+    "failed": (
+        "INSERT INTO pgembed.job_1 (id, pgembed_available_at, pgembed_error) "
+        "VALUES (1, NULL, 'bad')",
+        "1 rows failed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("breakage", "message"), BREAKAGES.values(), ids=BREAKAGES)
+def test_broken_embedding(docs: Connection, breakage: str, message: str) -> None:
+    docs.execute(breakage.encode())
+    findings = bad(docs, "embedding docs_body")
+    assert any(message in finding.message for finding in findings), findings
+    assert all(finding.remedy for finding in findings)
+
+
+def test_invalid_index(docs: Connection) -> None:
+    docs.execute(
+        "CREATE INDEX broken ON docs USING hnsw (body_embedding vector_l2_ops)"
+    )
+    docs.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'broken'::regclass"
+    )
+    assert "index broken is invalid" in bad(docs, "embedding docs_body")[0].message
+
+
+def test_grants_to_public(docs: Connection) -> None:
+    docs.execute("GRANT EXECUTE ON FUNCTION pgembed.retry_failed(text) TO PUBLIC")
+    docs.execute("GRANT CREATE ON SCHEMA pgembed TO PUBLIC")
+    [finding] = bad(docs, "privileges")
+    assert "pgembed.retry_failed" in finding.message
+    assert "schema pgembed" in finding.message
+
+
+def test_objects_of_others(docs: Connection, role_dsn: str, connect: Connect) -> None:
+    other = connect(role_dsn)
+    role = other.info.user
+    docs.execute(f'GRANT CREATE, USAGE ON SCHEMA pgembed TO "{role}"'.encode())
+    other.execute("CREATE TABLE pgembed.theirs (id int)")
+    assert "pgembed.theirs" in bad(docs, "privileges")[0].message
+    other.close()
+
+
+def test_role_without_rights(docs: Connection, role_dsn: str, connect: Connect) -> None:
+    other = connect(role_dsn)
+    assert bad(other, "schema")[0].remedy == "connect as postgres"
+    other.close()
+
+
+def test_without_dblink(empty_dsn: str, connect: Connect) -> None:
+    connection = connect(empty_dsn)
+    install(connection)
+    connection.execute("DROP EXTENSION dblink CASCADE")
+    assert "dblink" in bad(connection, "transport")[0].remedy
+    assert bad(connection, "schema")[0].remedy == "run 'pgembed install'"
+
+
+def test_damaged_schema(docs: Connection) -> None:
+    docs.execute("DROP FUNCTION pgembed.retry_failed(text)")
+    [finding] = bad(docs, "schema")
+    assert finding.level == "error"
+    assert "pgembed.retry_failed" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [("0.7.4", "error"), ("0.8.1", "warning"), ("0.8.3", "warning"), ("0.8.4", "ok")],
+)
+def test_versions_of_pgvector(docs: Connection, version: str, level: str) -> None:
+    docs.execute(
+        "UPDATE pg_extension SET extversion = %s WHERE extname = 'vector'", (version,)
+    )
+    [finding] = [f for f in verify(docs) if f.subject == "pgvector"]
+    assert finding.level == level
