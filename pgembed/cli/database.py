@@ -1,0 +1,86 @@
+"""pgembed install, uninstall, doctor, status."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import click
+
+from pgembed.cli import options, output
+from pgembed.postgres.connection import connect
+
+
+@click.command()
+@options.dsn
+def install(dsn: str | None) -> None:
+    """Install schema pgembed in the database, or bring it up to date.
+
+    Needs pgvector and a role that may create a schema; no superuser, no files on the
+    server. Doing it again changes nothing.
+    """
+    from pgembed.postgres import schema
+
+    with connect(options.settings(dsn=dsn).dsn, purpose="install") as connection:
+        report = schema.install(connection)
+    click.echo(str(report))
+    if report.transport == "none":
+        click.echo(
+            "Extension dblink is not there: pgembed.embed() cannot reach a worker.\n"
+            "Run CREATE EXTENSION dblink, then 'pgembed install' again."
+        )
+
+
+@click.command()
+@options.dsn
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def uninstall(dsn: str | None, yes: bool) -> None:
+    """Remove schema pgembed from the database.
+
+    Tables, vectors and chunk tables of yours stay.
+    """
+    from pgembed.postgres import schema
+
+    with connect(options.settings(dsn=dsn).dsn, purpose="uninstall") as connection:
+        if not yes:
+            click.confirm(
+                f"Remove models and embeddings from database {connection.info.dbname}?",
+                abort=True,
+            )
+        schema.uninstall(connection)
+    click.echo("removed pgembed; your tables and vectors are as they were")
+
+
+@click.command()
+@options.dsn
+@options.as_json
+def doctor(dsn: str | None, as_json: bool) -> None:
+    """Look for whatever keeps pgembed from working.
+
+    The exit status is 1 when there are errors; warnings leave it 0.
+    """
+    from pgembed.postgres.doctor import verify
+
+    with connect(options.settings(dsn=dsn).dsn, purpose="doctor") as connection:
+        findings = verify(connection)
+    output.show(map(dataclasses.asdict, findings), as_json=as_json)
+    sys.exit(any(finding.level == "error" for finding in findings))
+
+
+@click.command()
+@options.dsn
+@options.as_json
+def status(dsn: str | None, as_json: bool) -> None:
+    """Show how the embeddings are doing.
+
+    Rows of the source, those that have a vector, wait or failed, how long the oldest
+    waits, rows per second during the last minute, and the state of the index.
+    """
+    with connect(options.settings(dsn=dsn).dsn, purpose="status") as connection:
+        rows = output.query(connection, "SELECT * FROM pgembed.embedding_status")
+        workers = output.query(
+            connection, "SELECT role, host, pid FROM pgembed.workers WHERE live"
+        )
+    output.show(rows, as_json=as_json, empty="no embeddings yet")
+    if not as_json and not workers:
+        click.echo("no worker is running: start one with 'pgembed worker'")

@@ -1,0 +1,61 @@
+"""The `pgembed` command and how its errors are shown.
+
+Commands import what is slow to import (ONNX Runtime, Alembic) when they run.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+import psycopg
+
+from pgembed import __version__
+from pgembed.cli import database, demo, embedding, model, search, up, worker
+from pgembed.cli.errors import explain
+from pgembed.errors import PgembedError
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96}
+)
+@click.version_option(__version__, prog_name="pgembed")
+def pgembed() -> None:
+    """Turn a PostgreSQL database with pgvector into a vector database.
+
+    New here? `pgembed demo` shows everything on an embedded server; `pgembed up`
+    leaves such a server and a worker running. On a server of your own: `pgembed
+    install`, `pgembed model add minilm minilm`, and `pgembed worker`.
+
+    The database is given by --dsn, by PGEMBED_DSN, or by libpq's PG* variables.
+    """
+
+
+for command in (
+    demo.demo,
+    up.up,
+    database.install,
+    database.uninstall,
+    database.doctor,
+    database.status,
+    worker.worker,
+    model.model,
+    embedding.embedding,
+    search.search,
+):
+    pgembed.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; errors become one message and exit status 1."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s"
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        pgembed(auto_envvar_prefix=None)
+    except (PgembedError, psycopg.Error) as error:
+        click.secho(f"Error: {explain(error)}", err=True, fg="red")
+        sys.exit(1)

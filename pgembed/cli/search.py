@@ -1,0 +1,89 @@
+"""pgembed search."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from psycopg import sql
+
+from pgembed.cli import options, output
+from pgembed.errors import EmbeddingError, FilterError
+from pgembed.postgres.connection import Connection, connect
+
+
+@click.command()
+@click.argument("embedding")
+@click.argument("query")
+@options.dsn
+@options.as_json
+@click.option("-k", type=int, default=10, show_default=True, help="Rows to return.")
+@click.option("--filter", "filter_json", help='JSON, as {"price": {"lt": 100}}.')
+@click.option("--where", help="SQL, as one writes it after WHERE.")
+@click.option("--mode", default="auto", show_default=True, help="auto, exact or index.")
+@click.option("--explain", is_flag=True, help="Show how it is done, not the rows.")
+def search(
+    embedding: str,
+    query: str,
+    dsn: str | None,
+    as_json: bool,
+    explain: bool,
+    **arguments: Any,
+) -> None:
+    """Search EMBEDDING for the rows nearest to the text QUERY.
+
+    The text becomes a vector in a running worker. --filter is data and safe to take
+    from anyone; --where is SQL and runs with your rights.
+    """
+    _check_json(arguments["filter_json"])
+    parameters = {**arguments, "embedding": embedding, "query": query}
+    with connect(options.settings(dsn=dsn).dsn, purpose="search") as connection:
+        rows = output.query(
+            connection, _statement(connection, embedding, explain=explain), parameters
+        )
+    if explain:
+        click.echo(json.dumps(rows[0]["explain_search"], indent=2))
+    else:
+        output.show(rows, as_json=as_json, empty="no rows")
+
+
+def _check_json(text: str | None) -> None:
+    try:
+        json.loads(text or "{}")
+    except ValueError as error:
+        raise FilterError(
+            f"the filter {text!r} is not JSON: {error}; write it as "
+            "'{\"column\": value}', in single quotes for the shell"
+        ) from None
+
+
+def _statement(
+    connection: Connection, embedding: str, *, explain: bool
+) -> sql.Composed:
+    rows = output.query(
+        connection,
+        "SELECT n.nspname, c.relname, ARRAY(SELECT attname::text FROM pg_attribute a "
+        "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped "
+        "AND a.attname <> e.target_column ORDER BY a.attnum) AS columns "
+        "FROM pgembed._find_embedding(%s) AS e "
+        "JOIN pg_class AS c ON c.oid = e.source "
+        "JOIN pg_namespace AS n ON n.oid = c.relnamespace",
+        [embedding],
+    )
+    if not rows:
+        raise EmbeddingError(f"the source of embedding {embedding!r} was dropped")
+    call = sql.SQL(
+        "pgembed.{function}(NULL::{table}, %(query)s::text, k => %(k)s, "
+        "filter => %(filter_json)s::jsonb, predicate => %(where)s, "
+        "embedding => %(embedding)s, mode => %(mode)s)"
+    ).format(
+        function=sql.Identifier("explain_search" if explain else "search"),
+        table=sql.Identifier(rows[0]["nspname"], rows[0]["relname"]),
+    )
+    if explain:
+        return sql.SQL("SELECT {} AS explain_search").format(call)
+    columns = sql.SQL(", ").join(
+        sql.SQL("(s.item).{}").format(sql.Identifier(c)) for c in rows[0]["columns"]
+    )
+    return sql.SQL("SELECT s.distance, {} FROM {} AS s").format(columns, call)

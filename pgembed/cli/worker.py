@@ -1,0 +1,33 @@
+"""pgembed worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pgembed.cli import options
+
+
+@click.command()
+@options.dsn
+@click.option("--once", is_flag=True, help="Embed what waits or comes due, then exit.")
+@options.setting("--processes", int, "Processes that embed rows (default 1).")
+@options.setting("--threads", int, "ONNX Runtime threads per process (default: cores).")
+@options.setting("--batch-tokens", int, "Padded tokens in one inference batch.")
+@options.setting("--claim-rows", int, "Rows held under one lease.")
+@options.setting("--lease-seconds", float, "How long a lease lasts unrenewed.")
+@options.setting("--poll-seconds", float, "How often to look for work unasked.")
+@options.setting("--max-attempts", int, "Attempts before a row counts as failed.")
+@options.setting("--drain-seconds", float, "Time to finish after SIGTERM.")
+@options.setting("--cache-dir", Path, "Where verified model files are kept.")
+def worker(once: bool, **arguments: str | int | float | Path | None) -> None:
+    """Embed rows and answer calls until stopped.
+
+    One process per --processes embeds rows, and one more answers pgembed.embed() and
+    its like. SIGTERM or Ctrl-C lets them finish what they hold; killing them is safe
+    at any moment.
+    """
+    from pgembed.worker.supervisor import run_worker
+
+    run_worker(options.settings(**arguments), once=once)

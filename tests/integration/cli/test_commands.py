@@ -1,0 +1,157 @@
+"""The commands against a real database, as a person types them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from pgembed.cli.main import pgembed
+from tests.harness.models import register_model
+
+Connection = psycopg.Connection[Any]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(dsn: str) -> Run:
+    """Run a command with the test's database in the environment."""
+
+    def invoke(*arguments: str, **options: Any) -> Result:
+        return CliRunner().invoke(
+            pgembed, arguments, env={"PGEMBED_DSN": dsn}, **options
+        )
+
+    return invoke
+
+
+@pytest.fixture
+def docs(connection: Connection) -> Connection:
+    """Return a connection to a database with a table, a model and an embedding."""
+    register_model(connection)
+    connection.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    connection.execute("INSERT INTO docs VALUES (1, 'one'), (2, 'two')")
+    connection.execute("SELECT pgembed.create_embedding('docs', 'body', 'tiny')")
+    return connection
+
+
+def test_install_says_that_nothing_was_to_do(run: Run) -> None:
+    """A second install is a no-op and says so."""
+    result = run("install")
+    assert result.exit_code == 0
+    assert "already up to date" in result.stdout
+
+
+def test_install_on_an_empty_database(empty_dsn: str) -> None:
+    """The DSN is taken from --dsn before the environment."""
+    result = CliRunner().invoke(
+        pgembed, ["install", "--dsn", empty_dsn], env={"PGEMBED_DSN": "nonsense"}
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("installed pgembed")
+
+
+def test_uninstall_asks_first(run: Run, connection: Connection) -> None:
+    """Without a yes nothing is removed."""
+    assert run("uninstall", input="n\n").exit_code == 1
+    assert _schema_exists(connection)
+    assert run("uninstall", "--yes").exit_code == 0
+    assert not _schema_exists(connection)
+
+
+def test_status_as_json(run: Run, docs: Connection) -> None:
+    """Programs read JSON."""
+    (row,) = json.loads(run("status", "--json").stdout)
+    assert (row["name"], row["rows"], row["pending"]) == ("docs_body", 2, 2)
+
+
+def test_status_as_a_table(run: Run, docs: Connection) -> None:
+    """People read a table, and are told that no worker runs."""
+    output = run("status").stdout
+    assert "docs_body" in output
+    assert "pgembed worker" in output
+
+
+def test_embedding_create_and_drop(run: Run, docs: Connection) -> None:
+    """An embedding is declared and dropped again."""
+    docs.execute("ALTER TABLE docs ADD title text")
+    result = run("embedding", "create", "docs", "{title}: {body}", "--model", "tiny")
+    assert result.stdout == "created embedding docs_content\n", result.output
+    names = [e["name"] for e in json.loads(run("embedding", "list", "--json").stdout)]
+    assert names == ["docs_body", "docs_content"]
+    assert run("embedding", "drop", "docs_content", "--drop-vectors").exit_code == 0
+    names = [e["name"] for e in json.loads(run("embedding", "list", "--json").stdout)]
+    assert names == ["docs_body"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("retry", "0 rows of docs_body are tried again"),
+        ("reconcile", "2 rows of docs_body were queued"),
+        ("pause", "paused docs_body"),
+        ("resume", "resumed docs_body"),
+    ],
+)
+def test_embedding_verbs(run: Run, docs: Connection, verb: str, said: str) -> None:
+    """Each verb says what it did."""
+    result = run("embedding", verb, "docs_body")
+    assert result.stdout.strip() == said, result.output
+
+
+def test_waiting_without_a_worker(run: Run, docs: Connection) -> None:
+    """Waiting for a worker that is not there is an error that says how to start one."""
+    result = run("embedding", "wait", "docs_body")
+    assert "pgembed worker" in str(result.exception)
+
+
+def test_models_are_listed_shown_and_removed(run: Run, docs: Connection) -> None:
+    """A model in use is not removed."""
+    (listed,) = json.loads(run("model", "list", "--json").stdout)
+    assert (listed["name"], listed["embeddings"]) == ("tiny", 1)
+    assert json.loads(run("model", "show", "tiny").stdout)["dimensions"] == 3
+    assert "docs_body" in str(run("model", "remove", "tiny").exception)
+    run("embedding", "drop", "docs_body")
+    assert run("model", "remove", "tiny").exit_code == 0
+
+
+def test_a_filter_that_is_not_json(run: Run, docs: Connection) -> None:
+    """The message shows how a filter is written."""
+    result = run("search", "docs_body", "x", "--filter", "price < 3")
+    assert "is not JSON" in str(result.exception)
+
+
+def test_doctor_reports_every_subject(run: Run, docs: Connection) -> None:
+    """The doctor's findings have a level, a subject and a message."""
+    findings = json.loads(run("doctor", "--json").stdout)
+    assert {"level", "subject", "message", "remedy"} == set(findings[0])
+    assert any("worker" in finding["subject"] for finding in findings)
+
+
+def _commands(command: click.Command, name: str) -> list[tuple[str, click.Command]]:
+    found = [(name, command)]
+    if isinstance(command, click.Group):
+        for child_name, child in command.commands.items():
+            found += _commands(child, f"{name} {child_name}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), _commands(pgembed, "pgembed"), ids=lambda v: str(v)
+)
+def test_every_command_and_option_has_help(name: str, command: click.Command) -> None:
+    """Nothing is left unexplained."""
+    assert command.help, name
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts[0]}"
+
+
+def _schema_exists(connection: Connection) -> bool:
+    row = connection.execute("SELECT to_regnamespace('pgembed') IS NOT NULL").fetchone()
+    return bool(row and row[0])
