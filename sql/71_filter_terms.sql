@@ -1,0 +1,262 @@
+-- The language of filters: what {"price": {"lt": 100}, "or": [...]} means.
+-- SQL's logic holds: a comparison with NULL is unknown, and unknown rows do not pass.
+
+CREATE OR REPLACE FUNCTION pgembed._refuse_filter(message text, hint text)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+        MESSAGE = 'filter: ' || message, HINT = hint;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._refuse_filter(text, text) IS
+'Raises the error of a filter that makes no sense.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._filter_operand(
+    source regclass, name text, qualifier text,
+    OUT expression text, OUT kind oid, OUT path text[], OUT label text
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known text[] := pgembed._columns(source);
+    stem text;
+    bare text := CASE
+        WHEN name LIKE '"_%"' AND name <> ALL (known)
+            THEN replace(substr(name, 2, length(name) - 2), '""', '"')
+        ELSE name END;
+    t record;
+BEGIN
+    IF bare <> ALL (known) AND bare ~ '.(\.|->)' THEN
+        SELECT c.prefix, regexp_split_to_array(
+            substr(name, length(c.prefix) + length(s.mark) + 1), s.pattern)
+        INTO stem, path
+        FROM unnest(known) AS c (prefix)
+        CROSS JOIN (VALUES ('.', '\.'), ('->', '->')) AS s (mark, pattern)
+        WHERE starts_with(name, c.prefix || s.mark)
+        ORDER BY length(c.prefix) DESC LIMIT 1;
+        bare := coalesce(stem, bare);
+    END IF;
+    SELECT a.atttypid INTO kind
+    FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = source AND a.attname = bare AND a.attnum > 0 AND NOT a.attisdropped;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'filter: table % has no column %', source, left(quote_ident(bare), 100)
+            USING ERRCODE = 'undefined_column',
+            HINT = format('Its columns are: %s.', array_to_string(known, ', '));
+    END IF;
+    LOOP
+        SELECT k.typtype, k.typbasetype INTO t FROM pg_catalog.pg_type AS k WHERE k.oid = kind;
+        EXIT WHEN t.typtype <> 'd';
+        kind := t.typbasetype;
+    END LOOP;
+    expression := format('%s.%I', qualifier, bare);
+    label := format('column %I (%s)', bare, format_type(kind, NULL));
+    IF path IS NOT NULL AND kind <> 'jsonb'::regtype THEN
+        PERFORM pgembed._refuse_filter(format('%s is not jsonb and has no inside %s', label,
+            left(to_jsonb(path)::text, 100)), 'A path goes into a jsonb column: {"column.key": value}.');
+    END IF;
+    IF kind IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype,
+                '@extschema:vector@.sparsevec'::regtype)
+        OR EXISTS (SELECT FROM pgembed.embedding AS e
+                   WHERE e.target = _filter_operand.source AND e.target_column = bare)
+    THEN
+        PERFORM pgembed._refuse_filter(format('%s holds vectors', label),
+            'Vectors are what the search compares; filter by other columns.');
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._filter_operand(regclass, text, text) IS
+'The column that a filter names: as SQL, its type (a domain''s base type) and a label for errors. A name in double quotes is read as SQL reads it, which reaches a column called "and", "or" or "not". column.key.key and column->key->key go into a jsonb column; a column of that very name comes first.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._filter_value(
+    kind oid, label text, value jsonb, reference text,
+    INOUT arguments text[], OUT expression text
+)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    name text := pgembed._type_name(kind);
+    given text;
+BEGIN
+    BEGIN
+        given := pgembed._value_text(value, kind);
+        IF kind <> 'text'::regtype THEN
+            EXECUTE format('SELECT pgembed._value($1, NULL::%s) IS NULL', name) USING given;
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        PERFORM pgembed._refuse_filter(format('%s is no value of %s: %s',
+            left(value::text, 100), label, left(SQLERRM, 200)),
+            format('Give a value that PostgreSQL reads as %s.', format_type(kind, NULL)));
+    END;
+    arguments := arguments || given;
+    expression := format(
+        CASE WHEN (SELECT i.provolatile FROM pg_catalog.pg_type AS t
+                   INNER JOIN pg_catalog.pg_proc AS i ON i.oid = t.typinput
+                   WHERE t.oid = kind) = 'i'
+            THEN '((%s)[%s])::%s' ELSE 'pgembed._value((%s)[%s], NULL::%s)' END,
+        reference, cardinality(arguments), name);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._filter_value(oid, text, jsonb, text, text[]) IS
+'Adds a value to the parameter and returns the SQL that reads it as the type; an error that names the value when it does not.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._filter_comparison(
+    operand text, kind oid, label text, word text, value jsonb, reference text,
+    INOUT arguments text[], OUT condition text
+)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    operator text := pgembed._comparison(kind, word);
+    v record;
+BEGIN
+    IF operator IS NULL THEN
+        PERFORM pgembed._refuse_filter(format('%s cannot be compared by "%s"', label, word),
+            'Its type has no such operator; is_null works on every column.');
+    ELSIF jsonb_typeof(value) = 'null' THEN
+        PERFORM pgembed._refuse_filter(format('%s is compared with null by "%s"', label, word),
+            'Only eq, ne, in and not_in know null; is_null tests for it.');
+    END IF;
+    v := pgembed._filter_value(kind, label, value, reference, arguments);
+    arguments := v.arguments;
+    condition := format('(%s %s %s)', operand, operator, v.expression);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._filter_comparison(text, oid, text, text, jsonb, text, text[]) IS
+'The condition that a column compares with one value as eq, ne, lt, lte, gt or gte say.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._filter_in(
+    operand text, kind oid, label text, word text, value jsonb, reference text,
+    INOUT arguments text[], OUT condition text
+)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    negated boolean := word = 'not_in';
+    operator text := pgembed._comparison(kind, CASE WHEN negated THEN 'ne' ELSE 'eq' END);
+    list_kind oid := (SELECT t.typarray FROM pg_catalog.pg_type AS t WHERE t.oid = kind);
+    given jsonb;
+    parts text[] := '{}';
+    v record;
+BEGIN
+    IF jsonb_typeof(value) <> 'array' THEN
+        PERFORM pgembed._refuse_filter(format('"%s" of %s is no list: %s', word, label,
+            left(value::text, 100)), format('Write {"%s": [1, 2, 3]}.', word));
+    ELSIF jsonb_array_length(value) > 10000 THEN
+        PERFORM pgembed._refuse_filter(format('"%s" of %s lists %s values, more than 10000',
+            word, label, jsonb_array_length(value)),
+            'Put them in a table and use a predicate: id IN (SELECT ...).');
+    ELSIF operator IS NULL THEN
+        PERFORM pgembed._refuse_filter(format('%s cannot be compared by "%s"', label, word),
+            'Its type has no such operator; is_null works on every column.');
+    END IF;
+    SELECT coalesce(jsonb_agg(e.value), '[]') INTO given
+    FROM jsonb_array_elements(value) AS e (value) WHERE jsonb_typeof(e.value) <> 'null';
+    IF list_kind <> 0 AND given <> '[]' THEN
+        v := pgembed._filter_value(list_kind, label, given, reference, arguments);
+        arguments := v.arguments;
+        parts := ARRAY[format('%s %s %s (%s)', operand, operator,
+            CASE WHEN negated THEN 'ALL' ELSE 'ANY' END, v.expression)];
+    ELSE
+        FOR v IN SELECT e.value FROM jsonb_array_elements(given) AS e (value) LOOP
+            v := pgembed._filter_value(kind, label, v.value, reference, arguments);
+            arguments := v.arguments;
+            parts := parts || format('%s %s %s', operand, operator, v.expression);
+        END LOOP;
+    END IF;
+    IF value @> '[null]' THEN
+        parts := parts || format('%s IS %sNULL', operand, CASE WHEN negated THEN 'NOT ' ELSE '' END);
+    END IF;
+    condition := coalesce(
+        '(' || nullif(array_to_string(parts, CASE WHEN negated THEN ' AND ' ELSE ' OR ' END), '') || ')',
+        negated::text);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._filter_in(text, oid, text, text, jsonb, text, text[]) IS
+'The condition that a column is one of a list, or for not_in none of it. null in the list stands for rows without a value; in an empty list there is nothing.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._filter_pattern(
+    operand text, kind oid, label text, word text, value jsonb, reference text,
+    INOUT arguments text[], OUT condition text
+)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    operator record := pgembed._pattern_operator(
+        kind, CASE word WHEN 'ilike' THEN '~~*' ELSE '~~' END);
+    pattern text := value #>> '{}';
+    v record;
+BEGIN
+    IF jsonb_typeof(value) <> 'string' THEN
+        PERFORM pgembed._refuse_filter(format('"%s" of %s is no string: %s', word, label,
+            left(value::text, 100)), format('Write {"%s": "text"}.', word));
+    END IF;
+    IF word = 'contains' THEN
+        pattern := pgembed._like_pattern(pattern);
+    ELSIF pattern ~ '^(?:[^\\]|\\.)*\\$' THEN
+        PERFORM pgembed._refuse_filter(format('the pattern %s for %s ends with a backslash',
+            left(value::text, 100), label), 'A backslash escapes the next character: double it.');
+    END IF;
+    v := pgembed._filter_value(operator.right_kind, label, to_jsonb(pattern), reference, arguments);
+    arguments := v.arguments;
+    condition := format('(%s %s %s)', operand, operator.expression, v.expression);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._filter_pattern(text, oid, text, text, jsonb, text, text[]) IS
+'The condition that a string is like, or contains, another one.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._filter_contains(
+    operand text, kind oid, label text, value jsonb, reference text,
+    INOUT arguments text[], OUT condition text
+)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    t pg_catalog.pg_type;
+    element oid;
+    operator text := 'OPERATOR(pg_catalog.@>)';
+    v record;
+BEGIN
+    SELECT k.* INTO t FROM pg_catalog.pg_type AS k WHERE k.oid = kind;
+    IF t.typcategory = 'A' AND jsonb_typeof(value) <> 'array' THEN
+        value := jsonb_build_array(value);
+    ELSIF t.typtype IN ('r', 'm') AND value #>> '{}' !~ '^\s*([[({]|empty)' THEN
+        SELECT r.rngsubtype INTO element
+        FROM pg_catalog.pg_range AS r WHERE kind IN (r.rngtypid, r.rngmultitypid);
+        kind := element;
+    ELSIF kind IN ('inet'::regtype, 'cidr'::regtype) THEN
+        operator := 'OPERATOR(pg_catalog.>>=)';
+    ELSIF t.typnamespace <> 'pg_catalog'::regnamespace AND t.typtype = 'b' AND t.typcategory <> 'A' THEN
+        SELECT format('OPERATOR(%I.@>)', n.nspname) INTO operator
+        FROM pg_catalog.pg_operator AS o
+        INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = o.oprnamespace
+        WHERE o.oprname = '@>' AND o.oprleft = kind AND o.oprright = kind;
+    ELSIF t.typcategory NOT IN ('A', 'R') AND kind <> 'jsonb'::regtype THEN
+        operator := NULL;
+    END IF;
+    IF operator IS NULL THEN
+        PERFORM pgembed._refuse_filter(format('"contains" does not work on %s', label),
+            'It works on text, arrays, jsonb, ranges and networks.');
+    END IF;
+    v := pgembed._filter_value(kind, label, value, reference, arguments);
+    arguments := v.arguments;
+    condition := format('(%s %s %s)', operand, operator, v.expression);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._filter_contains(text, oid, text, jsonb, text, text[]) IS
+'The condition that an array, a jsonb document, a range or a network contains a value: an element or another of its kind.';

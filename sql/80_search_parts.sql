@@ -1,0 +1,196 @@
+-- The parts of a search: which relation, which embedding, which index, which SQL.
+
+CREATE OR REPLACE FUNCTION pgembed._source_relation(kind regtype)
+RETURNS regclass
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    relation oid := (SELECT t.typrelid FROM pg_catalog.pg_type AS t WHERE t.oid = kind);
+BEGIN
+    IF coalesce(relation, 0) = 0 THEN
+        RAISE EXCEPTION 'the source of a search is a table''s row type, not %', kind
+            USING ERRCODE = 'datatype_mismatch',
+            HINT = 'Name the table by a NULL of its type: pgembed.search(NULL::my_table, ...).';
+    END IF;
+    RETURN relation::regclass;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._source_relation(regtype) IS
+'The table that a row type belongs to.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._search_embedding(source regclass, name text)
+RETURNS pgembed.embedding
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding;
+    known text[] := ARRAY(
+        SELECT o.name FROM pgembed.embedding AS o
+        WHERE o.source = _search_embedding.source ORDER BY o.name);
+    whole regclass := coalesce(pg_partition_root(source), source);
+BEGIN
+    IF name IS NOT NULL THEN
+        e := pgembed._find_embedding(name);
+    ELSIF cardinality(known) = 1 THEN
+        e := pgembed._find_embedding(known[1]);
+    ELSIF cardinality(known) > 1 THEN
+        RAISE EXCEPTION 'table % has several embeddings: %', source, array_to_string(known, ', ')
+            USING ERRCODE = 'ambiguous_parameter',
+            HINT = format('Name one: embedding => %L.', known[1]);
+    END IF;
+    IF e.source IS DISTINCT FROM source THEN
+        RAISE EXCEPTION '%', CASE WHEN name IS NULL
+                THEN format('table %s has no embedding', source)
+                ELSE format('the embedding %L is one of table %s, not of %s', name, e.source, source)
+            END
+            USING ERRCODE = 'undefined_object', HINT = CASE
+                WHEN whole <> source THEN format('It is a partition of %s: search that.', whole)
+                WHEN cardinality(known) = 0
+                THEN 'Declare one: pgembed.create_embedding(...) or pgembed.adopt_vectors(...).'
+                ELSE format('Its embeddings are: %s.', array_to_string(known, ', ')) END;
+    END IF;
+    RETURN e;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._search_embedding(regclass, text) IS
+'The embedding to search: the one of that name, or the only one of the table.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._query_vector(source regtype, query text, embedding text)
+RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._search_embedding(pgembed._source_relation(source), embedding);
+    v @extschema:vector@.vector;
+BEGIN
+    IF e.model IS NULL THEN
+        RAISE EXCEPTION 'the embedding % has no model to read a text with', quote_literal(e.name)
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Pass a vector, or adopt the vectors with the model that made them.';
+    END IF;
+    v := pgembed.embed_query(e.model, query);
+    IF v IS NULL THEN
+        RAISE EXCEPTION 'the query is NULL or blank'
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'Pass the text to search for.';
+    END IF;
+    RETURN v;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._query_vector(regtype, text, text) IS
+'The vector of a query text, made by the model of the embedding that is searched.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._check_search(
+    e pgembed.embedding, query @extschema:vector@.vector, k integer, predicate text, mode text,
+    recall float8
+)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgembed._check_option('mode', mode, ARRAY['auto', 'exact', 'index']);
+    IF query IS NULL THEN
+        RAISE EXCEPTION 'the query vector is NULL'
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'Pass the vector to search for.';
+    ELSIF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION 'k is %, but must be from 1 to 10000', coalesce(k::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Ask for that many rows at most.';
+    ELSIF recall IS NULL OR NOT recall BETWEEN 0 AND 1 THEN
+        RAISE EXCEPTION 'recall is %, but must be from 0 to 1', coalesce(recall::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Ask for the share of the true nearest rows to find, such as 0.99.';
+    ELSIF btrim(predicate, E' \t\r\n') = '' THEN
+        RAISE EXCEPTION 'the predicate is blank'
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Leave it out, or write what follows WHERE: price < 100.';
+    ELSIF @extschema:vector@.vector_dims(query) <> e.dimensions THEN
+        RAISE EXCEPTION 'the query has % dimensions, the embedding % has %',
+            @extschema:vector@.vector_dims(query), quote_literal(e.name), e.dimensions
+            USING ERRCODE = 'data_exception',
+            HINT = 'Make the query with the model that made the vectors.';
+    ELSIF e.distance = 'cosine' AND e.storage <> 'bit'
+        AND @extschema:vector@.vector_norm(query) = 0
+    THEN
+        RAISE EXCEPTION 'the query vector has length zero, which has no cosine distance'
+            USING ERRCODE = 'data_exception', HINT = 'Pass a vector with a direction.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_search(pgembed.embedding, @extschema:vector@.vector, integer, text, text, float8) IS
+'An error when the arguments of a search make no sense.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._distance_operator(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN CASE
+    WHEN (e).storage = 'bit' THEN '<~>'
+    WHEN (e).distance = 'l2' THEN '<->'
+    WHEN (e).distance = 'inner_product' THEN '<#>'
+    ELSE '<=>'
+END;
+COMMENT ON FUNCTION pgembed._distance_operator(pgembed.embedding) IS
+'pgvector''s operator for an embedding''s distance; Hamming for bits.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._vector_indexes(e pgembed.embedding)
+RETURNS TABLE (index regclass, name text, method text, partial boolean, rows float8, lists integer)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT
+        i.indexrelid::regclass, c.relname::text, m.amname::text, i.indpred IS NOT NULL,
+        greatest(c.reltuples, 0)::float8,
+        coalesce(substring(c.reloptions::text FROM 'lists=(\d+)')::integer, 100)
+    FROM pg_catalog.pg_index AS i
+    INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+    INNER JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
+    INNER JOIN pg_catalog.pg_opclass AS f ON f.oid = i.indclass[0]
+    WHERE i.indrelid = e.target AND i.indisvalid AND i.indnatts = 1
+        AND i.indkey[0] = (
+            SELECT a.attnum FROM pg_catalog.pg_attribute AS a
+            WHERE a.attrelid = e.target AND a.attname = e.target_column)
+        AND EXISTS (
+            SELECT FROM pg_catalog.pg_amop AS p
+            INNER JOIN pg_catalog.pg_operator AS o ON o.oid = p.amopopr
+            WHERE p.amopfamily = f.opcfamily AND p.amoppurpose = 'o'
+                AND o.oprname = pgembed._distance_operator(e))
+    ORDER BY i.indpred IS NOT NULL, m.amname, i.indexrelid;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._vector_indexes(pgembed.embedding) IS
+'The valid indexes on the vectors of an embedding that serve its distance: those over all rows first, HNSW before IVFFlat.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._table_size(relation regclass, OUT rows float8, OUT pages float8)
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    kind "char";
+BEGIN
+    SELECT c.relkind, c.reltuples, c.relpages INTO kind, rows, pages
+    FROM pg_catalog.pg_class AS c WHERE c.oid = relation;
+    IF kind = 'p' THEN
+        SELECT sum(greatest(c.reltuples, 0)), sum(c.relpages) INTO rows, pages
+        FROM pg_partition_tree(relation) AS p
+        INNER JOIN pg_catalog.pg_class AS c ON c.oid = p.relid AND p.isleaf;
+    ELSIF rows < 0 THEN
+        pages := pg_relation_size(relation) / 8192;
+        rows := pages * 8;
+    END IF;
+    rows := coalesce(rows, 0);
+    pages := coalesce(pages, 0);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._table_size(regclass) IS
+'About how many rows and pages a table has, from its statistics.';

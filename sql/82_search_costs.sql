@@ -1,0 +1,91 @@
+-- What a search costs, exactly and through an index, in microseconds. The constants were
+-- measured; settings replace them: SET pgembed.cost_page = 0.5, for example.
+
+CREATE OR REPLACE FUNCTION pgembed._cost(name text, fallback float8)
+RETURNS float8
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce(nullif(current_setting('pgembed.cost_' || name, true), '')::float8, fallback);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._cost(text, float8) IS
+'A constant of the cost model, in microseconds: the setting pgembed.cost_NAME, or the fallback.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._pages_read(planner_cost float8, pages float8)
+RETURNS float8
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    random_cost float8 := current_setting('random_page_cost')::float8;
+    saved float8 := random_cost - current_setting('seq_page_cost')::float8;
+    found float8 := 0;
+BEGIN
+    -- The planner's own formula for a bitmap scan, solved for the pages.
+    FOR i IN 1..8 LOOP
+        found := least(pages, planner_cost
+            / greatest(random_cost - saved * sqrt(found / greatest(pages, 1)), 0.001));
+    END LOOP;
+    RETURN found;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._pages_read(float8, float8) IS
+'How many of a table''s pages a scan reads that costs so much to PostgreSQL''s planner.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._exact_cost(
+    e pgembed.embedding, pages float8, vectors float8
+)
+RETURNS float8
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN pages * pgembed._cost('page', 2.5) + vectors * (
+        pgembed._cost('distance', 0.1) + pgembed._cost('dimension', 0.0015) * e.dimensions);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._exact_cost(pgembed.embedding, float8, float8) IS
+'Comparing with every vector whose row passes: reading the pages that hold them, and their distances.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._index_settings(
+    e pgembed.embedding, method text, lists integer, total float8, k integer, recall float8,
+    share float8, OUT settings jsonb, OUT cost float8
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    wanted float8 := 2 * k / greatest(share, 1e-9);
+    effort float8;
+BEGIN
+    -- Without sorts the planner reads the vector index; what it thinks of their price is no
+    -- reason to compile the statement.
+    settings := jsonb_build_object('enable_sort', 'off', 'jit', 'off');
+    IF method = 'hnsw' THEN
+        effort := greatest(25 * sqrt(k / greatest(1 - recall, 0.0001)), 1.5 * wanted);
+        settings := settings || jsonb_build_object(
+            'hnsw.iterative_scan', 'relaxed_order',
+            'hnsw.ef_search', ceil(least(effort, 1000))::text,
+            -- Where the rows that pass lie elsewhere than the query, fewer than k are met
+            -- by then, and the exact search follows: looking on would find the wrong ones.
+            'hnsw.max_scan_tuples', ceil(least(effort, 40000))::text);
+        cost := pgembed._cost('search', 500) + effort * (pgembed._cost('visit', 2)
+            + pgembed._cost('visit_dimension', 0.04) * e.dimensions
+            + CASE WHEN share < 1 THEN pgembed._cost('page', 2.5) ELSE 0 END);
+    ELSE
+        effort := least(lists, ceil(greatest(1.5 * sqrt(lists) / (1.0001 - recall) ^ 0.25,
+            2 * wanted / greatest(total, 1) * lists)));
+        settings := settings || jsonb_build_object(
+            'ivfflat.iterative_scan', 'relaxed_order', 'ivfflat.probes', effort::text,
+            'ivfflat.max_probes', least(lists, 4 * effort)::text);
+        cost := pgembed._cost('search', 500) + pgembed._exact_cost(e, 0, total * effort / lists);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._index_settings(pgembed.embedding, text, integer, float8, integer, float8, float8) IS
+'How hard to look into an index for a recall, when that share of its rows passes: the settings, and the cost. It grows when few rows pass: 2 k of them are met only among 2 k / share.';

@@ -1,0 +1,133 @@
+-- Recall, measured: what searches find of what exact searches find, on the live table.
+
+CREATE OR REPLACE FUNCTION pgembed._filter_shape(filter jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF jsonb_typeof(filter) = 'object' THEN
+        RETURN (SELECT coalesce(jsonb_object_agg(e.key, pgembed._filter_shape(e.value)), '{}')
+                FROM jsonb_each(filter) AS e);
+    ELSIF filter @? '$[*] ? (@.type() == "object")' AND jsonb_typeof(filter) = 'array' THEN
+        RETURN (SELECT jsonb_agg(pgembed._filter_shape(e.value) ORDER BY e.ordinality)
+                FROM jsonb_array_elements(filter) WITH ORDINALITY AS e);
+    END IF;
+    RETURN CASE jsonb_typeof(filter) WHEN 'array' THEN '["?"]' ELSE '"?"' END::jsonb;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._filter_shape(jsonb) IS
+'A filter with its values replaced by "?": what filters that differ in their values share.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._sample_queries(e pgembed.embedding, sample integer, workload regclass)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known text[] := pgembed._columns(workload);
+    vector text := format('t.%I', e.target_column);
+BEGIN
+    IF workload IS NOT NULL THEN
+        IF NOT known @> ARRAY['embedding'] THEN
+            RAISE EXCEPTION 'the workload % has no column embedding', workload
+                USING ERRCODE = 'undefined_column',
+                HINT = 'It takes query vectors in embedding, and optionally a jsonb filter each.';
+        END IF;
+        RETURN format('SELECT w.embedding::@extschema:vector@.vector, %s FROM %s AS w '
+            'WHERE w.embedding IS NOT NULL ORDER BY random() LIMIT %s',
+            CASE WHEN 'filter' = ANY (known) THEN 'w.filter::jsonb' ELSE 'NULL::jsonb' END,
+            workload, sample);
+    ELSIF e.storage = 'bit' THEN
+        vector := format('(''['' || rtrim(replace(replace(%s::text, ''1'', ''1,''), ''0'', ''-1,''), '','') || '']'')',
+            vector);
+    END IF;
+    RETURN format('SELECT %s::@extschema:vector@.vector, NULL::jsonb FROM %s AS t '
+        'WHERE t.%I IS NOT NULL ORDER BY random() LIMIT %s',
+        vector, e.target, e.target_column, sample);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._sample_queries(pgembed.embedding, integer, regclass) IS
+'SQL: query vectors and their filters, drawn from a workload, or vectors of the table itself.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.recall(
+    embedding text,
+    k integer DEFAULT 10,
+    sample integer DEFAULT 100,
+    filter jsonb DEFAULT NULL,
+    workload regclass DEFAULT NULL,
+    mode text DEFAULT 'auto',
+    recall_target float8 DEFAULT 0.99
+)
+RETURNS TABLE (
+    filter_shape jsonb, queries bigint, recall float8, worst float8, short bigint,
+    ms float8, exact_ms float8
+)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(embedding);
+    statement text := format('SELECT array_agg(s.distance ORDER BY s.distance) FROM pgembed.search('
+        'NULL::%s, $1, $2, filter => $3, embedding => $4, mode => $5, recall => $6) AS s',
+        (SELECT pgembed._type_name(c.reltype) FROM pg_catalog.pg_class AS c WHERE c.oid = e.source));
+    query @extschema:vector@.vector;
+    given jsonb;
+    one jsonb;
+    truth float8[];
+    answer float8[];
+    times timestamptz[];
+    seen jsonb := '[]';
+BEGIN
+    IF sample IS NULL OR sample NOT BETWEEN 1 AND 100000 THEN
+        RAISE EXCEPTION 'sample is %, but must be from 1 to 100000', coalesce(sample::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Measure with that many queries.';
+    END IF;
+    FOR query, given IN EXECUTE pgembed._sample_queries(e, sample, workload) LOOP
+        given := coalesce(given, filter, '{}');
+        FOR one IN SELECT f.value FROM jsonb_array_elements(
+            CASE jsonb_typeof(given) WHEN 'array' THEN given ELSE jsonb_build_array(given) END) AS f (value)
+        LOOP
+            times[1] := clock_timestamp();
+            EXECUTE statement INTO truth USING query, k, one, embedding, 'exact', 1.0::float8;
+            times[2] := clock_timestamp();
+            EXECUTE statement INTO answer USING query, k, one, embedding, mode, recall_target;
+            times[3] := clock_timestamp();
+            seen := seen || jsonb_build_object(
+                'shape', pgembed._filter_shape(one), 'recall', pgembed._recall_of(answer, truth),
+                'short', coalesce(cardinality(answer), 0) < coalesce(cardinality(truth), 0),
+                'ms', extract(epoch FROM times[3] - times[2]) * 1000,
+                'exact_ms', extract(epoch FROM times[2] - times[1]) * 1000);
+        END LOOP;
+    END LOOP;
+    RETURN QUERY
+    SELECT r.shape, count(*), avg(r.recall), min(r.recall), count(*) FILTER (WHERE r.short),
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY r.ms),
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY r.exact_ms)
+    FROM jsonb_to_recordset(seen) AS r (
+        shape jsonb, recall float8, short boolean, ms float8, exact_ms float8)
+    GROUP BY r.shape ORDER BY r.shape;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.recall(text, integer, integer, jsonb, regclass, text, float8) IS
+'Measures searches against exact ones on the live table, per shape of filter: mean and worst recall, answers that came back short, and the median milliseconds of both. The queries are vectors of the table (which flatters: each finds itself), or those of a workload table with columns embedding and, optionally, filter. filter: one filter, or a list of filters to try each query with.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._recall_of(answer float8[], truth float8[])
+RETURNS float8
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    farthest float8 := (SELECT max(t) FROM unnest(truth) AS t);
+BEGIN
+    RETURN CASE WHEN farthest IS NULL THEN 1 ELSE (
+        SELECT count(*)::float8 / cardinality(truth) FROM unnest(answer) AS a
+        WHERE a <= farthest + 1e-9 * abs(farthest)) END;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._recall_of(float8[], float8[]) IS
+'The share of the true distances that an answer reaches; by distance, so that one of two equally near rows is as good as the other.';

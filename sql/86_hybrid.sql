@@ -1,0 +1,194 @@
+-- Words and vectors: two rankings of the rows that pass, fused into one.
+
+CREATE OR REPLACE FUNCTION pgembed._lexemes(language regconfig, query text)
+RETURNS TABLE (term tsquery)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT ROWS 8
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT ('''' || replace(replace(l.lexeme, '\', '\\'), '''', '''''') || '''')::tsquery
+    FROM unnest(to_tsvector(language, left(query, 10000))) AS l
+    ORDER BY l.lexeme LIMIT 100;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._lexemes(regconfig, text) IS
+'The words of a text as a text search configuration reads them, each as a query; at most a hundred.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._words_document(e pgembed.embedding, words text)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    table_name text := (
+        SELECT quote_ident(c.relname) FROM pg_catalog.pg_class AS c WHERE c.oid = e.source);
+    vectors text[] := ARRAY(
+        SELECT a.attname::text FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = e.source AND a.attnum > 0 AND NOT a.attisdropped
+            AND a.atttypid = 'tsvector'::regtype);
+BEGIN
+    IF words IS NULL AND cardinality(vectors) = 1 THEN
+        words := vectors[1];
+    END IF;
+    IF words = ANY (vectors) THEN
+        RETURN format('%s.%I', table_name, words);
+    ELSIF words = ANY (pgembed._columns(e.source)) THEN
+        RETURN format('pg_catalog.to_tsvector($6, %s.%I::pg_catalog.text)', table_name, words);
+    ELSIF words IS NOT NULL THEN
+        RAISE EXCEPTION 'table % has no column %', e.source, quote_ident(words)
+            USING ERRCODE = 'undefined_column', HINT = format('Its columns are: %s.',
+                array_to_string(pgembed._columns(e.source), ', '));
+    ELSIF e.content IS NULL THEN
+        RAISE EXCEPTION 'the embedding % does not say where its words are', quote_literal(e.name)
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Name a tsvector or text column: words => ''...''.';
+    END IF;
+    RETURN format('pg_catalog.to_tsvector($6, %s)', pgembed._content_expression(e, table_name));
+END;
+$$;
+COMMENT ON FUNCTION pgembed._words_document(pgembed.embedding, text) IS
+'SQL: the tsvector of a source row: the column named; else its only tsvector column; else its content, read anew for every search.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._words_statement(e pgembed.embedding, condition text, document text)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    keys text := pgembed._key_aliases(e, 'm');
+BEGIN
+    -- The inverse document frequency of each word, over the rows that pass, times how
+    -- often the row says it (with diminishing returns), for the row's length.
+    RETURN format('SELECT m.pgembed_row, m.pgembed_table, %1$s, pg_catalog.sum(m.tf OPERATOR(pg_catalog.*) '
+        'pg_catalog.ln(1::pg_catalog.float8 OPERATOR(pg_catalog.+) ((GREATEST($14, m.df) '
+        'OPERATOR(pg_catalog.-) m.df OPERATOR(pg_catalog.+) 0.5::pg_catalog.float8) OPERATOR(pg_catalog./) '
+        '(m.df OPERATOR(pg_catalog.+) 0.5::pg_catalog.float8)))) AS pgembed_score '
+        'FROM (SELECT s.*, pg_catalog.ts_rank(s.pgembed_document, l.term, 1)::pg_catalog.float8 AS tf, '
+        '(pg_catalog.count(*) OVER (PARTITION BY l.term))::pg_catalog.float8 AS df '
+        'FROM pgembed._lexemes($6, $5) AS l INNER JOIN (%2$s%3$s) AS s '
+        'ON s.pgembed_document OPERATOR(pg_catalog.@@) l.term) AS m '
+        'GROUP BY m.pgembed_row, m.pgembed_table, %1$s ORDER BY pgembed_score DESC, %1$s LIMIT $2',
+        keys, pgembed._search_rows(e, condition, document), CASE WHEN document LIKE 'pg_catalog.to_tsvector(%' THEN ' OFFSET 0' ELSE '' END);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._words_statement(pgembed.embedding, text, text) IS
+'SQL: the places of the rows that say the query''s words, best first; any word will do, rare ones count more.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._hybrid_statement(
+    e pgembed.embedding, condition text, words text, fusion text
+)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    row_type text := (
+        SELECT pgembed._type_name(c.reltype) FROM pg_catalog.pg_class AS c WHERE c.oid = e.source);
+    keys text := (
+        SELECT string_agg(format('(u.item).%I', k), ', ' ORDER BY o)
+        FROM unnest(e.key_columns) WITH ORDINALITY AS n (k, o));
+    score text := CASE fusion
+        WHEN 'rrf' THEN 'u.weight OPERATOR(pg_catalog./) (60 OPERATOR(pg_catalog.+) u.place)'
+        ELSE 'u.weight OPERATOR(pg_catalog.*) (u.score OPERATOR(pg_catalog.-) u.low) '
+            'OPERATOR(pg_catalog./) GREATEST(u.high OPERATOR(pg_catalog.-) u.low, 1e-12::pg_catalog.float8)' END;
+BEGIN
+    RETURN format('WITH w AS MATERIALIZED (%1$s), u AS ('
+        'SELECT s.item, $13 AS weight, pg_catalog.row_number() OVER () AS place, '
+        'OPERATOR(pg_catalog.-) s.distance AS score, '
+        'pg_catalog.min(OPERATOR(pg_catalog.-) s.distance) OVER () AS low, '
+        'pg_catalog.max(OPERATOR(pg_catalog.-) s.distance) OVER () AS high '
+        'FROM pgembed.search(NULL::%2$s, $1, $2, $7, $8, $9, $10, $11) AS s '
+        'UNION ALL SELECT (t.*)::%2$s, $12, '
+        'pg_catalog.row_number() OVER (ORDER BY w.pgembed_score DESC, %5$s), w.pgembed_score, '
+        '0::pg_catalog.float8, pg_catalog.max(w.pgembed_score) OVER () '
+        'FROM w INNER JOIN %3$s AS t ON t.ctid OPERATOR(pg_catalog.=) w.pgembed_row '
+        'AND t.tableoid OPERATOR(pg_catalog.=) w.pgembed_table) '
+        'SELECT (pg_catalog.array_agg(u.item))[1], pg_catalog.sum(%6$s)::pg_catalog.float8 AS score '
+        'FROM u GROUP BY %4$s ORDER BY score DESC, %4$s LIMIT $4',
+        pgembed._words_statement(e, condition, pgembed._words_document(e, words)),
+        row_type, e.source, keys, pgembed._key_aliases(e, 'w'), score);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._hybrid_statement(pgembed.embedding, text, text, text) IS
+'SQL: the ranking by words and the ranking by vectors, fused. Its parameters: $1 vector, $2 depth of the rankings, $3 values of the filter, $4 k, $5 query text, $6 language, $7 to $11 the rest of search, $12 and $13 weights of words and vectors, $14 rows of the table.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._check_hybrid(
+    query text, k integer, depth integer, fusion text, word_weight float8, vector_weight float8
+)
+RETURNS integer
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgembed._check_option('fusion', fusion, ARRAY['rrf', 'scores']);
+    IF query IS NULL OR k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION '%', CASE WHEN query IS NULL THEN 'the query is NULL'
+                ELSE format('k is %s, but must be from 1 to 10000', coalesce(k::text, 'NULL')) END
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Pass the text to search for, and how many rows to return.';
+    ELSIF coalesce(depth, k) NOT BETWEEN k AND 10000 THEN
+        RAISE EXCEPTION 'depth is %, but must be from k (%) to 10000', depth, k
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'That many rows of each ranking are fused.';
+    ELSIF NOT coalesce(word_weight BETWEEN 0 AND 1e6 AND vector_weight BETWEEN 0 AND 1e6, false) THEN
+        RAISE EXCEPTION 'the weights are % and %, but must be from 0 to 1000000', word_weight, vector_weight
+            USING ERRCODE = 'invalid_parameter_value', HINT = '1 and 1 count both alike.';
+    END IF;
+    RETURN coalesce(depth, least(greatest(50, 5 * k), 10000));
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_hybrid(text, integer, integer, text, float8, float8) IS
+'The depth of the rankings to fuse; an error when the arguments make no sense.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.hybrid_search(
+    source anyelement,
+    query text,
+    k integer DEFAULT 10,
+    filter jsonb DEFAULT NULL,
+    predicate text DEFAULT NULL,
+    embedding text DEFAULT NULL,
+    mode text DEFAULT 'auto',
+    recall float8 DEFAULT 0.99,
+    query_vector @extschema:vector@.vector DEFAULT NULL,
+    words text DEFAULT NULL,
+    language regconfig DEFAULT NULL,
+    fusion text DEFAULT 'rrf',
+    word_weight float8 DEFAULT 1,
+    vector_weight float8 DEFAULT 1,
+    depth integer DEFAULT NULL
+)
+RETURNS TABLE (item anyelement, score float8)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10 COST 100000
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._search_embedding(
+        pgembed._source_relation(pg_catalog.pg_typeof(source)), embedding);
+    c pg_catalog.record;
+BEGIN
+    depth := pgembed._check_hybrid(query, k, depth, fusion, word_weight, vector_weight);
+    query_vector := COALESCE(query_vector,
+        pgembed._query_vector(pg_catalog.pg_typeof(source), query, embedding));
+    PERFORM pgembed._check_search(e, query_vector, k, predicate, mode, recall);
+    c := pgembed._search_condition(e, filter, predicate);
+    IF predicate IS NOT NULL THEN
+        PERFORM pgembed._estimate(c.probe, query_vector, k, c.arguments);
+        PERFORM pgembed._estimate(c.probe_predicate, query_vector, k, c.arguments);
+    END IF;
+    RETURN QUERY EXECUTE pgembed._hybrid_statement(e, c.condition, words, fusion)
+    USING query_vector, depth, c.arguments, k, query,
+        COALESCE(language, pg_catalog.get_current_ts_config()),
+        filter, predicate, e.name, mode, recall, word_weight, vector_weight,
+        (SELECT t.rows FROM pgembed._table_size(e.source) AS t);
+END;
+$$;
+COMMENT ON FUNCTION pgembed.hybrid_search(
+    anyelement, text, integer, jsonb, text, text, text, float8, @extschema:vector@.vector, text,
+    regconfig, text, float8, float8, integer
+) IS
+'The k rows that are best by words and by vectors together, best first. Words: any word of the query, in the tsvector or text column that words names, else the only tsvector column, else the content of the embedding, under the text search configuration language. fusion: rrf adds weight / (60 + rank) over both rankings; scores adds the weighted scores, each scaled to 0 to 1. depth rows of each ranking are fused (5 k, at least 50). The rest as in search.';

@@ -1,0 +1,98 @@
+-- The constants of the cost model, measured on this machine.
+
+CREATE OR REPLACE FUNCTION pgembed._time_of(statement text, query @extschema:vector@.vector, repeats integer)
+RETURNS float8
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    started timestamptz;
+    fastest float8;
+BEGIN
+    FOR i IN 1..repeats LOOP
+        started := clock_timestamp();
+        EXECUTE statement USING query;
+        fastest := least(fastest, extract(epoch FROM clock_timestamp() - started) * 1000000);
+    END LOOP;
+    RETURN fastest;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._time_of(text, @extschema:vector@.vector, integer) IS
+'The microseconds of a statement, the fastest of some runs.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._time_of_index(e pgembed.embedding, queries @extschema:vector@.vector[], effort integer)
+RETURNS float8
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    before jsonb;
+    total float8 := 0;
+    statement text := format('SELECT count(*) FROM (%s) AS q',
+        replace(pgembed._nearest_statement(e, 'true', true), '$2', '5'));
+BEGIN
+    before := pgembed._apply_settings(jsonb_build_object('enable_sort', 'off', 'jit', 'off',
+        'hnsw.iterative_scan', 'off', 'hnsw.ef_search', effort::text));
+    FOR i IN 1..cardinality(queries) LOOP
+        total := total + pgembed._time_of(statement, queries[i], 1);
+    END LOOP;
+    PERFORM pgembed._apply_settings(before);
+    RETURN total / cardinality(queries);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._time_of_index(pgembed.embedding, @extschema:vector@.vector[], integer) IS
+'The microseconds of reading a vector index with so much effort, averaged over queries.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.calibrate(embedding text, store boolean DEFAULT true)
+RETURNS TABLE (name text, value float8)
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(embedding);
+    size record := pgembed._table_size(e.target);
+    queries @extschema:vector@.vector[];
+    scan float8;
+    compared float8;
+    low float8;
+    high float8;
+    measured jsonb;
+    m record;
+BEGIN
+    EXECUTE format('SELECT array_agg(q.v) FROM (%s) AS q (v, f)', pgembed._sample_queries(e, 20, NULL))
+    INTO queries;
+    IF size.rows < 1000 OR queries IS NULL OR e.target <> e.source THEN
+        RAISE EXCEPTION 'the embedding % is too small to measure with, or has chunks', quote_literal(embedding)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Choose one of a table with at least 1000 rows, after ANALYZE.';
+    END IF;
+    scan := pgembed._time_of(format('SELECT count(*) FROM %s WHERE %I IS NOT NULL', e.target, e.target_column),
+        queries[1], 3);
+    compared := pgembed._time_of(format('SELECT count(*) FROM (%s) AS d WHERE d.pgembed_distance < -1e300',
+        pgembed._search_distances(e, 'true')), queries[1], 3);
+    measured := jsonb_build_object('cost_page', scan / greatest(size.pages, 1), 'cost_distance', 0,
+        'cost_dimension', greatest(compared - scan, 0) / size.rows / e.dimensions);
+    IF EXISTS (SELECT FROM pgembed._vector_indexes(e) AS i WHERE i.method = 'hnsw' AND NOT i.partial) THEN
+        PERFORM pgembed._time_of_index(e, queries, 400);
+        low := pgembed._time_of_index(e, queries, 40);
+        high := greatest(pgembed._time_of_index(e, queries, 400), low);
+        measured := measured || jsonb_build_object('cost_visit', 0,
+            'cost_visit_dimension', (high - low) / 360 / e.dimensions,
+            'cost_search', greatest(low - (high - low) / 9, 0));
+    END IF;
+    FOR m IN SELECT j.key, round(j.value::numeric, 6) AS value FROM jsonb_each_text(measured) AS j LOOP
+        IF store THEN
+            EXECUTE format('ALTER DATABASE %I SET pgembed.%I = %L', current_database(), m.key, m.value);
+        END IF;
+        PERFORM set_config('pgembed.' || m.key, m.value::text, false);
+        name := m.key;
+        value := m.value;
+        RETURN NEXT;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.calibrate(text, boolean) IS
+'Measures what searches cost on this machine, with the table of an embedding (a big one, with an HNSW index if possible), and stores it as settings of the database, pgembed.cost_...: new sessions plan with them, and this one. Takes seconds; needs the database''s owner to store.';

@@ -1,0 +1,171 @@
+"""Words and vectors together: hybrid_search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from tests.harness.models import register_model
+from tests.integration.search.support import (
+    Connection,
+    adopt,
+    create_items,
+    search,
+    unsafe,
+    vector_text,
+)
+
+ROWS = 400
+BODIES = ["red running shoes", "blue suede shoes", "green tea", "Tea & shoes: 'odd'"]
+QUERY = np.array([1.0, 2, 3, 4])
+
+
+@pytest.fixture(scope="module")
+def articles(shared: Connection) -> Connection:
+    """Rows with text, a tsvector column with an index, and vectors."""
+    vectors = np.random.default_rng(0).standard_normal((ROWS, 4)).astype(np.float32)
+    columns: dict[str, tuple[str, list[Any]]] = {
+        "body": ("text", [BODIES[i % 4] for i in range(ROWS)]),
+        "year": ("int", [i % 10 for i in range(ROWS)]),
+    }
+    create_items(shared, "articles", vectors, columns=columns)
+    shared.execute("UPDATE articles SET body = 'a rare word: shoes' WHERE id = 123")
+    shared.execute(
+        "ALTER TABLE articles ADD tsv tsvector "
+        "GENERATED ALWAYS AS (to_tsvector('english', body)) STORED"
+    )
+    shared.execute("CREATE INDEX ON articles USING gin (tsv)")
+    adopt(shared, "articles")
+    return shared
+
+
+def hybrid(
+    connection: Connection, text: str, **arguments: Any
+) -> list[tuple[int, float]]:
+    """Call hybrid_search on articles; return (id, score)."""
+    named = "".join(f", {name} => %({name})s" for name in arguments)
+    return [
+        (row[0], row[1])
+        for row in connection.execute(
+            unsafe(
+                "SELECT (item).id, score FROM pgembed.hybrid_search(NULL::articles, "
+                "%(text)s, query_vector => %(vector)s::text::vector, "
+                f"language => 'english'{named})"
+            ),
+            arguments | {"text": text, "vector": vector_text(QUERY)},
+        )
+    ]
+
+
+def test_ranks_are_fused(articles: Connection) -> None:
+    words = [i for i, _ in hybrid(articles, "tea", k=50, vector_weight=0, depth=50)][
+        :50
+    ]
+    vectors = [i for i, _ in search(articles, "articles", QUERY, k=50)]
+    fused = hybrid(articles, "tea", k=10, depth=50, word_weight=2)
+    scores: dict[int, float] = {}
+    for weight, ranking in ((2, words), (1, vectors)):
+        for rank, i in enumerate(ranking, 1):
+            scores[i] = scores.get(i, 0) + weight / (60 + rank)
+    expected = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:10]
+    assert [i for i, _ in fused] == [i for i, _ in expected]
+    np.testing.assert_allclose([s for _, s in fused], [s for _, s in expected])
+
+
+def test_rare_words_count_more_and_any_word_counts(articles: Connection) -> None:
+    found = hybrid(articles, "rare shoes", k=60, vector_weight=0)
+    assert found[0][0] == 123
+    bodies = {BODIES[i % 4] for i, s in found[1:] if s > 0}
+    assert bodies <= set(BODIES) - {"green tea"}
+
+
+def test_scaled_scores(articles: Connection) -> None:
+    found = hybrid(articles, "tea", k=20, fusion="scores")
+    assert all(0 <= score <= 2 for _, score in found)
+    assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
+
+
+@pytest.mark.parametrize("words", [None, "tsv", "body"])
+def test_filter_and_predicate_hold_for_both(
+    articles: Connection, words: str | None
+) -> None:
+    found = hybrid(
+        articles,
+        "shoes",
+        k=40,
+        words=words,
+        filter='{"year": {"lt": 5}}',
+        predicate="id > 100 -- !",
+    )
+    assert len(found) == 40
+    assert all(i > 100 and i % 10 < 5 for i, _ in found)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "the", "'; DROP TABLE articles; --", "& | ! :* \\"]
+)
+def test_any_text_is_a_query(articles: Connection, text: str) -> None:
+    found = hybrid(articles, text)
+    assert [i for i, _ in found] == [i for i, _ in search(articles, "articles", QUERY)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"depth": 3}, "depth is 3"),
+        ({"fusion": "sum"}, "fusion is 'sum'"),
+        ({"word_weight": -1}, "weights are -1"),
+        ({"words": "nope"}, "no column nope"),
+        ({"mode": "fast"}, "mode is 'fast'"),
+        ({"predicate": "true) OR (true"}, "syntax error"),
+        ({"filter": '{"nope": 1}'}, "no column nope"),
+    ],
+)
+def test_what_is_refused(
+    articles: Connection, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(psycopg.Error, match=message):
+        hybrid(articles, "tea", **arguments)
+
+
+def test_the_content_of_a_kept_embedding_is_read(connection: Connection) -> None:
+    """Composite keys, chunks, and a template instead of a tsvector column."""
+    register_model(connection)
+    connection.execute(
+        'CREATE TABLE notes ("a b" int, c text, title text, body text, '
+        'PRIMARY KEY ("a b", c))'
+    )
+    connection.execute(
+        "INSERT INTO notes VALUES (1, 'x', 'Tea', 'from Assam'), "
+        "(1, 'y', 'Coffee', 'from Java'), (2, 'x', 'Java', NULL)"
+    )
+    connection.execute(
+        "SELECT pgembed.create_embedding('notes', '{title}: {body}', 'tiny', "
+        "chunk_tokens => 8)"
+    )
+    connection.execute(
+        "INSERT INTO notes_content_chunk "
+        "SELECT \"a b\", c, 0, title, '[1,1,1]' FROM notes"
+    )
+    rows = connection.execute(
+        "SELECT (item).title FROM pgembed.hybrid_search(NULL::notes, 'java', "
+        "query_vector => '[1,1,1]'::vector, vector_weight => 0.001)"
+    ).fetchall()
+    assert {row[0] for row in rows[:2]} == {"Java", "Coffee"}
+    assert len(rows) == 3
+
+
+def test_without_words_there_is_an_error(connection: Connection) -> None:
+    create_items(connection, "items", np.eye(3, dtype=np.float32))
+    adopt(connection, "items")
+    with pytest.raises(
+        psycopg.errors.InvalidParameterValue, match="where its words are"
+    ):
+        connection.execute(
+            "SELECT pgembed.hybrid_search(NULL::items, 'x', "
+            "query_vector => '[1,1,1]'::vector)"
+        )

@@ -1,0 +1,171 @@
+"""The planner: the cheaper way, for the recall asked for, and a way back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from tests.integration.search.support import (
+    Connection,
+    Matrix,
+    adopt,
+    create_items,
+    explain,
+    plan_of,
+    search,
+    unsafe,
+)
+
+ROWS, WIDTH = 20_000, 8
+
+
+def vectors() -> Matrix:
+    """Return 20,000 vectors of 8 dimensions."""
+    return np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def planned(shared: Connection) -> Connection:
+    """Rows with a category (0 to 9), an indexed number, and a side of the space."""
+    data = vectors()
+    columns = {
+        "category": ("int", [i % 10 for i in range(ROWS)]),
+        "n": ("int", range(ROWS)),
+        "side": ("text", ["left" if x < 0 else "right" for x in data[:, 0]]),
+    }
+    create_items(shared, "items", data, columns=columns)
+    shared.execute("CREATE INDEX items_n ON items (n); ANALYZE items")
+    shared.execute("CREATE INDEX items_hnsw ON items USING hnsw (v vector_l2_ops)")
+    adopt(shared, "items", distance="l2")
+    shared.execute("SET pgembed.cost_dimension = 0.2")  # as if vectors were wide
+    return shared
+
+
+def test_few_rows_are_compared_and_many_are_not(planned: Connection) -> None:
+    query = np.ones(WIDTH)
+    few = explain(planned, "items", query, filter={"n": {"lt": 500}})
+    many = explain(planned, "items", query, filter={"n": {"gte": 500}})
+    assert (few["strategy"], many["strategy"]) == ("exact", "index")
+    assert few["exact_us"] < few["index_us"]
+    assert many["exact_us"] > many["index_us"]
+    assert "rows pass" in few["reason"]
+    assert "items_n" in plan_of(planned, few, query)
+    assert "items_hnsw" in plan_of(planned, many, query)
+
+
+def test_more_recall_takes_more_effort(planned: Connection) -> None:
+    query = np.ones(WIDTH)
+    efforts = [
+        int(
+            explain(planned, "items", query, recall=recall, mode="index")["settings"][
+                "hnsw.ef_search"
+            ]
+        )
+        for recall in (0.5, 0.9, 0.99)
+    ]
+    assert efforts == sorted(set(efforts))
+    certain = explain(planned, "items", query, recall=1)
+    assert (certain["strategy"], certain["settings"]) == ("exact", {})
+    assert "recall of 1" in certain["reason"]
+
+
+@pytest.mark.parametrize("recall", [-0.1, 1.1, None, float("nan")])
+def test_recall_out_of_range(planned: Connection, recall: float | None) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="recall is"):
+        search(planned, "items", np.ones(WIDTH), recall=recall)
+
+
+def test_auto_holds_the_recall(planned: Connection) -> None:
+    data, hits = vectors(), 0
+    queries = data[::1000] + np.float32(0.1)
+    mask = np.arange(ROWS) % 10 < 5
+    for query in queries:
+        distances = np.linalg.norm(data - query, axis=1)
+        expected = set(np.flatnonzero(mask)[distances[mask].argsort()[:10]].tolist())
+        found = search(planned, "items", query, filter={"category": {"lt": 5}})
+        assert len(found) == 10
+        hits += len({i for i, _ in found} & expected)
+    assert hits >= 0.99 * 10 * len(queries)
+
+
+def test_rows_on_the_far_side_are_found_exactly(planned: Connection) -> None:
+    """Half of the rows pass, but none near the query: the index gives up in time."""
+    query = np.zeros(WIDTH, dtype=np.float32)
+    query[0] = 12
+    data = vectors()
+    left = np.flatnonzero(data[:, 0] < 0)
+    expected = left[np.linalg.norm(data[left] - query, axis=1).argsort()[:10]]
+    report = explain(planned, "items", query, filter={"side": "left"})
+    found = search(planned, "items", query, filter={"side": "left"})
+    assert (report["strategy"], report["fallback"]) == ("index", True)
+    assert [i for i, _ in found] == expected.tolist()
+
+
+def test_an_index_on_the_rows_that_pass(planned: Connection) -> None:
+    with planned.transaction(force_rollback=True):
+        planned.execute("DROP INDEX items_hnsw")
+        planned.execute(
+            "CREATE INDEX items_three ON items USING hnsw (v vector_l2_ops) "
+            "WHERE category = 3"
+        )
+        query = vectors()[3]
+        implying: list[Any] = [{"category": 3}, {"category": [3], "n": {"gte": 0}}]
+        for where in implying:
+            report = explain(planned, "items", query, filter=where, mode="index")
+            assert report["index"] == "items_three", where
+            assert "items_three" in plan_of(planned, report, query)
+        found = search(planned, "items", query, filter={"category": 3}, mode="index")
+        assert found[0] == (3, 0)
+        assert all(i % 10 == 3 for i, _ in found)
+        others: list[Any] = [{"category": 4}, {"category": [3, 4]}, {}]
+        for where in others:
+            report = explain(planned, "items", query, filter=where, mode="index")
+            assert (report["strategy"], report["index"]) == ("exact", None), where
+
+
+def test_costs_can_be_set(planned: Connection) -> None:
+    with planned.transaction(force_rollback=True):
+        planned.execute("SET LOCAL pgembed.cost_visit = 1000000")
+        report = explain(planned, "items", np.ones(WIDTH), filter={"n": {"gte": 500}})
+        assert report["strategy"] == "exact"
+
+
+@pytest.mark.parametrize("mode", ["auto", "index"])
+def test_a_table_nobody_analyzed(planned: Connection, mode: str) -> None:
+    planned.execute("DROP TABLE IF EXISTS fresh; CREATE TABLE fresh (LIKE items)")
+    planned.execute("ALTER TABLE fresh ADD PRIMARY KEY (id)")
+    planned.execute("INSERT INTO fresh SELECT * FROM items WHERE id < 300")
+    planned.execute(unsafe("CREATE INDEX ON fresh USING ivfflat (v vector_l2_ops)"))
+    adopt(planned, "fresh", distance="l2", name=f"fresh_{mode}")
+    found = search(planned, "fresh", vectors()[7], k=300, mode=mode)
+    assert len(found) == 300
+    planned.execute("SELECT pgembed.drop_embedding(%s)", (f"fresh_{mode}",))
+
+
+def test_calibration(planned: Connection) -> None:
+    names = {"page", "distance", "dimension", "search", "visit", "visit_dimension"}
+    with planned.transaction(force_rollback=True):
+        rows = planned.execute("SELECT name, value FROM pgembed.calibrate('items_v')")
+        measured = dict(rows)
+        assert measured.keys() == {f"cost_{name}" for name in names}
+        assert all(0 <= value < 1e6 for value in measured.values())
+        assert measured["cost_page"] > 0
+        stored = planned.execute(
+            "SELECT s.setconfig::text FROM pg_db_role_setting s "
+            "JOIN pg_database d ON d.oid = s.setdatabase "
+            "WHERE s.setrole = 0 AND d.datname = current_database()"
+        ).fetchone()
+        assert stored is not None
+        assert "pgembed.cost_page" in stored[0]
+        assert explain(planned, "items", np.ones(WIDTH), filter={"n": 5})["rows"] == 1
+
+
+def test_calibration_needs_rows(planned: Connection) -> None:
+    with planned.transaction(force_rollback=True):
+        planned.execute("CREATE TABLE tiny (id int PRIMARY KEY, v vector(2))")
+        adopt(planned, "tiny")
+        with pytest.raises(psycopg.Error, match="too small"):
+            planned.execute("SELECT pgembed.calibrate('tiny_v')")

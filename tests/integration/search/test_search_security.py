@@ -1,0 +1,275 @@
+"""Search runs as its caller: grants, row-level security, hostile search paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from tests.integration.search.support import (
+    Connection,
+    Matrix,
+    adopt,
+    create_items,
+    explain,
+    passing,
+    plan_of,
+    search,
+    unsafe,
+)
+
+ROWS = 2000
+# What a role needs to search, and to search only.
+SEARCHER = """
+CREATE ROLE searcher;
+GRANT USAGE ON SCHEMA pgembed TO searcher;
+GRANT SELECT ON pgembed.embedding TO searcher;
+DO $$
+DECLARE
+    f regprocedure;
+BEGIN
+    FOR f IN
+        SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'pgembed'::regnamespace
+        AND (p.proname ~ '_?(search|filter|refuse|words|hybrid|json|index_settings)'
+             OR p.proname = ANY ({}))
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO searcher', f);
+    END LOOP;
+END
+$$;
+"""
+HELPERS = (
+    "_apply_settings _array_text _check_option _columns _comparison "
+    "_content_expression _cost _distance_operator _estimate _exact_cost "
+    "_fallback_statement _find_embedding _has_partial_index _key_aliases _key_match "
+    "_lexemes _like_pattern _nearest_statement _pages_read _pattern_operator "
+    "_plan_search _query_vector _source_relation _table_size _template_expression "
+    "_type_name _usable_index _value _value_text _vector_indexes embed_query"
+)
+
+
+def vectors() -> Matrix:
+    """Return 2,000 vectors of 16 dimensions."""
+    return np.random.default_rng(0).standard_normal((ROWS, 16)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def tenants(shared: Connection) -> Iterator[Connection]:
+    """Two tenants' rows under row-level security; tenant 1 has one row in fifty."""
+    tenant = [1 if i % 50 == 0 else 2 for i in range(ROWS)]
+    create_items(shared, "docs", vectors(), columns={"tenant": ("int", tenant)})
+    shared.execute("ALTER TABLE docs ADD title text DEFAULT 'x'; ANALYZE docs")
+    shared.execute("CREATE INDEX ON docs USING hnsw (v vector_l2_ops)")
+    adopt(shared, "docs", distance="l2")
+    shared.execute(psycopg.sql.SQL(SEARCHER).format(HELPERS.split()))
+    shared.execute(
+        "ALTER TABLE docs ENABLE ROW LEVEL SECURITY; "
+        "CREATE POLICY own ON docs USING "
+        "(tenant = current_setting('app.tenant', true)::int); "
+        "GRANT SELECT ON docs TO searcher"
+    )
+    yield shared
+    shared.execute("RESET ROLE; DROP OWNED BY searcher CASCADE; DROP ROLE searcher")
+
+
+@pytest.fixture
+def searcher(tenants: Connection) -> Iterator[Connection]:
+    """The same connection as a role that may search, and no more."""
+    tenants.execute("SET ROLE searcher")
+    yield tenants
+    tenants.execute("RESET ROLE; RESET app.tenant; RESET search_path")
+
+
+def nearest(query: Matrix, ids: Any, k: int) -> list[int]:
+    """Return the k of *ids* nearest to *query*, nearest first."""
+    order = np.linalg.norm(vectors()[ids] - query, axis=1).argsort()[:k]
+    return [int(i) for i in np.asarray(ids)[order]]
+
+
+@pytest.mark.parametrize("mode", ["exact", "index", "auto"])
+def test_each_tenant_finds_its_own_rows(searcher: Connection, mode: str) -> None:
+    query = vectors()[1]  # a row of tenant 2
+    mine = np.arange(0, ROWS, 50)
+    theirs = np.setdiff1d(np.arange(ROWS), mine)
+    for tenant, ids in ((1, mine), (2, theirs)):
+        searcher.execute(unsafe(f"SET app.tenant = {tenant}"))
+        found = [i for i, _ in search(searcher, "docs", query, k=20, mode=mode)]
+        assert len(found) == 20
+        assert set(found) <= set(ids.tolist())
+        expected = nearest(query, ids, 20)
+        assert len(set(found) & set(expected)) >= (20 if mode == "exact" else 19)
+        only = search(
+            searcher, "docs", query, mode=mode, filter={"tenant": 1}, predicate="true"
+        )
+        assert len(only) == (10 if tenant == 1 else 0)
+        both = searcher.execute(
+            "SELECT (item).tenant FROM pgembed.hybrid_search(NULL::docs, 'x', 20, "
+            "query_vector => array_fill(1, ARRAY[16])::vector, words => 'title', "
+            "mode => %s)",
+            (mode,),
+        ).fetchall()
+        assert both == [(tenant,)] * 20
+    searcher.execute("SET app.tenant = 0")
+    assert search(searcher, "docs", query, mode=mode) == []
+
+
+def test_the_index_is_used_under_row_level_security(searcher: Connection) -> None:
+    searcher.execute("SET app.tenant = 2")
+    report = explain(searcher, "docs", vectors()[1], mode="index")
+    assert (report["strategy"], report["fallback"]) == ("index", False)
+    plan = plan_of(searcher, report, vectors()[1])
+    assert "using docs_v_idx" in plan
+    assert "Tid Scan on docs" in plan
+
+
+def test_errors_do_not_show_hidden_rows(searcher: Connection) -> None:
+    """A predicate is kept behind the policy: it never meets the others' rows."""
+    searcher.execute("SET app.tenant = 1")
+    found = search(searcher, "docs", vectors()[1], predicate="1 / (2 - tenant) > 0")
+    assert len(found) == 10
+
+
+def test_grants_are_the_callers(searcher: Connection) -> None:
+    searcher.execute("RESET ROLE")
+    create_items(searcher, "secret", vectors()[:9])
+    adopt(searcher, "secret")
+    searcher.execute("GRANT SELECT (id) ON secret TO searcher")
+    searcher.execute("SET ROLE searcher")
+    for mode in ("exact", "index"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="table secret"):
+            search(searcher, "secret", vectors()[0], mode=mode)
+
+
+def test_no_function_here_runs_as_somebody_else(tenants: Connection) -> None:
+    rows = tenants.execute(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'pgembed'::regnamespace "
+        "AND proname ~ 'search|filter' AND prosecdef"
+    ).fetchall()
+    assert rows == []
+
+
+HOSTILE_FUNCTIONS = [
+    ("count", "bigint", "bigint"),
+    ("set_config", "text, text, boolean", "text"),
+    ("set_config", "unknown, unknown, boolean", "text"),
+    ("current_setting", "text, boolean", "text"),
+    ("clock_timestamp", "", "timestamptz"),
+    ("pg_typeof", "anyelement", "regtype"),
+    ("json_extract_path_text", "json, text, text, text", "text"),
+    ("to_jsonb", "record", "jsonb"),
+    ("format", "text, text", "text"),
+    ("array_length", "anyarray, int", "int"),
+    ("min", "float8", "float8"),
+    ("quote_ident", "text", "text"),
+]
+HOSTILE_OPERATORS = [
+    (operator, kind, kind, "boolean")
+    for operator in ("=", "<>", "<", "<=", ">", ">=")
+    for kind in ("text", "int", "bigint", "oid", "float8", "jsonb", "tid", "regclass")
+] + [
+    ("+", "float8", "float8", "float8"),
+    ("||", "text", "text", "text"),
+    ("||", "text[]", "text", "text[]"),
+    ("||", "jsonb", "jsonb", "jsonb"),
+    ("->>", "jsonb", "text", "text"),
+    ("->", "jsonb", "text", "jsonb"),
+    ("<->", "public.vector", "public.vector", "float8"),
+    ("<=>", "public.vector", "public.vector", "float8"),
+    ("~~", "text", "text", "boolean"),
+    ("@>", "anyarray", "anyarray", "boolean"),
+]
+HOSTILE_TYPES = (
+    "text", "jsonb", "json", "record", "float8", "int4", "int8", "bool", "timestamptz",
+    "regclass", "oid", "vector", "halfvec", "docs", "numeric", "_text", "embedding",
+)  # fmt: skip
+
+
+@pytest.fixture
+def hostile(tenants: Connection) -> Iterator[Connection]:
+    """A search_path that begins with traps for whoever does not qualify names."""
+    trap = "LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''trapped''; END'"
+    tenants.execute("CREATE SCHEMA evil")
+    for name, arguments, result in HOSTILE_FUNCTIONS:
+        if "unknown" not in arguments:
+            tenants.execute(
+                unsafe(
+                    f"CREATE FUNCTION evil.{name}({arguments}) RETURNS {result} {trap}"
+                )
+            )
+    for number, (operator, left, right, result) in enumerate(HOSTILE_OPERATORS):
+        tenants.execute(
+            unsafe(
+                f"CREATE FUNCTION evil.o{number}(a {left}, b {right}) "
+                f"RETURNS {result} {trap}"
+            )
+        )
+        tenants.execute(
+            unsafe(
+                f"CREATE OPERATOR evil.{operator} "
+                f"(LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = evil.o{number})"
+            )
+        )
+    for name in HOSTILE_TYPES:
+        tenants.execute(unsafe(f"CREATE TYPE evil.{name} AS (trapped int)"))
+    tenants.execute("CREATE TEMP TABLE embedding (trapped int)")
+    tenants.execute("CREATE TEMP TABLE pg_type (trapped int)")
+    yield tenants
+    tenants.execute("RESET search_path; DROP TABLE pg_temp.embedding, pg_temp.pg_type")
+    tenants.execute("DROP SCHEMA evil CASCADE")
+
+
+def test_a_hostile_search_path_changes_nothing(hostile: Connection) -> None:
+    query = "'[" + ",".join("1" * 16) + "]'::public.vector"
+    arguments = (
+        f"NULL::public.docs, {query}, 5, filter => "
+        '\'{"tenant": {"in": [2, 3], "lt": 9}, "id": [1, 2, 3, 4, 5, 6, 7]}\''
+    )
+    searches = [
+        f"SELECT (item).id, distance FROM pgembed.search({arguments}, mode => '{mode}')"
+        for mode in ("exact", "index", "auto")
+    ]
+    reports = (
+        f"SELECT pgembed.explain_search({arguments}, mode => 'index') OPERATOR("
+        "pg_catalog.-) 'planning_ms'::pg_catalog.text OPERATOR(pg_catalog.-) "
+        "'execution_ms'::pg_catalog.text"
+    )
+    fused = (
+        "SELECT (item).id, score FROM pgembed.hybrid_search(NULL::public.docs, 'x', 5, "
+        f"query_vector => {query}, words => 'title')"
+    )
+    measured = "SELECT recall FROM pgembed.recall('docs_v', sample => 3)"
+    everything = (*searches, reports, fused, measured)
+    expected = [hostile.execute(unsafe(s)).fetchall() for s in everything]
+    assert len(expected[0]) == 5
+    hostile.execute("SET search_path = pg_temp, evil, pg_catalog, public")
+    with pytest.raises(psycopg.errors.RaiseException, match="trapped"):
+        hostile.execute("SELECT 1 = 1")
+    found = [hostile.execute(unsafe(s)).fetchall() for s in everything]
+    hostile.execute("RESET search_path")
+    assert found == expected
+
+
+def test_the_predicate_is_read_under_the_callers_search_path(
+    tenants: Connection,
+) -> None:
+    tenants.execute("CREATE SCHEMA mine; CREATE TABLE mine.chosen AS SELECT 5 AS id")
+    tenants.execute(
+        "CREATE FUNCTION mine.twice(i int) RETURNS int LANGUAGE sql RETURN i * 2"
+    )
+    tenants.execute("SET search_path = mine, public")
+    found = search(
+        tenants, "public.docs", vectors()[1],
+        predicate="id IN (SELECT twice(c.id) FROM chosen c)",
+    )  # fmt: skip
+    tenants.execute("RESET search_path; DROP SCHEMA mine CASCADE")
+    assert [i for i, _ in found] == [10]
+
+
+def test_filters_do_not_follow_the_search_path(tenants: Connection) -> None:
+    tenants.execute("CREATE SCHEMA other; CREATE TABLE other.docs (id int)")
+    tenants.execute("SET search_path = other, public")
+    assert passing(tenants, "public.docs", {"tenant": 1})[:2] == [0, 50]
+    tenants.execute("RESET search_path; DROP SCHEMA other CASCADE")
