@@ -31,7 +31,7 @@ class Settings:
     """Processes that embed rows; one more answers calls."""
     threads: int = 0
     """ONNX Runtime threads per embedding process; 0: cores divided by processes."""
-    batch_tokens: int = 8192
+    batch_tokens: int = 1024
     """Padded tokens in one inference batch."""
     claim_rows: int = 512
     """Rows held under one lease."""

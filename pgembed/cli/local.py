@@ -52,7 +52,7 @@ def running_worker(settings: Settings) -> Iterator[None]:
 
     def work() -> None:
         try:
-            run_worker(settings, stop=stop)
+            run_worker(settings, stop=stop, quiet=True)
         except Exception as error:
             failures.append(error)
 

@@ -41,4 +41,4 @@ def up(
         local.prepare(dsn)
         click.echo(dsn)
         click.echo("ready; Ctrl-C stops server and worker", err=True)
-        run_worker(local.settings_for(dsn, settings))
+        run_worker(local.settings_for(dsn, settings), quiet=True)

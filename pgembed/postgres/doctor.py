@@ -167,6 +167,12 @@ def _transport(connection: Connection) -> Iterator[Finding]:
             "without dblink SQL functions cannot ask a worker to embed a text",
             "let a superuser run 'CREATE EXTENSION dblink', then run 'pgembed install'",
         )
+    elif not fetch_one(connection, "SELECT pgembed._dblink_is_private()")[0]:
+        yield warning(
+            "transport",
+            "others may execute dblink, so each call opens a connection of its own",
+            "REVOKE EXECUTE on dblink's functions FROM PUBLIC: calls are then faster",
+        )
     else:
         yield ok("transport", "dblink")
 

@@ -91,10 +91,41 @@ def require_vector(connection: Connection) -> str:
 
 
 def offer_dblink(connection: Connection) -> str | None:
-    """Return the schema of dblink, which is created when that is permitted."""
-    if extension_schema(connection, "dblink") is None:
-        _create_extension(connection, "dblink")
+    """Return the schema of dblink, which is created when that is permitted.
+
+    One that is created here is for its owner alone: only then can a session keep its
+    connection to a worker, since whoever may execute dblink can use it too.
+    """
+    if (
+        extension_schema(connection, "dblink") is None
+        and _create_extension(connection, "dblink") is None
+    ):
+        _revoke_from_public(connection, "dblink")
     return extension_schema(connection, "dblink")
+
+
+def _revoke_from_public(connection: Connection, extension: str) -> None:
+    functions = fetch_all(
+        connection,
+        """
+        SELECT n.nspname, p.proname,
+            pg_catalog.pg_get_function_identity_arguments(p.oid)
+        FROM pg_catalog.pg_depend AS d
+        JOIN pg_catalog.pg_extension AS e ON e.oid = d.refobjid
+        JOIN pg_catalog.pg_proc AS p ON p.oid = d.objid
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+        WHERE e.extname = %s AND d.deptype = 'e'
+            AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+            AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
+        """,
+        (extension,),
+    )
+    for schema, name, arguments in functions:
+        connection.execute(
+            sql.SQL("REVOKE ALL ON FUNCTION {}({}) FROM PUBLIC").format(
+                sql.Identifier(schema, name), sql.SQL(arguments)
+            )
+        )
 
 
 def extension_version(connection: Connection, name: str) -> tuple[int, ...]:

@@ -33,16 +33,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    with running_server() as databases, databases.database(
-        databases.installed_template()
-    ) as name, connect(databases.dsn(name), purpose="benchmark") as connection:
+    with (
+        running_server() as databases,
+        databases.database(databases.installed_template()) as name,
+        connect(databases.dsn(name), purpose="benchmark") as connection,
+    ):
         register_model(connection, "tiny", dimensions=8)
         connection.execute(f"CREATE TABLE plain ({COLUMNS})".encode())
-        connection.execute(f"CREATE TABLE kept ({COLUMNS}, body_embedding vector(8))".encode())
+        connection.execute(f"CREATE TABLE kept ({COLUMNS})".encode())
         connection.execute("SELECT pgembed.create_embedding('kept', 'body', 'tiny')")
-        seconds = [
-            measure(connection, arguments.rows) for _ in range(arguments.rounds)
-        ]
+        seconds = [measure(connection, arguments.rows) for _ in range(arguments.rounds)]
     report(seconds, arguments.rows)
 
 

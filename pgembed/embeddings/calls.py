@@ -1,0 +1,62 @@
+"""Synchronous requests in table pgembed.call, as workers see them."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from uuid import UUID
+
+from pgembed.postgres.connection import Connection, fetch_all
+from pgembed.postgres.vectors import VectorArray
+
+_MOST = 256  # calls taken at a time
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """A call that this worker has claimed."""
+
+    id: int
+    kind: str
+    """document, query or add_model."""
+    model: str
+    model_hash: bytes | None
+    """None when the model does not exist (any more)."""
+    contents: list[str]
+    remaining: datetime.timedelta
+    """How long the caller will wait."""
+
+
+def take(
+    connection: Connection, worker: UUID, ids: Sequence[int] | None
+) -> list[Request]:
+    """Claim the calls of these ids, or with None all that wait."""
+    rows = fetch_all(
+        connection,
+        """
+        SELECT id, kind, model, model_hash, contents, remaining
+        FROM pgembed._take_calls(%s, %s::bigint[], %s::int)
+        """,
+        (worker, ids if ids is None else list(ids), _MOST),
+    )
+    return [Request(*row) for row in rows]
+
+
+def answer(
+    connection: Connection,
+    call_id: int,
+    worker: UUID,
+    vectors: VectorArray | None,
+    error: str | None = None,
+) -> None:
+    """Answer a call with vectors or with an error."""
+    connection.execute(
+        "SELECT pgembed._answer_call(%s::bigint, %s, %s, %s)",
+        (call_id, worker, vectors, error and error.replace("\0", "")),
+    )
+
+
+def expire(connection: Connection) -> None:
+    """Remove the calls whose callers went away."""
+    connection.execute("SELECT pgembed._expire_calls()")

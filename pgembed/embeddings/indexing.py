@@ -1,0 +1,85 @@
+"""Vector indexes, built by a worker without blocking writers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal, LiteralString, cast
+from uuid import UUID
+
+from pgembed.postgres.connection import Connection, fetch_all, fetch_one
+
+State = Literal["waiting", "ready", "failed"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class IndexJob:
+    """An embedding whose index is to be built."""
+
+    embedding: int
+    name: str
+
+
+def waiting(connection: Connection) -> list[IndexJob]:
+    """Return the embeddings whose backfill is done and whose index is not."""
+    query = "SELECT embedding, name FROM pgembed._index_work()"
+    return [IndexJob(*row) for row in fetch_all(connection, query)]
+
+
+def failed(connection: Connection) -> list[IndexJob]:
+    """Return the embeddings whose index could not be built."""
+    query = """
+        SELECT id, name FROM pgembed.embedding
+        WHERE index_state = 'failed' AND kind = 'kept' ORDER BY id
+    """
+    return [IndexJob(*row) for row in fetch_all(connection, query)]
+
+
+def set_state(
+    connection: Connection, job: IndexJob, state: State, error: str | None = None
+) -> None:
+    """Record how the building ended, or that it is to be tried again."""
+    connection.execute(
+        "SELECT pgembed._set_index_state(%s::int, %s, %s)",
+        (job.embedding, state, error),
+    )
+
+
+def build(connection: Connection, job: IndexJob, worker: UUID) -> bool:
+    """Build the index of an embedding; False when another worker does it.
+
+    Needs an autocommit connection of its own. Raises psycopg.Error when a statement
+    fails; the caller records it, over another connection if this one is lost.
+    """
+    if not _begin(connection, job, worker):
+        return False
+    with _patient(connection):
+        for statement in _statements(connection, job):
+            connection.execute(statement)
+    set_state(connection, job, "ready")
+    return True
+
+
+@contextlib.contextmanager
+def _patient(connection: Connection) -> Iterator[None]:
+    connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+    try:
+        yield
+    finally:
+        if not connection.broken:
+            connection.execute("RESET statement_timeout; RESET lock_timeout")
+
+
+def _begin(connection: Connection, job: IndexJob, worker: UUID) -> bool:
+    query = "SELECT pgembed._begin_index(%s::int, %s)"
+    return bool(fetch_one(connection, query, (job.embedding, worker))[0])
+
+
+def _statements(connection: Connection, job: IndexJob) -> list[LiteralString]:
+    query = """
+        SELECT statement FROM pgembed._index_statements(%s::int) ORDER BY ordinal
+    """
+    # Composed by the database from quoted names.
+    rows = fetch_all(connection, query, (job.embedding,))
+    return [cast("LiteralString", row[0]) for row in rows]

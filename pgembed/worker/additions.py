@@ -1,0 +1,80 @@
+"""add_model from SQL: one process per request, watched by a thread."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import threading
+from uuid import UUID
+
+from pgembed.embeddings import calls
+from pgembed.embeddings.calls import Request
+from pgembed.settings import Settings
+from pgembed.worker.leases import Identity
+from pgembed.worker.lifetime import Lifetime, Stopped
+from pgembed.worker.link import Link
+from pgembed.worker.spawn import spawn
+
+_log = logging.getLogger(__name__)
+_SLICE = 0.5
+
+
+class Additions:
+    """Runs the requests one after the other, beside everything else."""
+
+    def __init__(
+        self, settings: Settings, identity: Identity, lifetime: Lifetime
+    ) -> None:
+        self._dsn = settings.dsn
+        self._identity = identity
+        self._lifetime = lifetime
+        self._turn = threading.Lock()
+
+    def begin(self, request: Request) -> None:
+        """Have a request done and answered."""
+        worker = self._identity.id
+        threading.Thread(
+            target=self._answer, args=(request, worker), daemon=True
+        ).start()
+
+    def _answer(self, request: Request, worker: UUID) -> None:
+        with self._turn:
+            error = self._add(request)
+        link = Link(self._dsn, "add_model", self._lifetime, finishing=True)
+        try:
+            link.run(lambda c: calls.answer(c, request.id, worker, None, error))
+        except Stopped:
+            pass
+        finally:
+            link.close()
+
+    def _add(self, request: Request) -> str | None:
+        """Return None when the model is there, else why not."""
+        source, options = request.contents
+        _log.info("adding model %s from %s", request.model, source)
+        message = {
+            "dsn": self._dsn,
+            "name": request.model,
+            "source": source,
+            "options": json.loads(options),
+        }
+        process = spawn("pgembed.worker.addition", stdout=subprocess.PIPE)
+        with process:
+            output = self._result(process, json.dumps(message).encode())
+        if process.returncode == 0:
+            return None
+        return output.decode(errors="replace") or (
+            f"the process that was to add the model ended with status "
+            f"{process.returncode}: the worker's log says why"
+        )
+
+    def _result(self, process: subprocess.Popen[bytes], message: bytes) -> bytes:
+        given: bytes | None = message
+        while True:
+            try:
+                return process.communicate(given, timeout=_SLICE)[0]
+            except subprocess.TimeoutExpired:
+                given = None
+                if self._lifetime.stopping:
+                    process.kill()

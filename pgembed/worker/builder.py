@@ -1,0 +1,103 @@
+"""The thread that builds indexes beside the embedding."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+
+import psycopg
+
+from pgembed.embeddings import indexing
+from pgembed.embeddings.indexing import IndexJob, State
+from pgembed.errors import ConnectError
+from pgembed.postgres.connection import Connection, connect
+from pgembed.worker.leases import Identity
+from pgembed.worker.lifetime import Lifetime
+from pgembed.worker.link import Link
+from pgembed.worker.retries import Retries
+
+_log = logging.getLogger(__name__)
+_SLICE = 0.2
+
+
+class IndexBuilder:
+    """Builds one index after the other; run it in a thread."""
+
+    def __init__(
+        self, dsn: str, link: Link, identity: Identity, lifetime: Lifetime
+    ) -> None:
+        self._dsn = dsn
+        self._link = link
+        self._identity = identity
+        self._lifetime = lifetime
+        self._retries = Retries(base=60, cap=3600)
+        self._wanted = threading.Event()
+        self._closed = threading.Event()
+        self._connection: Connection | None = None
+
+    def wake(self) -> None:
+        """Look for indexes to build."""
+        self._wanted.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it looks for indexes to build, or builds one."""
+        return self._wanted.is_set()
+
+    def close(self) -> None:
+        """Let run return; a build that has begun is cancelled."""
+        self._closed.set()
+        self._wanted.set()
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.cancel_safe(timeout=5)
+
+    def run(self) -> None:
+        """Build what there is to build, whenever woken, until closed."""
+        while self._wanted.wait() and not self._closed.is_set():
+            self._retry_failed()
+            for job in self._link.run(indexing.waiting):
+                self._build(job)
+            self._wanted.clear()
+
+    def _retry_failed(self) -> None:
+        for job in self._link.run(indexing.failed):
+            if self._retries.due(job.embedding):
+                self._record(job, "waiting", None)
+
+    def _build(self, job: IndexJob) -> None:
+        started = time.monotonic()
+        try:
+            with connect(self._dsn, purpose="index") as self._connection:
+                if self._closed.is_set():
+                    return
+                built = indexing.build(self._connection, job, self._identity.id)
+        except (psycopg.Error, ConnectError) as error:
+            self._failed(job, error)
+        else:
+            if built:
+                self._retries.succeeded(job.embedding)
+                seconds = time.monotonic() - started
+                _log.info("%s: index built in %.1f s", job.name, seconds)
+        finally:
+            self._connection = None
+
+    def _failed(self, job: IndexJob, error: Exception) -> None:
+        if self._closed.is_set():
+            self._record(job, "waiting", None)
+            return
+        wait = self._retries.failed(job.embedding)
+        message = str(error).strip()
+        _log.error(
+            "%s: the index cannot be built (%s); trying again in %.0f s",
+            job.name,
+            message,
+            wait,
+        )
+        self._record(job, "failed", message)
+
+    def _record(self, job: IndexJob, state: State, error: str | None) -> None:
+        self._link.run(lambda c: indexing.set_state(c, job, state, error))

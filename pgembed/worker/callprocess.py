@@ -1,0 +1,74 @@
+"""The process that answers calls, put together."""
+
+from __future__ import annotations
+
+from pgembed.models import registry
+from pgembed.models.session import Model
+from pgembed.postgres.connection import connect, fetch_all
+from pgembed.settings import Settings
+from pgembed.worker.additions import Additions
+from pgembed.worker.calls import CallServer
+from pgembed.worker.crew import Crew
+from pgembed.worker.leases import Heart, Identity
+from pgembed.worker.lifetime import Lifetime, Stopped
+from pgembed.worker.link import Link
+from pgembed.worker.loader import Loader
+from pgembed.worker.shelf import Shelf
+from pgembed.worker.tablecalls import TableCalls, prepare_connection
+
+# A query is short: more threads win little alone, and lose much beside bulk work.
+THREADS = 1
+_PRELOADED = 4
+
+
+def serve_calls(settings: Settings, lifetime: Lifetime) -> None:
+    """Answer calls until told to stop. Raises WorkerError when a thread fails."""
+    link = Link(settings.dsn, "calls", lifetime, opened=prepare_connection)
+    heart_link = Link(settings.dsn, "heartbeat", lifetime, finishing=True)
+    crew = Crew(lifetime)
+    try:
+        _serve(settings, lifetime, link, heart_link, crew)
+    except Stopped:
+        pass
+    finally:
+        link.close()
+        heart_link.close()
+    crew.check()
+
+
+def _serve(
+    settings: Settings, lifetime: Lifetime, link: Link, heart_link: Link, crew: Crew
+) -> None:
+    identity = Identity("calls", link)
+    heart = Heart(identity, heart_link, lifetime, lease_seconds=settings.lease_seconds)
+    beating = crew.start("heartbeat", heart.run)
+    loader = Loader(Shelf(lambda name: _load(settings, name)))
+    additions = Additions(settings, identity, lifetime)
+    transport = TableCalls(link, identity, additions.begin)
+    try:
+        _preload(link, loader)
+        CallServer(transport, loader, lifetime).run()
+    finally:
+        loader.close()
+        heart.finish()
+        beating.join()
+        identity.leave(heart_link)
+
+
+def _load(settings: Settings, name: str) -> Model:
+    with connect(settings.dsn, purpose="models") as connection:
+        return registry.load(
+            connection, name, cache_dir=settings.cache_dir, threads=THREADS
+        )
+
+
+def _preload(link: Link, loader: Loader) -> None:
+    """Have the models loaded that are likely to be asked for."""
+    query = """
+        SELECT m.name, m.hash FROM pgembed.model AS m
+        ORDER BY (SELECT count(*) FROM pgembed.embedding AS e WHERE e.model = m.name)
+            DESC, m.created_at
+        LIMIT %s
+    """
+    for name, model_hash in link.run(lambda c: fetch_all(c, query, (_PRELOADED,))):
+        loader.find(name, model_hash)

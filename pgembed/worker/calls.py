@@ -1,0 +1,160 @@
+"""The process that answers calls: SQL functions that wait for a vector.
+
+Transports bring calls and take answers; the server knows neither tables nor sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from pgembed.errors import ModelError
+from pgembed.models.session import Model
+from pgembed.postgres.vectors import Float32
+from pgembed.worker import batching
+from pgembed.worker.desk import Call, Desk, Group
+from pgembed.worker.lifetime import Lifetime
+from pgembed.worker.loader import Loader
+
+_log = logging.getLogger(__name__)
+
+_SLICE_TOKENS = 2048  # of a long call, between two looks at the short ones
+_WAIT = 0.2
+_LOADING_WAIT = 0.01
+
+
+class Transport(Protocol):
+    """Brings calls from where callers wait, and takes the answers there."""
+
+    def take(self, timeout: float) -> list[Call]:
+        """Return new calls; waits for one at most *timeout* seconds."""
+
+    def answer(self, call: Call, answer: Float32 | str) -> None:
+        """Answer with vectors, float32 (n, d), or with an error."""
+
+
+class _LongCall:
+    """A call of many texts, answered slice by slice."""
+
+    def __init__(self, call: Call, model: Model) -> None:
+        self.call = call
+        self.model = model
+        self.encoded = model.tokenize(call.contents, call.group.side)
+        self.vectors = np.empty((len(self.encoded), model.dimensions), np.float32)
+        self._slices = list(self.encoded.batches(_SLICE_TOKENS))
+
+    def step(self) -> bool:
+        """Run one slice; return whether it was the last."""
+        rows = self._slices.pop(0)
+        self.vectors[rows] = self.model.run(self.encoded.take(rows))
+        return not self._slices
+
+
+class CallServer:
+    """Answers short calls as they come, together; long ones between them."""
+
+    def __init__(
+        self, transport: Transport, loader: Loader, lifetime: Lifetime
+    ) -> None:
+        self._transport = transport
+        self._loader = loader
+        self._lifetime = lifetime
+        self._desk = Desk()
+        self._long: _LongCall | None = None
+
+    def run(self) -> None:
+        """Answer until told to stop, then what was taken already."""
+        while not self._lifetime.stopping:
+            self.take(self._patience())
+            self.step()
+        while (self._desk or self._long) and not self._lifetime.over:
+            self.step()
+            if self._loader.is_loading:
+                time.sleep(_LOADING_WAIT)
+
+    def take(self, timeout: float) -> None:
+        """Take new calls in; waits for one at most *timeout* seconds."""
+        self._desk.add(self._transport.take(timeout))
+
+    def step(self) -> None:
+        """Answer the short calls whose model is loaded, and a slice of a long one."""
+        self._desk.drop_expired()
+        for group in self._desk.groups():
+            model = self._model(group)
+            if model is None:
+                continue
+            self._answer_short(model, self._desk.short_of(group))
+            if self._long is None:
+                self._begin_long(model, self._desk.long_of(group))
+        if self._long is not None:
+            self._go_on(self._long)
+
+    def _patience(self) -> float:
+        if self._long is not None:
+            return 0.0
+        return _LOADING_WAIT if self._desk else _WAIT
+
+    def _model(self, group: Group) -> Model | None:
+        try:
+            return self._loader.find(group.model, group.model_hash)
+        except Exception as error:  # whatever it is, other models answer
+            _log.error("model %s cannot be loaded: %s", group.model, error)
+            message = f"model {group.model!r} cannot be loaded: {error}"
+            for call in self._desk.all_of(group):
+                self._transport.answer(call, message)
+            return None
+
+    def _answer_short(self, model: Model, calls: Sequence[Call]) -> None:
+        if not calls:
+            return
+        texts = [text for call in calls for text in call.contents]
+        try:
+            outcome = batching.embed(
+                model.tokenize(texts, calls[0].group.side),
+                model.run,
+                batch_tokens=_SLICE_TOKENS,
+                dimensions=model.dimensions,
+            )
+        except Exception as error:
+            for call in calls:
+                self._transport.answer(call, _message(error))
+            return
+        start = 0
+        for call in calls:
+            end = start + len(call.contents)
+            errors = [m for i, m in outcome.errors.items() if start <= i < end]
+            self._transport.answer(
+                call, errors[0] if errors else outcome.vectors[start:end]
+            )
+            start = end
+
+    def _begin_long(self, model: Model, call: Call | None) -> None:
+        if call is None:
+            return
+        try:
+            self._long = _LongCall(call, model)
+        except Exception as error:
+            self._transport.answer(call, _message(error))
+
+    def _go_on(self, long: _LongCall) -> None:
+        answer: Float32 | str | None = None
+        try:
+            if long.call.deadline < time.monotonic():
+                self._long = None
+            elif long.step():
+                answer = long.vectors
+        except Exception as error:
+            answer = _message(error)
+        if answer is not None:
+            self._long = None
+            self._transport.answer(long.call, answer)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, ModelError):
+        return str(error)
+    return f"the model failed: {type(error).__name__}: {error}"

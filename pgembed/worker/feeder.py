@@ -1,0 +1,218 @@
+"""Finds work, claims it and prepares it for the model."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from typing import Protocol
+from uuid import UUID
+
+import psycopg
+
+from pgembed.embeddings import workers
+from pgembed.embeddings.queue import Blocked, Claim, Queue, Work, read_leniently
+from pgembed.models import registry
+from pgembed.models.session import Model
+from pgembed.postgres.connection import Connection
+from pgembed.settings import Settings
+from pgembed.worker.builder import IndexBuilder
+from pgembed.worker.fairness import Pace, Turns
+from pgembed.worker.leases import Identity, Lease, Leases
+from pgembed.worker.lifetime import Lifetime, Stopped
+from pgembed.worker.link import Link
+from pgembed.worker.retries import Retries
+from pgembed.worker.shelf import Shelf
+from pgembed.worker.tasks import Task, prepare
+
+_log = logging.getLogger(__name__)
+
+_CLAIM_CHARACTERS = 4_000_000
+_HOUSEKEEPING_SECONDS = 10.0
+_SLICE = 0.2  # how promptly a waiting process notices that it is to stop
+
+
+class Sink(Protocol):
+    """Takes what was claimed."""
+
+    def submit(self, task: Task) -> None:
+        """Have it embedded; waits while there is enough to do."""
+
+    def hand_back(self, lease: Lease, delay: float = 0.0) -> None:
+        """Have it released."""
+
+
+def prepare_connection(connection: Connection) -> None:
+    """Let work that is added wake this connection, and any bytes be read."""
+    read_leniently(connection)
+    connection.execute("LISTEN pgembed_work")
+
+
+class Feeder:
+    """Claims rows in fair turns, and waits for a notification when there are none."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        lifetime: Lifetime,
+        link: Link,
+        *,
+        identity: Identity,
+        leases: Leases,
+        pace: Pace,
+        builder: IndexBuilder,
+        sink: Sink,
+    ) -> None:
+        self._settings = settings
+        self._lifetime = lifetime
+        self._link = link
+        self._identity = identity
+        self._leases = leases
+        self._pace = pace
+        self._builder = builder
+        self._sink = sink
+        self._turns = Turns()
+        self._shelf = Shelf(self._load)
+        self._broken = Retries(base=10, cap=600)
+        self._scheduled = False
+        self._told: tuple[UUID, bool] | None = None
+        self._empty = Retries(base=0.05, cap=settings.poll_seconds)
+        self._next_look = 0.0
+        self._next_housekeeping = 0.0
+
+    def run(self, *, once: bool = False) -> None:
+        """Feed until told to stop, or with *once* until nothing is left to do."""
+        while not self._lifetime.stopping:
+            self._look(now=not self._turns)
+            work = self._turns.next()
+            if work is not None:
+                self._set_idle(idle=False)
+                self._serve(work)
+            elif once and self._is_done():
+                return
+            else:
+                self._wait(_SLICE if once else self._settings.poll_seconds)
+
+    def _look(self, *, now: bool) -> None:
+        """Ask for work when it is time to, or *now*."""
+        if not now and time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + self._settings.poll_seconds
+        work = self._link.run(lambda c: Queue(c).work())
+        self._turns.update(w for w in work if self._empty.due(w.embedding))
+        self._scheduled = bool(work)
+        if time.monotonic() >= self._next_housekeeping or not work:
+            self._keep_house()
+
+    def _keep_house(self) -> None:
+        self._next_housekeeping = time.monotonic() + _HOUSEKEEPING_SECONDS
+        self._builder.wake()
+        in_use = self._link.run(lambda c: Queue(c).models_in_use())
+        self._shelf.forget_all_but(in_use)
+        for blocked in self._link.run(lambda c: Queue(c).blocked()):
+            if self._broken.due(blocked.embedding):
+                self._try_to_unblock(blocked)
+
+    def _try_to_unblock(self, blocked: Blocked) -> None:
+        if self._model(blocked) is None:
+            return
+        # It may be blocked for another reason, and soon be so again.
+        self._broken.failed(blocked.embedding)
+        self._link.run(lambda c: Queue(c).unblock(blocked.embedding))
+        self._next_look = 0.0
+
+    def _serve(self, work: Work) -> None:
+        model = self._model(work)
+        if model is None:
+            self._turns.exhausted(work.embedding)
+            return
+        claim = self._claim(work)
+        if claim is None:
+            self._turns.exhausted(work.embedding)
+            return
+        lease = self._leases.add(claim)
+        try:
+            task = prepare(work, lease, model)
+        except Exception:
+            self._sink.hand_back(lease, self._settings.poll_seconds)
+            raise
+        self._sink.submit(task)
+
+    def _claim(self, work: Work) -> Claim | None:
+        """Return rows, or None when there are none or the source is locked."""
+        settings = self._settings
+        rows = self._pace.rows(work.embedding)
+        try:
+            claim = self._link.run(
+                lambda c: Queue(c).claim(
+                    work.embedding,
+                    max_rows=rows,
+                    max_characters=_CLAIM_CHARACTERS,
+                    lease=datetime.timedelta(seconds=settings.lease_seconds),
+                    max_attempts=settings.max_attempts,
+                )
+            )
+        except psycopg.Error as error:  # of this source alone: others go on
+            self._set_aside(work, f"its rows cannot be read: {error}")
+            return None
+        if claim is None:
+            self._empty.failed(work.embedding)
+        else:
+            self._empty.succeeded(work.embedding)
+        return claim
+
+    def _model(self, work: Work | Blocked) -> Model | None:
+        """Return the model, or block the embedding whose model cannot be loaded."""
+        try:
+            return self._shelf.get(work.model, work.model_hash)
+        except Stopped:
+            raise
+        except Exception as error:  # whatever it is, other models run
+            reason = f"model {work.model!r} cannot be loaded: {error}"
+            self._set_aside(work, reason)
+            return None
+
+    def _set_aside(self, work: Work | Blocked, reason: str) -> None:
+        wait = self._broken.failed(work.embedding)
+        _log.error("%s is set aside for %.0f s: %s", work.name, wait, reason)
+        self._link.run(lambda c: Queue(c).block(work.embedding, reason))
+
+    def _load(self, name: str) -> Model:
+        settings = self._settings
+        return self._link.run(
+            lambda c: registry.load(
+                c, name, cache_dir=settings.cache_dir, threads=settings.threads
+            )
+        )
+
+    def _is_done(self) -> bool:
+        if self._leases.held() or self._builder.busy:
+            return False
+        self._look(now=True)
+        return not self._scheduled and not self._builder.busy
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for a notification, at most so many seconds."""
+        if self._set_idle(idle=True):
+            # Work that came before the flag was up sent no notification.
+            self._look(now=True)
+            if self._turns:
+                return
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._lifetime.stopping:
+            if self._link.run(_notified):
+                break
+        self._next_look = 0.0
+
+    def _set_idle(self, *, idle: bool) -> bool:
+        """Say whether this worker waits, unless it has said so; True if it had not."""
+        worker = self._identity.id
+        if self._told == (worker, idle):
+            return False
+        self._link.run(lambda c: workers.set_idle(c, worker, idle=idle))
+        self._told = (worker, idle)
+        return True
+
+
+def _notified(connection: Connection) -> bool:
+    return any(True for _ in connection.notifies(timeout=_SLICE, stop_after=1))

@@ -1,0 +1,44 @@
+"""Models loaded in the background, so that one that is slow to load delays no other."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from pgembed.models.session import Model
+from pgembed.worker.shelf import Shelf
+
+
+class Loader:
+    """A shelf that does not keep its user waiting."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._loading: dict[bytes, Future[Model]] = {}
+
+    def find(self, name: str, model_hash: bytes) -> Model | None:
+        """Return the model, or None while it is being loaded.
+
+        Raises what loading it raised; the next time it is tried again.
+        """
+        future = self._loading.get(model_hash)
+        if future is None:
+            model = self._shelf.peek(model_hash)
+            if model is None:
+                self._loading[model_hash] = self._pool.submit(
+                    self._shelf.get, name, model_hash
+                )
+            return model
+        if not future.done():
+            return None
+        del self._loading[model_hash]
+        return future.result()
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model is on its way."""
+        return any(not future.done() for future in self._loading.values())
+
+    def close(self) -> None:
+        """Load nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,186 @@
+"""The embedding process: claim, embed and write back, each beside the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+import psycopg
+
+from pgembed.embeddings import workers
+from pgembed.embeddings.queue import Queue
+from pgembed.errors import ConnectError
+from pgembed.postgres.connection import connect
+from pgembed.settings import Settings
+from pgembed.worker.builder import IndexBuilder
+from pgembed.worker.crew import Crew
+from pgembed.worker.fairness import Pace
+from pgembed.worker.feeder import Feeder, prepare_connection
+from pgembed.worker.leases import Heart, Identity, Lease, Leases
+from pgembed.worker.lifetime import Lifetime, Stopped
+from pgembed.worker.link import Link
+from pgembed.worker.runner import Runner
+from pgembed.worker.tasks import Task
+from pgembed.worker.writeback import Writer
+
+_log = logging.getLogger(__name__)
+_SLICE = 0.1
+
+
+class EmbeddingLoop:
+    """Embeds rows until told to stop, or with *once* until nothing is left to do.
+
+    The calling thread claims and tokenizes; others run the model, write back, renew
+    leases and build indexes. No transaction is open while the model runs.
+    """
+
+    def __init__(
+        self, settings: Settings, lifetime: Lifetime, *, once: bool = False
+    ) -> None:
+        self._settings = with_threads(settings)
+        self._lifetime = lifetime
+        self._once = once
+        self._crew = Crew(lifetime)
+        self._links: list[Link] = []
+        self._leases = Leases()
+        self._pace = Pace(settings.claim_rows)
+
+    def run(self) -> None:
+        """Work. Raises WorkerError when a thread fails."""
+        link = Link(
+            self._settings.dsn, "worker", self._lifetime, opened=prepare_connection
+        )
+        self._links.append(link)
+        try:
+            self._work(link)
+        except Stopped:
+            pass
+        finally:
+            for each in self._links:
+                each.close()
+        self._crew.check()
+
+    def _work(self, link: Link) -> None:
+        identity = Identity("embed", link)
+        writer = self._writer(identity)
+        runner = Runner(
+            writer,
+            self._pace,
+            self._lifetime,
+            batch_tokens=self._settings.batch_tokens,
+        )
+        heart = self._heart(identity)
+        builder = self._builder(identity)
+        threads = [
+            self._crew.start("model", runner.run),
+            self._crew.start("writer", writer.run),
+            self._crew.start("heartbeat", heart.run),
+            self._crew.start("index", builder.run),
+        ]
+        try:
+            self._feeder(link, identity, builder, _Sink(runner, writer)).run(
+                once=self._once
+            )
+        finally:
+            self._wind_up(threads, runner, writer, heart, builder)
+            self._say_goodbye(identity)
+
+    def _link(self, purpose: str) -> Link:
+        link = Link(self._settings.dsn, purpose, self._lifetime, finishing=True)
+        self._links.append(link)
+        return link
+
+    def _writer(self, identity: Identity) -> Writer:
+        return Writer(
+            self._link("writer"),
+            self._leases,
+            identity,
+            self._lifetime,
+            max_attempts=self._settings.max_attempts,
+        )
+
+    def _heart(self, identity: Identity) -> Heart:
+        return Heart(
+            identity,
+            self._link("heartbeat"),
+            self._lifetime,
+            leases=self._leases,
+            lease_seconds=self._settings.lease_seconds,
+        )
+
+    def _builder(self, identity: Identity) -> IndexBuilder:
+        link = self._link("index")
+        return IndexBuilder(self._settings.dsn, link, identity, self._lifetime)
+
+    def _feeder(
+        self, link: Link, identity: Identity, builder: IndexBuilder, sink: _Sink
+    ) -> Feeder:
+        return Feeder(
+            self._settings,
+            self._lifetime,
+            link,
+            identity=identity,
+            leases=self._leases,
+            pace=self._pace,
+            builder=builder,
+            sink=sink,
+        )
+
+    def _wind_up(
+        self,
+        threads: list[threading.Thread],
+        runner: Runner,
+        writer: Writer,
+        heart: Heart,
+        builder: IndexBuilder,
+    ) -> None:
+        """Let the threads end in the order in which the work passes them."""
+        model, writing, *others = threads
+        builder.close()
+        runner.close()
+        # A batch cannot be interrupted: it is left behind when the time is over.
+        _join(model, lambda: self._lifetime.over)
+        writer.close()
+        _join(writing, lambda: self._lifetime.dead)
+        heart.finish()
+        for thread in others:
+            _join(thread, lambda: self._lifetime.dead)
+
+    def _say_goodbye(self, identity: Identity) -> None:
+        """Release what is still held; when that fails, it expires by itself."""
+        try:
+            with connect(self._settings.dsn, purpose="goodbye") as connection:
+                for lease in self._leases.held():
+                    claim = lease.claim
+                    Queue(connection).release(claim.embedding, claim.lease)
+                workers.unregister(connection, identity.id)
+        except (psycopg.Error, ConnectError) as error:
+            _log.warning("the worker could not sign off: %s", error)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sink:
+    runner: Runner
+    writer: Writer
+
+    def submit(self, task: Task) -> None:
+        self.runner.submit(task)
+
+    def hand_back(self, lease: Lease, delay: float = 0.0) -> None:
+        self.writer.hand_back(lease, delay)
+
+
+def _join(thread: threading.Thread, over: Callable[[], bool]) -> None:
+    while thread.is_alive() and not over():
+        thread.join(_SLICE)
+
+
+def with_threads(settings: Settings) -> Settings:
+    """Return settings in which threads is stated: cores divided by processes."""
+    if settings.threads:
+        return settings
+    cores = len(os.sched_getaffinity(0))
+    return dataclasses.replace(settings, threads=max(cores // settings.processes, 1))

@@ -1,0 +1,72 @@
+"""The models a process keeps loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+
+from pgembed.models.session import Model
+
+_log = logging.getLogger(__name__)
+
+_CAPACITY = 4
+_UNUSED_SECONDS = 60.0
+
+
+@dataclasses.dataclass
+class _Loaded:
+    model: Model
+    used: float
+
+
+class Shelf:
+    """Loaded models by hash; the one used longest ago makes room."""
+
+    def __init__(
+        self,
+        load: Callable[[str], Model],
+        *,
+        capacity: int = _CAPACITY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._capacity = capacity
+        self._clock = clock
+        self._loaded: dict[bytes, _Loaded] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str, model_hash: bytes) -> Model:
+        """Return the model, loaded if need be; raises whatever loading raises."""
+        with self._lock:
+            if model_hash not in self._loaded:
+                self._loaded[model_hash] = _Loaded(self._read(name), self._clock())
+            model = self._use(model_hash)
+            while len(self._loaded) > self._capacity:
+                del self._loaded[min(self._loaded, key=lambda h: self._loaded[h].used)]
+            return model
+
+    def peek(self, model_hash: bytes) -> Model | None:
+        """Return the model if it is loaded; counts as its use."""
+        return self._use(model_hash) if model_hash in self._loaded else None
+
+    def forget_all_but(self, hashes: Collection[bytes]) -> None:
+        """Forget the other models, once they have not been used for a minute."""
+        before = self._clock() - _UNUSED_SECONDS
+        with self._lock:
+            for model_hash, loaded in list(self._loaded.items()):
+                if model_hash not in hashes and loaded.used < before:
+                    del self._loaded[model_hash]
+
+    def _use(self, model_hash: bytes) -> Model:
+        loaded = self._loaded[model_hash]
+        loaded.used = self._clock()
+        return loaded.model
+
+    def _read(self, name: str) -> Model:
+        started = time.monotonic()
+        model = self._load(name)
+        _log.info("loaded model %s in %.1f s", name, time.monotonic() - started)
+        return model

@@ -1,0 +1,211 @@
+"""Starts the worker's processes, replaces those that die, and stops them together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from pgembed.errors import WorkerError
+from pgembed.postgres.connection import backoff, connect, fetch_one
+from pgembed.settings import Settings
+from pgembed.worker import child
+from pgembed.worker.spawn import spawn
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+_HEALTHY_SECONDS = 60.0  # after so long, a death counts as the first again
+_LONGEST_PAUSE = 60.0
+_KILL_AFTER = 10.0  # seconds beyond drain_seconds
+
+
+def run_worker(
+    settings: Settings,
+    *,
+    once: bool = False,
+    stop: threading.Event | None = None,
+    quiet: bool = False,
+) -> None:
+    """Embed rows and answer calls until SIGTERM, SIGINT or *stop*.
+
+    With *once*: embed all rows that wait or come due, build indexes, and return.
+    The processes log to standard error; with *quiet* only what goes wrong.
+    Raises ConnectError or WorkerError when the worker cannot start, and WorkerError
+    when a *once* process fails again and again.
+    """
+    check(settings)
+    roles = ["once" if once else "embed"] * settings.processes
+    roles = roles if once else [*roles, "calls"]
+    supervisor = Supervisor(settings, roles, quiet=quiet)
+    with _signals(supervisor.stop):
+        supervisor.run(stop or threading.Event())
+
+
+def run_supervisor(settings: Settings) -> None:
+    """Embed rows and answer calls until SIGTERM or SIGINT."""
+    run_worker(settings)
+
+
+def check(settings: Settings) -> None:
+    """Raise ConnectError or WorkerError unless a worker can start."""
+    with connect(settings.dsn, purpose="check") as connection:
+        row = fetch_one(
+            connection, "SELECT pg_catalog.to_regprocedure('pgembed._work()')"
+        )
+    if row[0] is None:
+        raise WorkerError(
+            "the database has no pgembed, or this role may not use it: "
+            "run 'pgembed install' with the same DSN"
+        )
+
+
+@dataclasses.dataclass
+class _Child:
+    """A place in the worker, and the process that fills it."""
+
+    role: str
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    deaths: int = 0
+    due: float = 0.0
+    done: bool = False
+
+
+class Supervisor:
+    """Keeps one process per role running."""
+
+    def __init__(
+        self, settings: Settings, roles: list[str], *, quiet: bool = False
+    ) -> None:
+        self._settings = settings
+        self._log_level = "WARNING" if quiet else "INFO"
+        self._children = [_Child(role) for role in roles]
+        self._deadline: float | None = None
+
+    def stop(self) -> None:
+        """Let the children drain; a second time: kill them."""
+        if self._deadline is not None:
+            self._deadline = 0.0
+            return
+        self._deadline = time.monotonic() + self._settings.drain_seconds + _KILL_AFTER
+        for process in self._running():
+            process.terminate()
+
+    def run(self, stop: threading.Event) -> None:
+        """Start the children and watch them until all have ended."""
+        try:
+            while not self._is_over():
+                if stop.is_set() and self._deadline is None:
+                    self.stop()
+                for each in self._children:
+                    self._tend(each)
+                self._kill_late()
+                time.sleep(_POLL_SECONDS)
+        finally:
+            for process in self._running():
+                process.kill()
+            for each in self._children:
+                _reap(each)
+
+    def _is_over(self) -> bool:
+        if self._deadline is not None:
+            return not any(True for _ in self._running())
+        return all(each.done for each in self._children)
+
+    def _running(self) -> Iterator[subprocess.Popen[bytes]]:
+        for each in self._children:
+            if each.process is not None and each.process.poll() is None:
+                yield each.process
+
+    def _tend(self, each: _Child) -> None:
+        if each.process is not None and each.process.poll() is not None:
+            self._bury(each)
+        waits = each.process is None and not each.done and self._deadline is None
+        if waits and time.monotonic() >= each.due:
+            each.process = _spawn(each.role, self._settings, self._log_level)
+            each.started = time.monotonic()
+
+    def _bury(self, each: _Child) -> None:
+        status = _reap(each)
+        if self._deadline is not None:
+            return
+        if each.role == "once" and status == 0:
+            each.done = True
+            return
+        if time.monotonic() - each.started > _HEALTHY_SECONDS:
+            each.deaths = 0
+        each.deaths += 1
+        if each.role == "once" and each.deaths > self._settings.max_attempts:
+            raise WorkerError(
+                f"the worker's process ended {each.deaths} times ({_ending(status)}): "
+                "its log above says why"
+            )
+        pause = 0.0 if each.deaths == 1 else backoff(each.deaths, cap=_LONGEST_PAUSE)
+        each.due = time.monotonic() + pause
+        _log.warning(
+            "the %s process ended (%s); starting it again in %.1f s",
+            each.role,
+            _ending(status),
+            pause,
+        )
+
+    def _kill_late(self) -> None:
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return
+        for process in self._running():
+            _log.warning("process %d did not stop in time: killed", process.pid)
+            process.kill()
+            process.wait()
+
+
+def _spawn(role: str, settings: Settings, log_level: str) -> subprocess.Popen[bytes]:
+    process = spawn("pgembed.worker.child", role, log_level)
+    assert process.stdin is not None  # noqa: S101 - asked for above
+    with contextlib.suppress(BrokenPipeError):  # it died: noticed soon enough
+        process.stdin.write(child.dump(settings))
+        process.stdin.flush()
+    return process
+
+
+def _reap(each: _Child) -> int:
+    process, each.process = each.process, None
+    if process is None:
+        return 0
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    return process.wait()
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call *stop* on SIGTERM and SIGINT; outside the main thread do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        stop()
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

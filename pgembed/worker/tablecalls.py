@@ -1,0 +1,105 @@
+"""Calls that come through table pgembed.call: posted by a caller's second session."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+from pgembed.embeddings import calls
+from pgembed.embeddings.calls import Request
+from pgembed.embeddings.queue import read_leniently
+from pgembed.postgres.connection import Connection
+from pgembed.postgres.vectors import Float32, VectorArray
+from pgembed.worker.desk import Call, Group
+from pgembed.worker.leases import Identity
+from pgembed.worker.link import Link
+
+# Behind a transaction pooler no notification comes.
+_POLL_SECONDS = 0.5
+_EXPIRE_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """Where an answer belongs: the id may have changed hands since."""
+
+    call_id: int
+    worker: UUID
+
+
+class TableCalls:
+    """The table as a transport; *other* gets the requests that are not for vectors."""
+
+    def __init__(
+        self, link: Link, identity: Identity, other: Callable[[Request], None]
+    ) -> None:
+        self._link = link
+        self._identity = identity
+        self._other = other
+        self._next_poll = 0.0
+        self._next_expiry = 0.0
+
+    def take(self, timeout: float) -> list[Call]:
+        """Return new calls; waits for one at most *timeout* seconds."""
+        ids = self._link.run(lambda c: _notified(c, timeout))
+        now = time.monotonic()
+        if now >= self._next_poll:
+            self._next_poll = now + _POLL_SECONDS
+            return self._taken(None)
+        if ids:
+            return self._taken(ids)
+        if now >= self._next_expiry:
+            self._next_expiry = now + _EXPIRE_SECONDS
+            self._link.run(calls.expire)
+        return []
+
+    def answer(self, call: Call, answer: Float32 | str) -> None:
+        """Answer with vectors, float32 (n, d), or with an error."""
+        row = call.reply_to
+        assert isinstance(row, _Row)  # noqa: S101 - made by _taken
+        vectors, error = None, None
+        if isinstance(answer, str):
+            error = answer
+        else:
+            vectors = VectorArray(answer)
+        self._link.run(
+            lambda c: calls.answer(c, row.call_id, row.worker, vectors, error)
+        )
+
+    def _taken(self, ids: list[int] | None) -> list[Call]:
+        worker = self._identity.id
+        taken = []
+        for request in self._link.run(lambda c: calls.take(c, worker, ids)):
+            if request.kind not in ("document", "query"):
+                self._other(request)
+                continue
+            call = _call(request, worker)
+            if request.model_hash is None:
+                self.answer(call, f"model {request.model!r} is not registered")
+            else:
+                taken.append(call)
+        return taken
+
+
+def prepare_connection(connection: Connection) -> None:
+    """Let calls wake this connection, and any bytes be read."""
+    read_leniently(connection)
+    # Answers are in an unlogged table: there is nothing to wait for on disk.
+    connection.execute("SET synchronous_commit = off")
+    connection.execute("LISTEN pgembed_call")
+
+
+def _notified(connection: Connection, timeout: float) -> list[int]:
+    notifies = connection.notifies(timeout=timeout, stop_after=1)
+    return [int(n.payload) for n in notifies if n.payload.isdigit()]
+
+
+def _call(request: Request, worker: UUID) -> Call:
+    return Call(
+        reply_to=_Row(request.id, worker),
+        group=Group(request.model, request.model_hash or b"", request.kind),
+        contents=request.contents,
+        deadline=time.monotonic() + request.remaining.total_seconds(),
+    )

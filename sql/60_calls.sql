@@ -1,0 +1,304 @@
+-- Calls: a SQL function asks a worker and waits for its answer, in its own transaction.
+-- The request travels through pgembed.call in a second session (61_calls), where it is
+-- committed at once; that session waits for the answer and takes it away.
+
+CREATE OR REPLACE FUNCTION pgembed._post_call(
+    kind text, model text, contents text[], lifetime interval
+)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    call_id bigint;
+BEGIN
+    IF kind <> 'add_model' THEN
+        PERFORM pgembed._find_model(model);
+    END IF;
+    INSERT INTO pgembed.call AS c (kind, model, contents, expires_at)
+    VALUES (_post_call.kind, _post_call.model, _post_call.contents,
+        clock_timestamp() + lifetime)
+    RETURNING c.id INTO call_id;
+    PERFORM pg_notify('pgembed_call', call_id::text);
+    RETURN call_id;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._post_call(text, text, text[], interval) IS
+'Post a request for a worker and wake one up; an error when the model is unknown.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._await_call(
+    call_id bigint, patience double precision, pause double precision, withdraw boolean,
+    OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
+)
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    deadline timestamptz := clock_timestamp() + make_interval(secs => patience);
+BEGIN
+    LOOP
+        DELETE FROM pgembed.call AS c WHERE c.id = call_id AND (c.answered OR withdraw)
+        RETURNING c.answered, c.vectors, c.error INTO answered, vectors, error;
+        EXIT WHEN FOUND OR clock_timestamp() >= deadline;
+        PERFORM pg_sleep(pause);
+    END LOOP;
+    answered := coalesce(answered, false);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._await_call(bigint, double precision, double precision, boolean) IS
+'Wait for the answer to a call and take it away: look every pause seconds, for patience seconds; answered is false when there is none yet. withdraw: take the call away in any case. Needs READ COMMITTED.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._take_calls(worker uuid, ids bigint[], max_calls integer)
+RETURNS TABLE (
+    id bigint, kind text, model text, model_hash bytea, contents text[], remaining interval
+)
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF ids IS NULL THEN
+        ids := ARRAY(
+            SELECT w.id FROM pgembed.call AS w
+            WHERE w.worker IS NULL ORDER BY w.id LIMIT max_calls FOR UPDATE SKIP LOCKED
+        );
+    END IF;
+    RETURN QUERY
+    UPDATE pgembed.call AS c
+    SET worker = _take_calls.worker
+    WHERE c.id = ANY (ids) AND c.worker IS NULL AND c.expires_at > clock_timestamp()
+    RETURNING c.id, c.kind, c.model,
+        (SELECT m.hash FROM pgembed.model AS m WHERE m.name = c.model),
+        c.contents, c.expires_at - clock_timestamp();
+END;
+$$;
+COMMENT ON FUNCTION pgembed._take_calls(uuid, bigint[], integer) IS
+'Claim waiting calls for a worker: those named, or any when ids is NULL.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._answer_call(
+    call_id bigint, worker uuid, vectors @extschema:vector@.vector[], error text
+)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE pgembed.call AS c
+    SET answered = true, vectors = _answer_call.vectors, error = _answer_call.error
+    WHERE c.id = call_id AND c.worker = _answer_call.worker;
+    RETURN FOUND;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._answer_call(bigint, uuid, @extschema:vector@.vector[], text) IS
+'Answer a call with vectors or an error; false when nobody waits for it any more.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._expire_calls()
+RETURNS bigint
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH gone AS (
+        DELETE FROM pgembed.call AS c WHERE c.expires_at < clock_timestamp() RETURNING 1
+    )
+    SELECT count(*) FROM gone;
+$$;
+COMMENT ON FUNCTION pgembed._expire_calls() IS
+'Remove the calls whose callers went away without taking the answer.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._call_timeout(name text, fallback text)
+RETURNS interval
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    given text := pgembed._setting(name, fallback);
+    timeout interval;
+BEGIN
+    BEGIN
+        timeout := given::interval;
+    EXCEPTION
+        WHEN invalid_datetime_format OR datetime_field_overflow THEN
+            timeout := NULL;
+    END;
+    IF timeout IS NULL OR timeout <= '0'::interval OR timeout > '1 day'::interval THEN
+        RAISE EXCEPTION 'pgembed.% is %, which is no time to wait', name, quote_literal(given)
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = format('Set it to a time such as ''500ms'' or ''5s'': SET pgembed.%s = %L;',
+                name, fallback);
+    END IF;
+    RETURN timeout;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._call_timeout(text, text) IS
+'The setting pgembed.NAME as a time: between nothing and a day.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._check_call(contents text[])
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    longest bigint;
+    total bigint;
+BEGIN
+    IF cardinality(contents) > 10000 THEN
+        RAISE EXCEPTION 'one call embeds at most 10000 texts, not %', cardinality(contents)
+            USING ERRCODE = 'program_limit_exceeded',
+            HINT = 'Split the array, or declare a kept embedding: pgembed.create_embedding().';
+    END IF;
+    SELECT max(length(t)), sum(length(t)) INTO longest, total FROM unnest(contents) AS t;
+    IF longest > 1000000 OR total > 10000000 THEN
+        RAISE EXCEPTION 'one call embeds at most 1000000 characters a text and 10000000 in all, not % and %',
+            longest, total
+            USING ERRCODE = 'program_limit_exceeded',
+            HINT = 'A model reads only the beginning of a long text: pass left(content, 100000).';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_call(text[]) IS
+'An error when the texts of a call are too many or too long.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._no_answer(timeout interval)
+RETURNS void
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    alive text;
+BEGIN
+    SELECT string_agg(format('pid %s on %s', w.pid, w.host), ', ') INTO alive
+    FROM pgembed.worker AS w
+    WHERE w.role = 'calls' AND w.seen_at > clock_timestamp() - '1 minute'::interval;
+    RAISE EXCEPTION 'no worker answered within % s',
+        trim_scale(round(extract(epoch FROM timeout), 3))
+        USING ERRCODE = 'object_not_in_prerequisite_state',
+        DETAIL = coalesce('Workers that answer calls: ' || alive || '.',
+            'No worker that answers calls is running for this database.'),
+        HINT = CASE
+            WHEN alive IS NULL THEN
+                format('Start one with: pgembed worker --dsn ''dbname=%s ...''', current_database())
+            ELSE 'It may be busy, or loading the model: try again, or give it time: SET pgembed.call_timeout = ''60s'';'
+        END;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._no_answer(interval) IS
+'The error of a call that nobody answered: says whether a worker is there, and how to start one.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._embed_text(kind text, model text, content text)
+RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- A plan without an index calls a STABLE function once a row: within one statement
+    -- the same text is asked for once.
+    asked text := md5(concat_ws(E'\n', statement_timestamp(), kind, model, content));
+    last_answer text := current_setting('pgembed.last_answer', true);
+    vectors @extschema:vector@.vector[];
+BEGIN
+    IF content !~ '\S' THEN
+        RETURN NULL;
+    END IF;
+    IF left(last_answer, 32) = asked THEN
+        RETURN substr(last_answer, 33)::@extschema:vector@.vector;
+    END IF;
+    PERFORM pgembed._check_call(ARRAY[content]);
+    vectors := pgembed._call(kind, model, ARRAY[content],
+        pgembed._call_timeout('call_timeout', '5s'));
+    PERFORM set_config('pgembed.last_answer', asked || vectors[1]::text, true);
+    RETURN vectors[1];
+END;
+$$;
+COMMENT ON FUNCTION pgembed._embed_text(text, text, text) IS
+'One text as a vector, NULL for a blank one; remembered until the statement ends.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.embed(model text, content text)
+RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE SECURITY DEFINER COST 100000
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN pgembed._embed_text('document', model, content);
+END;
+$$;
+COMMENT ON FUNCTION pgembed.embed(text, text) IS
+'The vector of a text as a document, made by a worker; NULL for NULL and blank texts. Waits at most pgembed.call_timeout (5s).';
+
+
+CREATE OR REPLACE FUNCTION pgembed.embed_query(model text, content text)
+RETURNS @extschema:vector@.vector
+LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE SECURITY DEFINER COST 100000
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN pgembed._embed_text('query', model, content);
+END;
+$$;
+COMMENT ON FUNCTION pgembed.embed_query(text, text) IS
+'The vector of a text as a query (with the model''s query prompt), made by a worker; for ORDER BY embedding <=> pgembed.embed_query(...).';
+
+
+CREATE OR REPLACE FUNCTION pgembed.embed_batch(model text, contents text[])
+RETURNS @extschema:vector@.vector[]
+LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE SECURITY DEFINER COST 1000000
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    texts text[];
+    vectors @extschema:vector@.vector[] := '{}';
+BEGIN
+    PERFORM pgembed._check_call(contents);
+    SELECT array_agg(t.content ORDER BY t.ordinal) INTO texts
+    FROM unnest(contents) WITH ORDINALITY AS t (content, ordinal)
+    WHERE t.content ~ '\S';
+    IF texts IS NOT NULL THEN
+        vectors := pgembed._call('document', model, texts,
+            pgembed._call_timeout('call_timeout', '5s'));
+    END IF;
+    RETURN coalesce((
+        SELECT array_agg(vectors[t.slot] ORDER BY t.ordinal)
+        FROM (
+            SELECT
+                c.ordinal,
+                CASE WHEN c.content ~ '\S'
+                    THEN count(*) FILTER (WHERE c.content ~ '\S') OVER (ORDER BY c.ordinal)
+                END AS slot
+            FROM unnest(contents) WITH ORDINALITY AS c (content, ordinal)
+        ) AS t
+    ), '{}');
+END;
+$$;
+COMMENT ON FUNCTION pgembed.embed_batch(text, text[]) IS
+'The vectors of several texts as documents, in their order, made by a worker; NULL for NULL and blank texts.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.add_model(name text, source text, options jsonb DEFAULT '{}')
+RETURNS text
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF source !~ '^(pypi:)?[A-Za-z0-9][A-Za-z0-9._-]*([/=]=?[A-Za-z0-9][A-Za-z0-9._-]*)?(@[A-Za-z0-9._/-]+)?$' THEN
+        RAISE EXCEPTION 'a worker does not read the model source %', quote_literal(source)
+            USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = 'From SQL a model comes from a hub (owner/name), a package (pypi:name) or a built-in name (minilm).',
+            HINT = format('For a folder, use the command line where the folder is: pgembed model add %s %s',
+                name, source);
+    END IF;
+    PERFORM pgembed._call('add_model', name, ARRAY[source, options::text],
+        pgembed._call_timeout('add_model_timeout', '15min'));
+    RETURN name;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.add_model(text, text, jsonb) IS
+'Let a worker fetch, check and register a model; it stays when this transaction rolls back. Waits at most pgembed.add_model_timeout (15min).';

@@ -1,0 +1,19 @@
+-- Without dblink no SQL function can reach a worker: say so, and what to do.
+
+CREATE OR REPLACE FUNCTION pgembed._call(
+    kind text, model text, contents text[], timeout interval
+)
+RETURNS @extschema:vector@.vector[]
+LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'no SQL function of this database can reach a worker'
+        USING ERRCODE = 'feature_not_supported',
+        DETAIL = 'pgembed was installed without the extension dblink, and without plpython3u.',
+        HINT = 'CREATE EXTENSION dblink (part of PostgreSQL''s contrib) or plpython3u, then run '
+            '''pgembed install'' again. Kept embeddings, the command line and Python work without.';
+END;
+$$;
+COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS
+'The error that names what a call needs.';

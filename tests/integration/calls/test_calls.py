@@ -1,0 +1,328 @@
+"""SQL functions that ask a worker for vectors."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from psycopg import errors, sql
+from psycopg.conninfo import conninfo_to_dict
+
+from pgembed.models.session import Model
+from pgembed.postgres.connection import fetch_one
+from pgembed.postgres.resources import Resources
+from pgembed.postgres.schema import install
+from tests.conftest import Connect
+from tests.harness import tiny_models
+from tests.harness.models import register_model
+from tests.harness.roles import ordinary_role
+from tests.integration.worker.running import (
+    Connection,
+    add_tiny,
+    answering,
+    wait_until,
+)
+
+PROMPT = "red "
+
+
+@pytest.fixture
+def model(connection: Connection, tmp_path: Path) -> Model:
+    """Register a model that has a prompt for queries and raises for poison."""
+    folder = tiny_models.raising_model(tmp_path / "tiny")
+    return add_tiny(connection, folder, query_prompt=PROMPT)
+
+
+@pytest.fixture
+def worker(dsn: str, model: Model) -> Iterator[None]:
+    with answering(dsn):
+        yield
+
+
+@pytest.fixture
+def private(connection: Connection) -> None:
+    """Let nobody but the owner use dblink, so that connections are kept."""
+    connection.execute(
+        """
+        DO $$ DECLARE f regprocedure; BEGIN
+            FOR f IN SELECT d.objid FROM pg_depend AS d
+                JOIN pg_extension AS e ON e.oid = d.refobjid
+                WHERE e.extname = 'dblink' AND d.classid = 'pg_proc'::regclass
+            LOOP EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f); END LOOP;
+        END $$
+        """
+    )
+
+
+def value(connection: Connection, query: Any, *parameters: object) -> Any:
+    return fetch_one(connection, query, parameters)[0]
+
+
+def second_sessions(connection: Connection) -> int:
+    return int(
+        value(
+            connection,
+            """
+            SELECT count(*) FROM pg_stat_activity
+            WHERE application_name = 'pgembed call' AND datname = current_database()
+            """,
+        )
+    )
+
+
+def calls_made(connection: Connection) -> int:
+    query = "SELECT coalesce(pg_sequence_last_value('pgembed.call_id_seq'), 0)"
+    return int(value(connection, query))
+
+
+def calls_left(connection: Connection) -> int:
+    return int(value(connection, "SELECT count(*) FROM pgembed.call"))
+
+
+@pytest.mark.usefixtures("worker")
+def test_texts_become_vectors(connection: Connection, model: Model) -> None:
+    document = value(connection, "SELECT pgembed.embed('tiny', 'the dog')")
+    query = value(connection, "SELECT pgembed.embed_query('tiny', 'the dog')")
+    np.testing.assert_allclose(document, model.embed(["the dog"])[0], atol=1e-6)
+    np.testing.assert_allclose(query, model.embed(["red the dog"])[0], atol=1e-6)
+    assert calls_left(connection) == 0
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_batch_keeps_its_order_and_its_gaps(
+    connection: Connection, model: Model
+) -> None:
+    texts = ["a cat", None, "the dog", " ", *[f"food {i}" for i in range(50)]]
+    rows = connection.execute(
+        "SELECT v FROM unnest(pgembed.embed_batch('tiny', %s)) WITH ORDINALITY"
+        " AS u (v, n) ORDER BY n",
+        [texts],
+    ).fetchall()
+    given = [row[0] for row in rows]
+    assert [i for i, v in enumerate(given) if v is None] == [1, 3]
+    wanted = model.embed([t for t in texts if t and t.strip()])
+    np.testing.assert_allclose([v for v in given if v is not None], wanted, atol=1e-6)
+
+
+@pytest.mark.usefixtures("model")
+def test_no_text_is_no_call(connection: Connection) -> None:
+    assert value(connection, "SELECT pgembed.embed('tiny', NULL)") is None
+    assert value(connection, "SELECT pgembed.embed_query('tiny', e' \n')") is None
+    empty = "SELECT cardinality(pgembed.embed_batch('tiny', '{}'))"
+    assert value(connection, empty) == 0
+    assert calls_made(connection) == 0
+
+
+@pytest.mark.usefixtures("worker")
+def test_order_by_uses_the_index_and_asks_once(
+    connection: Connection, model: Model
+) -> None:
+    connection.execute("CREATE TABLE items (id int PRIMARY KEY, v vector(8))")
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO items VALUES (%s, %s)",
+            list(enumerate(model.embed([f"food {i}" for i in range(300)]))),
+        )
+    connection.execute("CREATE INDEX ON items USING hnsw (v vector_cosine_ops)")
+    query = "SELECT id FROM items ORDER BY v <=> pgembed.embed_query('tiny', 'food 7')"
+    plan = connection.execute(f"EXPLAIN {query} LIMIT 5").fetchall()
+    assert "Index Scan using items_v_idx" in str(plan)
+    before = calls_made(connection)
+    connection.execute(f"{query} LIMIT 5")
+    assert calls_made(connection) == before + 1
+
+    connection.execute("SET enable_indexscan = off")
+    connection.execute(f"{query} LIMIT 5")
+    assert calls_made(connection) == before + 2
+    remembered = "SELECT current_setting('pgembed.last_answer', true)"
+    assert not value(connection, remembered)
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    "mode",
+    ["READ ONLY", "ISOLATION LEVEL REPEATABLE READ", "ISOLATION LEVEL SERIALIZABLE"],
+)
+def test_in_any_transaction(connection: Connection, mode: str) -> None:
+    with connection.transaction():
+        connection.execute(f"SET TRANSACTION {mode}".encode())
+        for text in ("a cat", "the dog"):
+            query = "SELECT pgembed.embed('tiny', %s)"
+            assert value(connection, query, text) is not None
+
+
+@pytest.mark.usefixtures("worker", "private")
+def test_a_connection_is_kept_and_replaced_when_it_died(connection: Connection) -> None:
+    query = "SELECT pgembed.embed('tiny', %s)"
+    for text in ("a cat", "the dog"):
+        assert value(connection, query, text) is not None
+        assert second_sessions(connection) == 1
+    connection.execute(
+        """
+        SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+        WHERE application_name = 'pgembed call' AND datname = current_database()
+        """
+    )
+    assert value(connection, query, "a man") is not None
+    assert second_sessions(connection) == 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_no_connection_is_kept_that_others_could_use(connection: Connection) -> None:
+    assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+    assert value(connection, "SELECT dblink_get_connections()") is None
+    wait_until(lambda: second_sessions(connection) == 0)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_role_needs_execute_and_nothing_more(
+    dsn: str, connection: Connection, connect: Connect
+) -> None:
+    with ordinary_role(dsn, may_create=False) as role_dsn:
+        role = sql.Identifier(str(conninfo_to_dict(role_dsn)["user"]))
+        user = connect(role_dsn)
+        with pytest.raises(errors.InsufficientPrivilege):
+            user.execute("SELECT pgembed.embed('tiny', 'a cat')")
+        connection.execute(
+            sql.SQL(
+                "GRANT USAGE ON SCHEMA pgembed TO {0};"
+                "GRANT EXECUTE ON FUNCTION pgembed.embed(text, text) TO {0}"
+            ).format(role)
+        )
+        assert value(user, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+        with pytest.raises(errors.InsufficientPrivilege):
+            user.execute("SELECT pgembed._dial()")
+
+
+def test_an_owner_without_superuser_rights_is_told_what_to_create(
+    empty_dsn: str, connect: Connect
+) -> None:
+    superuser = connect(empty_dsn)
+    superuser.execute("CREATE EXTENSION vector; CREATE EXTENSION dblink")
+    with ordinary_role(empty_dsn) as role_dsn:
+        owner = connect(role_dsn)
+        install(owner)
+        register_model(owner)
+        with pytest.raises(errors.InsufficientPrivilege) as caught:
+            owner.execute("SELECT pgembed.embed('tiny', 'a cat')")
+        assert "CREATE SERVER pgembed_calls" in str(caught.value.diag.message_hint)
+        assert value(owner, "SELECT dblink_get_connections()") is None
+        owner.close()
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_model_s_error_is_an_sql_error(connection: Connection) -> None:
+    with pytest.raises(errors.ExternalRoutineException, match="the model failed"):
+        connection.execute("SELECT pgembed.embed('tiny', 'poison')")
+    assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_unknown_model_is_named_at_once(connection: Connection) -> None:
+    with pytest.raises(errors.UndefinedObject, match="'tinny'") as caught:
+        connection.execute("SELECT pgembed.embed('tinny', 'a cat')")
+    assert "tiny" in str(caught.value.diag.message_hint)
+
+
+@pytest.mark.usefixtures("model")
+def test_without_a_worker(connection: Connection) -> None:
+    connection.execute("SET pgembed.call_timeout = '200ms'")
+    with pytest.raises(
+        errors.ObjectNotInPrerequisiteState, match=r"no worker answered within 0\.2 s"
+    ) as caught:
+        connection.execute("SELECT pgembed.embed('tiny', 'a cat')")
+    assert "pgembed worker --dsn" in str(caught.value.diag.message_hint)
+    assert calls_left(connection) == 0
+
+
+def test_a_worker_that_comes_while_the_caller_waits(
+    dsn: str, connection: Connection, connect: Connect, model: Model
+) -> None:
+    answers: list[Any] = []
+    caller = connect(dsn)
+    caller.execute("SET pgembed.call_timeout = '60s'")
+    query = "SELECT pgembed.embed('tiny', 'a cat')"
+    thread = threading.Thread(target=lambda: answers.append(value(caller, query)))
+    thread.start()
+    wait_until(lambda: calls_left(connection) == 1)
+    with answering(dsn):
+        thread.join(30)
+    np.testing.assert_allclose(answers[0], model.embed(["a cat"])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["soon", "-1s", "0", "2 days"])
+def test_a_timeout_that_makes_no_sense(connection: Connection, text: str) -> None:
+    connection.execute("SELECT set_config('pgembed.call_timeout', %s, false)", [text])
+    with pytest.raises(errors.InvalidParameterValue, match="no time to wait"):
+        connection.execute("SELECT pgembed.embed('tiny', 'a cat')")
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("kept", [False, True])
+def test_cancel_and_timeout_act_promptly(
+    connection: Connection, kept: bool, request: pytest.FixtureRequest
+) -> None:
+    if kept:
+        request.getfixturevalue("private")
+    connection.execute("SET pgembed.call_timeout = '3s'")
+    connection.execute("SET statement_timeout = '300ms'")
+    query = "SELECT pgembed.embed('tiny', 'a cat')"
+    for _ in range(2):
+        started = time.monotonic()
+        with pytest.raises(errors.QueryCanceled):
+            connection.execute(query)
+        assert time.monotonic() - started < 1
+    connection.execute("SET statement_timeout = 0")
+    timer = threading.Timer(0.3, connection.cancel_safe)
+    timer.start()
+    with pytest.raises(errors.QueryCanceled):
+        connection.execute(query)
+    timer.join()
+    wait_until(lambda: second_sessions(connection) == 0)
+    with answering(connection.info.dsn):
+        assert value(connection, query) is not None
+        wait_until(lambda: calls_left(connection) == 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("embed('tiny', repeat('x', 1000001))", "1000000 characters"),
+        ("embed_batch('tiny', array_fill('x'::text, array[10001]))", "10000 texts"),
+    ],
+)
+def test_limits(connection: Connection, call: str, message: str) -> None:
+    with pytest.raises(errors.ProgramLimitExceeded, match=message):
+        connection.execute(f"SELECT pgembed.{call}".encode())
+
+
+@pytest.mark.parametrize("source", ["/etc", "./model", "../model", "~/model", "a/b/c"])
+def test_no_folder_is_read_for_sql(connection: Connection, source: str) -> None:
+    with pytest.raises(errors.InvalidParameterValue, match="model source") as caught:
+        connection.execute("SELECT pgembed.add_model('m', %s)", [source])
+    assert "pgembed model add" in str(caught.value.diag.message_hint)
+
+
+@pytest.mark.usefixtures("worker")
+def test_add_model_asks_the_worker(connection: Connection) -> None:
+    with pytest.raises(errors.ExternalRoutineException, match="neither a folder"):
+        connection.execute("SELECT pgembed.add_model('m', 'tests')")
+
+
+def test_without_dblink_both_remedies_are_named(
+    connection: Connection, model: Model
+) -> None:
+    files = Resources.found().sql_files(dblink=False)
+    (path,) = [f for f in files if "61_calls" in f.name]
+    text = path.read_text().replace("@extschema:vector@", "public")
+    connection.execute(text.encode())
+    with pytest.raises(errors.FeatureNotSupported) as caught:
+        connection.execute("SELECT pgembed.embed('tiny', 'a cat')")
+    hint = str(caught.value.diag.message_hint)
+    assert "dblink" in hint
+    assert "plpython3u" in hint

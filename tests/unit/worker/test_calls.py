@@ -1,0 +1,157 @@
+"""The order in which calls are answered, on a real model and a transport in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pgembed.models.options import ModelOptions
+from pgembed.models.session import Model
+from pgembed.postgres.vectors import Float32
+from pgembed.worker.calls import CallServer
+from pgembed.worker.desk import Call, Group
+from pgembed.worker.lifetime import Lifetime
+from pgembed.worker.loader import Loader
+from pgembed.worker.shelf import Shelf
+from tests.harness import tiny_models
+
+QUERY = Group("tiny", b"tiny", "query")
+
+
+def assert_close(answer: Float32 | str, wanted: Float32) -> None:
+    assert isinstance(answer, np.ndarray), answer
+    np.testing.assert_allclose(answer, wanted, atol=1e-6)
+
+
+class Memory:
+    """A transport whose calls and answers are lists."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.answers: dict[object, Float32 | str] = {}
+
+    def take(self, timeout: float) -> list[Call]:
+        taken, self.calls = self.calls, []
+        return taken
+
+    def answer(self, call: Call, answer: Float32 | str) -> None:
+        self.answers[call.reply_to] = answer
+
+
+class Bench:
+    """A server that is stepped by hand."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.transport = Memory()
+        self.loader = Loader(Shelf(self._load))
+        self.server = CallServer(self.transport, self.loader, Lifetime(5))
+
+    def _load(self, name: str) -> Model:
+        if name != "tiny":
+            raise ValueError("no such file")
+        return self.model
+
+    def post(
+        self, reply_to: str, *texts: str, group: Group = QUERY, wait: float = 60
+    ) -> None:
+        self.transport.calls.append(
+            Call(reply_to, group, list(texts), time.monotonic() + wait)
+        )
+
+    def step(self) -> None:
+        self.server.take(0)
+        self.server.step()
+
+    def settle(self) -> None:
+        """Step until no model is being loaded."""
+        self.step()
+        while self.loader.is_loading:
+            time.sleep(0.001)
+        self.step()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tiny_models.raising_model(tmp_path_factory.mktemp("model"))
+    return load(folder)
+
+
+def load(folder: Path) -> Model:
+    files = [(folder / f).read_bytes() for f in ("model.onnx", "tokenizer.json")]
+    return Model.load(files[0], files[1], ModelOptions(query_prompt="red "), threads=1)
+
+
+@pytest.fixture
+def bench(model: Model) -> Iterator[Bench]:
+    bench = Bench(model)
+    bench.loader.find("tiny", b"tiny")
+    while bench.loader.is_loading:
+        time.sleep(0.001)
+    yield bench
+    bench.loader.close()
+
+
+def test_short_calls_are_answered_together(bench: Bench) -> None:
+    bench.post("a", "a cat")
+    bench.post("b", "the dog", "a man")
+    bench.post("c", "the dog", group=Group("tiny", b"tiny", "document"))
+    bench.step()
+    wanted = bench.model.embed(["a cat", "the dog", "a man"], "query")
+    answers = bench.transport.answers
+    assert_close(answers["a"], wanted[:1])
+    assert_close(answers["b"], wanted[1:])
+    assert_close(answers["c"], bench.model.embed(["the dog"]))
+
+
+def test_a_short_call_overtakes_a_long_one(bench: Bench) -> None:
+    texts = [f"the dog eats {i} food" for i in range(3000)]
+    bench.post("long", *texts)
+    bench.step()
+    assert not bench.transport.answers
+    bench.post("short", "a cat")
+    bench.step()
+    assert list(bench.transport.answers) == ["short"]
+    while "long" not in bench.transport.answers:
+        bench.step()
+    wanted = bench.model.embed(texts, "query")
+    assert_close(bench.transport.answers["long"], wanted)
+
+
+def test_a_bad_text_fails_its_call_alone(bench: Bench) -> None:
+    bench.post("bad", "poison")
+    bench.post("good", "a cat")
+    bench.step()
+    assert "the model failed" in str(bench.transport.answers["bad"])
+    assert isinstance(bench.transport.answers["good"], np.ndarray)
+
+
+def test_a_bad_text_fails_its_long_call(bench: Bench) -> None:
+    bench.post("bad", *["a cat"] * 9, "poison")
+    bench.step()
+    assert "the model failed" in str(bench.transport.answers["bad"])
+    bench.post("good", "a cat")
+    bench.step()
+    assert isinstance(bench.transport.answers["good"], np.ndarray)
+
+
+def test_a_model_that_cannot_be_loaded_blocks_no_other(bench: Bench) -> None:
+    bench.post("lost", "a cat", group=Group("gone", b"gone", "query"))
+    bench.post("good", "a cat")
+    bench.step()
+    assert isinstance(bench.transport.answers["good"], np.ndarray)
+    bench.settle()
+    assert "'gone' cannot be loaded: no such file" in str(
+        bench.transport.answers["lost"]
+    )
+
+
+def test_nobody_computes_for_callers_who_left(bench: Bench) -> None:
+    bench.post("late", "a cat", wait=-1)
+    bench.post("late and long", *["a cat"] * 50, wait=-1)
+    bench.step()
+    assert not bench.transport.answers
