@@ -6,15 +6,15 @@ from pgembed.models import registry
 from pgembed.models.session import Model
 from pgembed.postgres.connection import connect, fetch_all
 from pgembed.settings import Settings
-from pgembed.worker.additions import Additions
 from pgembed.worker.calls import CallServer
-from pgembed.worker.crew import Crew
 from pgembed.worker.leases import Heart, Identity
 from pgembed.worker.lifetime import Lifetime, Stopped
 from pgembed.worker.link import Link
 from pgembed.worker.loader import Loader
-from pgembed.worker.shelf import Shelf
+from pgembed.worker.model_additions import Additions
+from pgembed.worker.model_cache import ModelCache
 from pgembed.worker.tablecalls import TableCalls, prepare_connection
+from pgembed.worker.threads import Threads
 
 # A query is short: more threads win little alone, and lose much beside bulk work.
 THREADS = 1
@@ -25,24 +25,28 @@ def serve_calls(settings: Settings, lifetime: Lifetime) -> None:
     """Answer calls until told to stop. Raises WorkerError when a thread fails."""
     link = Link(settings.dsn, "calls", lifetime, opened=prepare_connection)
     heart_link = Link(settings.dsn, "heartbeat", lifetime, finishing=True)
-    crew = Crew(lifetime)
+    threads = Threads(lifetime)
     try:
-        _serve(settings, lifetime, link, heart_link, crew)
+        _serve(settings, lifetime, link, heart_link, threads)
     except Stopped:
         pass
     finally:
         link.close()
         heart_link.close()
-    crew.check()
+    threads.check()
 
 
 def _serve(
-    settings: Settings, lifetime: Lifetime, link: Link, heart_link: Link, crew: Crew
+    settings: Settings,
+    lifetime: Lifetime,
+    link: Link,
+    heart_link: Link,
+    threads: Threads,
 ) -> None:
     identity = Identity("calls", link)
     heart = Heart(identity, heart_link, lifetime, lease_seconds=settings.lease_seconds)
-    beating = crew.start("heartbeat", heart.run)
-    loader = Loader(Shelf(lambda name: _load(settings, name)))
+    beating = threads.start("heartbeat", heart.run)
+    loader = Loader(ModelCache(lambda name: _load(settings, name)))
     additions = Additions(settings, identity, lifetime)
     transport = TableCalls(link, identity, additions.begin)
     try:

@@ -16,9 +16,9 @@ from pgembed.errors import ModelError
 from pgembed.models.session import Model
 from pgembed.postgres.vectors import Float32
 from pgembed.worker import batching
-from pgembed.worker.desk import Call, Desk, Group
 from pgembed.worker.lifetime import Lifetime
 from pgembed.worker.loader import Loader
+from pgembed.worker.pending import Call, Group, PendingCalls
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class CallServer:
         self._transport = transport
         self._loader = loader
         self._lifetime = lifetime
-        self._desk = Desk()
+        self._pending = PendingCalls()
         self._long: _LongCall | None = None
 
     def run(self) -> None:
@@ -71,32 +71,32 @@ class CallServer:
         while not self._lifetime.stopping:
             self.take(self._patience())
             self.step()
-        while (self._desk or self._long) and not self._lifetime.over:
+        while (self._pending or self._long) and not self._lifetime.over:
             self.step()
             if self._loader.is_loading:
                 time.sleep(_LOADING_WAIT)
 
     def take(self, timeout: float) -> None:
         """Take new calls in; waits for one at most *timeout* seconds."""
-        self._desk.add(self._transport.take(timeout))
+        self._pending.add(self._transport.take(timeout))
 
     def step(self) -> None:
         """Answer the short calls whose model is loaded, and a slice of a long one."""
-        self._desk.drop_expired()
-        for group in self._desk.groups():
+        self._pending.drop_expired()
+        for group in self._pending.groups():
             model = self._model(group)
             if model is None:
                 continue
-            self._answer_short(model, self._desk.short_of(group))
+            self._answer_short(model, self._pending.short_of(group))
             if self._long is None:
-                self._begin_long(model, self._desk.long_of(group))
+                self._begin_long(model, self._pending.long_of(group))
         if self._long is not None:
             self._go_on(self._long)
 
     def _patience(self) -> float:
         if self._long is not None:
             return 0.0
-        return _LOADING_WAIT if self._desk else _WAIT
+        return _LOADING_WAIT if self._pending else _WAIT
 
     def _model(self, group: Group) -> Model | None:
         try:
@@ -104,7 +104,7 @@ class CallServer:
         except Exception as error:  # whatever it is, other models answer
             _log.error("model %s cannot be loaded: %s", group.model, error)
             message = f"model {group.model!r} cannot be loaded: {error}"
-            for call in self._desk.all_of(group):
+            for call in self._pending.all_of(group):
                 self._transport.answer(call, message)
             return None
 

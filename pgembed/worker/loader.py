@@ -5,14 +5,14 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pgembed.models.session import Model
-from pgembed.worker.shelf import Shelf
+from pgembed.worker.model_cache import ModelCache
 
 
 class Loader:
-    """A shelf that does not keep its user waiting."""
+    """A models that does not keep its user waiting."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
+    def __init__(self, models: ModelCache) -> None:
+        self._models = models
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._loading: dict[bytes, Future[Model]] = {}
 
@@ -23,10 +23,10 @@ class Loader:
         """
         future = self._loading.get(model_hash)
         if future is None:
-            model = self._shelf.peek(model_hash)
+            model = self._models.peek(model_hash)
             if model is None:
                 self._loading[model_hash] = self._pool.submit(
-                    self._shelf.get, name, model_hash
+                    self._models.get, name, model_hash
                 )
             return model
         if not future.done():

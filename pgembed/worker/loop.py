@@ -15,15 +15,15 @@ from pgembed.embeddings.queue import Queue
 from pgembed.errors import ConnectError
 from pgembed.postgres.connection import connect
 from pgembed.settings import Settings
-from pgembed.worker.builder import IndexBuilder
-from pgembed.worker.crew import Crew
+from pgembed.worker.claiming import Claimer, prepare_connection
 from pgembed.worker.fairness import Pace
-from pgembed.worker.feeder import Feeder, prepare_connection
+from pgembed.worker.index_builder import IndexBuilder
 from pgembed.worker.leases import Heart, Identity, Lease, Leases
 from pgembed.worker.lifetime import Lifetime, Stopped
 from pgembed.worker.link import Link
 from pgembed.worker.runner import Runner
 from pgembed.worker.tasks import Task
+from pgembed.worker.threads import Threads
 from pgembed.worker.writeback import Writer
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class EmbeddingLoop:
         self._settings = with_threads(settings)
         self._lifetime = lifetime
         self._once = once
-        self._crew = Crew(lifetime)
+        self._threads = Threads(lifetime)
         self._links: list[Link] = []
         self._leases = Leases()
         self._pace = Pace(settings.claim_rows)
@@ -61,7 +61,7 @@ class EmbeddingLoop:
         finally:
             for each in self._links:
                 each.close()
-        self._crew.check()
+        self._threads.check()
 
     def _work(self, link: Link) -> None:
         identity = Identity("embed", link)
@@ -75,13 +75,13 @@ class EmbeddingLoop:
         heart = self._heart(identity)
         builder = self._builder(identity)
         threads = [
-            self._crew.start("model", runner.run),
-            self._crew.start("writer", writer.run),
-            self._crew.start("heartbeat", heart.run),
-            self._crew.start("index", builder.run),
+            self._threads.start("model", runner.run),
+            self._threads.start("writer", writer.run),
+            self._threads.start("heartbeat", heart.run),
+            self._threads.start("index", builder.run),
         ]
         try:
-            self._feeder(link, identity, builder, _Sink(runner, writer)).run(
+            self._claimer(link, identity, builder, _Sink(runner, writer)).run(
                 once=self._once
             )
         finally:
@@ -115,10 +115,10 @@ class EmbeddingLoop:
         link = self._link("index")
         return IndexBuilder(self._settings.dsn, link, identity, self._lifetime)
 
-    def _feeder(
+    def _claimer(
         self, link: Link, identity: Identity, builder: IndexBuilder, sink: _Sink
-    ) -> Feeder:
-        return Feeder(
+    ) -> Claimer:
+        return Claimer(
             self._settings,
             self._lifetime,
             link,

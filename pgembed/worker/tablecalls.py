@@ -12,9 +12,9 @@ from pgembed.embeddings.calls import Request
 from pgembed.embeddings.queue import read_leniently
 from pgembed.postgres.connection import Connection
 from pgembed.postgres.vectors import Float32, VectorArray
-from pgembed.worker.desk import Call, Group
 from pgembed.worker.leases import Identity
 from pgembed.worker.link import Link
+from pgembed.worker.pending import Call, Group
 
 # Behind a transaction pooler no notification comes.
 _POLL_SECONDS = 0.5

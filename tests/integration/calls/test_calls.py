@@ -45,18 +45,9 @@ def worker(dsn: str, model: Model) -> Iterator[None]:
 
 
 @pytest.fixture
-def private(connection: Connection) -> None:
-    """Let nobody but the owner use dblink, so that connections are kept."""
-    connection.execute(
-        """
-        DO $$ DECLARE f regprocedure; BEGIN
-            FOR f IN SELECT d.objid FROM pg_depend AS d
-                JOIN pg_extension AS e ON e.oid = d.refobjid
-                WHERE e.extname = 'dblink' AND d.classid = 'pg_proc'::regclass
-            LOOP EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f); END LOOP;
-        END $$
-        """
-    )
+def shared(connection: Connection) -> None:
+    """Let everybody use dblink, so that no connection is kept."""
+    connection.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO PUBLIC")
 
 
 def value(connection: Connection, query: Any, *parameters: object) -> Any:
@@ -156,7 +147,7 @@ def test_in_any_transaction(connection: Connection, mode: str) -> None:
             assert value(connection, query, text) is not None
 
 
-@pytest.mark.usefixtures("worker", "private")
+@pytest.mark.usefixtures("worker")
 def test_a_connection_is_kept_and_replaced_when_it_died(connection: Connection) -> None:
     query = "SELECT pgembed.embed('tiny', %s)"
     for text in ("a cat", "the dog"):
@@ -172,7 +163,7 @@ def test_a_connection_is_kept_and_replaced_when_it_died(connection: Connection) 
     assert second_sessions(connection) == 1
 
 
-@pytest.mark.usefixtures("worker")
+@pytest.mark.usefixtures("worker", "shared")
 def test_no_connection_is_kept_that_others_could_use(connection: Connection) -> None:
     assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
     assert value(connection, "SELECT dblink_get_connections()") is None
@@ -267,8 +258,8 @@ def test_a_timeout_that_makes_no_sense(connection: Connection, text: str) -> Non
 def test_cancel_and_timeout_act_promptly(
     connection: Connection, kept: bool, request: pytest.FixtureRequest
 ) -> None:
-    if kept:
-        request.getfixturevalue("private")
+    if not kept:
+        request.getfixturevalue("shared")
     connection.execute("SET pgembed.call_timeout = '3s'")
     connection.execute("SET statement_timeout = '300ms'")
     query = "SELECT pgembed.embed('tiny', 'a cat')"

@@ -13,10 +13,10 @@ from pgembed.models.options import ModelOptions
 from pgembed.models.session import Model
 from pgembed.postgres.vectors import Float32
 from pgembed.worker.calls import CallServer
-from pgembed.worker.desk import Call, Group
 from pgembed.worker.lifetime import Lifetime
 from pgembed.worker.loader import Loader
-from pgembed.worker.shelf import Shelf
+from pgembed.worker.model_cache import ModelCache
+from pgembed.worker.pending import Call, Group
 from tests.harness import tiny_models
 
 QUERY = Group("tiny", b"tiny", "query")
@@ -48,7 +48,7 @@ class Bench:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.transport = Memory()
-        self.loader = Loader(Shelf(self._load))
+        self.loader = Loader(ModelCache(self._load))
         self.server = CallServer(self.transport, self.loader, Lifetime(5))
 
     def _load(self, name: str) -> Model:

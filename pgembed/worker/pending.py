@@ -37,7 +37,7 @@ class Call:
         return len(self.contents) <= _SHORT_TEXTS
 
 
-class Desk:
+class PendingCalls:
     """Calls that wait, in the order in which they came."""
 
     def __init__(self) -> None:

@@ -16,13 +16,13 @@ from pgembed.models import registry
 from pgembed.models.session import Model
 from pgembed.postgres.connection import Connection
 from pgembed.settings import Settings
-from pgembed.worker.builder import IndexBuilder
 from pgembed.worker.fairness import Pace, Turns
+from pgembed.worker.index_builder import IndexBuilder
 from pgembed.worker.leases import Identity, Lease, Leases
 from pgembed.worker.lifetime import Lifetime, Stopped
 from pgembed.worker.link import Link
+from pgembed.worker.model_cache import ModelCache
 from pgembed.worker.retries import Retries
-from pgembed.worker.shelf import Shelf
 from pgembed.worker.tasks import Task, prepare
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def prepare_connection(connection: Connection) -> None:
     connection.execute("LISTEN pgembed_work")
 
 
-class Feeder:
+class Claimer:
     """Claims rows in fair turns, and waits for a notification when there are none."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Feeder:
         self._builder = builder
         self._sink = sink
         self._turns = Turns()
-        self._shelf = Shelf(self._load)
+        self._models = ModelCache(self._load)
         self._broken = Retries(base=10, cap=600)
         self._scheduled = False
         self._told: tuple[UUID, bool] | None = None
@@ -108,7 +108,7 @@ class Feeder:
         self._next_housekeeping = time.monotonic() + _HOUSEKEEPING_SECONDS
         self._builder.wake()
         in_use = self._link.run(lambda c: Queue(c).models_in_use())
-        self._shelf.forget_all_but(in_use)
+        self._models.forget_all_but(in_use)
         for blocked in self._link.run(lambda c: Queue(c).blocked()):
             if self._broken.due(blocked.embedding):
                 self._try_to_unblock(blocked)
@@ -164,7 +164,7 @@ class Feeder:
     def _model(self, work: Work | Blocked) -> Model | None:
         """Return the model, or block the embedding whose model cannot be loaded."""
         try:
-            return self._shelf.get(work.model, work.model_hash)
+            return self._models.get(work.model, work.model_hash)
         except Stopped:
             raise
         except Exception as error:  # whatever it is, other models run

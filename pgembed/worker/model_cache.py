@@ -22,7 +22,7 @@ class _Loaded:
     used: float
 
 
-class Shelf:
+class ModelCache:
     """Loaded models by hash; the one used longest ago makes room."""
 
     def __init__(

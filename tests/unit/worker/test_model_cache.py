@@ -8,7 +8,7 @@ import pytest
 
 from pgembed.models.options import ModelOptions
 from pgembed.models.session import Model
-from pgembed.worker.shelf import Shelf
+from pgembed.worker.model_cache import ModelCache
 from tests.harness import tiny_models
 
 
@@ -22,13 +22,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 class Counting:
-    """A shelf of two places, and the names that it loaded."""
+    """A models of two places, and the names that it loaded."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.loaded: list[str] = []
         self.now = 0.0
-        self.shelf = Shelf(self._load, capacity=2, clock=lambda: self.now)
+        self.models = ModelCache(self._load, capacity=2, clock=lambda: self.now)
 
     def _load(self, name: str) -> Model:
         self.loaded.append(name)
@@ -37,7 +37,7 @@ class Counting:
     def use(self, names: str) -> None:
         for name in names:
             self.now += 1
-            self.shelf.get(name, name.encode())
+            self.models.get(name, name.encode())
 
 
 def test_the_model_used_longest_ago_makes_room(model: Model) -> None:
@@ -49,9 +49,9 @@ def test_the_model_used_longest_ago_makes_room(model: Model) -> None:
 def test_models_that_nothing_needs_are_forgotten(model: Model) -> None:
     counting = Counting(model)
     counting.use("ab")
-    counting.shelf.forget_all_but({b"a"})
-    assert counting.shelf.peek(b"b") is model
+    counting.models.forget_all_but({b"a"})
+    assert counting.models.peek(b"b") is model
     counting.now += 100
-    counting.shelf.forget_all_but({b"a"})
-    assert counting.shelf.peek(b"a") is model
-    assert counting.shelf.peek(b"b") is None
+    counting.models.forget_all_but({b"a"})
+    assert counting.models.peek(b"a") is model
+    assert counting.models.peek(b"b") is None

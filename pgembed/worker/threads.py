@@ -12,7 +12,7 @@ from pgembed.worker.lifetime import Lifetime, Stopped
 _log = logging.getLogger(__name__)
 
 
-class Crew:
+class Threads:
     """Starts threads and remembers the first error that ended one."""
 
     def __init__(self, lifetime: Lifetime) -> None:

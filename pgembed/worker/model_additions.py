@@ -59,7 +59,7 @@ class Additions:
             "source": source,
             "options": json.loads(options),
         }
-        process = spawn("pgembed.worker.addition", stdout=subprocess.PIPE)
+        process = spawn("pgembed.worker.add_model", stdout=subprocess.PIPE)
         with process:
             output = self._result(process, json.dumps(message).encode())
         if process.returncode == 0:
