@@ -64,6 +64,8 @@ def demo(data_dir: Path | None, keep: bool | None, cache_dir: Path | None) -> No
             if keep if keep is not None else sys.stdin.isatty():
                 click.secho("Ctrl-C stops the server and ends the demo.", bold=True)
                 _wait_for_interrupt()
+            else:
+                click.echo("The demo's server stops now (--keep leaves it running).")
 
 
 @contextlib.contextmanager
