@@ -76,6 +76,7 @@ RETURN (
     INNER JOIN pg_catalog.pg_attribute AS a
         ON a.attrelid = i.indrelid AND a.attnum = k.attnum
     INNER JOIN pg_catalog.pg_opclass AS c ON c.oid = k.opclass
+    INNER JOIN pg_catalog.pg_am AS t ON t.oid = c.opcmethod AND t.amname = 'btree'
     INNER JOIN pg_catalog.pg_amop AS m
         ON m.amopfamily = c.opcfamily AND m.amopstrategy = 3
         AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype
@@ -84,7 +85,7 @@ RETURN (
     WHERE i.indrelid = source AND i.indisprimary AND k.ordinal <= i.indnkeyatts
 );
 COMMENT ON FUNCTION pgembed._key_match(regclass, text, text) IS
-'SQL: the condition that two rows have the same key, by the operators of the primary key''s index.';
+'SQL: the condition that two rows have the same key, by the operators of the primary key''s index; NULL when that is not a btree.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._find_embedding(name text)
@@ -146,12 +147,13 @@ BEGIN
     EXECUTE format('LOCK TABLE %s IN %s MODE NOWAIT', relation, lock_mode);
     RETURN true;
 EXCEPTION
-    WHEN lock_not_available THEN
+    WHEN lock_not_available OR undefined_table OR syntax_error THEN
+        -- A relation that was dropped is written as a number, which LOCK cannot read.
         RETURN false;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._try_lock(regclass, text) IS
-'Lock a relation without waiting; false when somebody holds it. Taken before any row of its job table: sources come before jobs, for users and workers alike.';
+'Lock a relation without waiting; false when somebody holds it, or it is gone. Taken before any row of its job table: sources come before jobs, for users and workers alike.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._exists(relation regclass)
@@ -161,3 +163,61 @@ SET search_path = pg_catalog, pg_temp
 RETURN EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = relation);
 COMMENT ON FUNCTION pgembed._exists(regclass) IS
 'Whether the relation is still there.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._shorten(name text, longest integer)
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT left(name, n)
+    FROM generate_series(length(name), 0, -1) AS n
+    WHERE octet_length(left(name, n)) <= longest
+    LIMIT 1
+);
+COMMENT ON FUNCTION pgembed._shorten(text, integer) IS
+'The beginning of a name that fits into so many bytes.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._key_list(columns text[])
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.ordinal)
+    FROM unnest(columns) WITH ORDINALITY AS c (name, ordinal)
+);
+COMMENT ON FUNCTION pgembed._key_list(text[]) IS
+'SQL: the columns, quoted, separated by commas.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._fault(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT string_agg(f.reason, '; ')
+    FROM (
+        SELECT format('column %I of table %s was dropped or renamed', c.name, c.relation)
+        FROM (
+            SELECT e.source, unnest(e.key_columns || e.content_columns)
+            UNION
+            SELECT e.target, e.target_column
+        ) AS c (relation, name)
+        WHERE pgembed._exists(c.relation) AND c.name <> ALL (pgembed._columns(c.relation))
+        UNION ALL
+        SELECT format('the chunk table %s was dropped', e.name || '_chunk')
+        WHERE NOT pgembed._exists(e.target)
+        UNION ALL
+        SELECT format('table %s has inheritance children now', e.source)
+        FROM pg_catalog.pg_class AS r
+        WHERE r.oid = e.source AND r.relkind = 'r'
+            AND EXISTS (SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = e.source)
+        UNION ALL
+        SELECT format('the primary key of table %s is not (%s) any more',
+            e.source, pgembed._key_list(e.key_columns))
+        WHERE pgembed._key_columns(e.source) IS DISTINCT FROM e.key_columns
+    ) AS f (reason)
+);
+COMMENT ON FUNCTION pgembed._fault(pgembed.embedding) IS
+'Why an embedding no longer fits its table; NULL when it does.';

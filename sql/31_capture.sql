@@ -1,5 +1,10 @@
--- Capture: row triggers that turn every change of content, key or existence into a job,
--- in the user's own transaction.
+-- Capture: what the row triggers of an embedding do. They turn every change of content,
+-- key or existence into a job, in the user's own transaction.
+--
+-- A job table has no unique index, so that a left-over job can never fail a user's INSERT:
+-- the lock on the source row makes its job unique. Only keys that may be shared for a moment
+-- (a deferrable key, triggers that write the same table) and the backfill can give a row two;
+-- the triggers then keep as many jobs as there are rows, and write-back merges what is too much.
 
 CREATE OR REPLACE FUNCTION pgembed._wake()
 RETURNS void
@@ -7,7 +12,8 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF EXISTS (
+    -- A transaction that has notified cannot be prepared: where that is in use, workers poll.
+    IF current_setting('max_prepared_transactions') = '0' AND EXISTS (
         SELECT FROM pgembed.worker AS w
         WHERE w.idle AND w.seen_at > now() - interval '1 minute'
     ) THEN
@@ -33,70 +39,6 @@ COMMENT ON FUNCTION pgembed._wake_trigger() IS
 'After an INSERT statement into a source: wake the workers that wait.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._capture_body(e pgembed.embedding)
-RETURNS text
-LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    job text := pgembed._job_table(e.id);
-    columns text := (SELECT string_agg(quote_ident(c), ', ') FROM unnest(e.key_columns) AS c);
-    old_chunks text := '';
-    clear_old text := '';
-BEGIN
-    IF e.target <> e.source THEN
-        old_chunks := format('DELETE FROM %s AS c WHERE %s;',
-            e.target, pgembed._key_match(e.source, 'c', 'OLD'));
-        clear_old := old_chunks;
-    ELSE
-        clear_old := format('UPDATE %s AS s SET %I = NULL WHERE %s;',
-            e.source, e.target_column, pgembed._key_match(e.source, 's', 'NEW'));
-    END IF;
-    IF e.on_change = 'keep' THEN
-        clear_old := '';
-    END IF;
-    RETURN format(
-        $body$
-BEGIN
-    IF TG_OP = 'UPDATE' THEN
-        IF %4$s THEN
-            DELETE FROM %1$s AS j WHERE %5$s;
-            %6$s
-            INSERT INTO %1$s (%2$s) VALUES (%3$s);
-        ELSE
-            %7$s
-            UPDATE %1$s AS j
-            SET pgembed_changed_at = coalesce(j.pgembed_changed_at, j.pgembed_available_at),
-                pgembed_available_at = now(),
-                pgembed_version = j.pgembed_version + 1,
-                pgembed_attempts = 0,
-                pgembed_error = NULL
-            WHERE %8$s;
-            IF NOT FOUND THEN
-                INSERT INTO %1$s (%2$s) VALUES (%3$s);
-            END IF;
-        END IF;
-        IF EXISTS (SELECT FROM pgembed.worker AS w WHERE w.idle) THEN
-            PERFORM pgembed._wake();
-        END IF;
-    ELSE
-        DELETE FROM %1$s AS j WHERE %5$s;
-        %6$s
-    END IF;
-    RETURN NULL;
-END;
-$body$,
-        job, columns, pgembed._column_list(e.key_columns, 'NEW'),
-        pgembed._key_changed(e.source),
-        pgembed._key_match(e.source, 'j', 'OLD'), old_chunks, clear_old,
-        pgembed._key_match(e.source, 'j', 'NEW')
-    );
-END;
-$$;
-COMMENT ON FUNCTION pgembed._capture_body(pgembed.embedding) IS
-'The body of an embedding''s trigger for UPDATE and DELETE. The lock on the source row makes its job unique: no unique index is needed, so that a left-over job can never fail a user''s INSERT.';
-
-
 CREATE OR REPLACE FUNCTION pgembed._insert_body(e pgembed.embedding)
 RETURNS text
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -108,183 +50,206 @@ BEGIN
     RETURN NULL;
 END;
 $body$,
-    pgembed._job_table(e.id),
-    (SELECT string_agg(quote_ident(c), ', ') FROM unnest(e.key_columns) AS c),
+    pgembed._job_table(e.id), pgembed._key_list(e.key_columns),
     pgembed._column_list(e.key_columns, 'NEW')
 );
 COMMENT ON FUNCTION pgembed._insert_body(pgembed.embedding) IS
 'The body of an embedding''s trigger for INSERT: a function of its own, because each instruction of it is paid for by every inserted row.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._truncate_body(e pgembed.embedding)
+CREATE OR REPLACE FUNCTION pgembed._mark_statement(e pgembed.embedding)
 RETURNS text
-LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
+RETURN format(
+    $sql$UPDATE %s AS j
+    SET pgembed_changed_at = CASE WHEN j.pgembed_available_at IS NOT NULL
+            THEN coalesce(j.pgembed_changed_at, j.pgembed_available_at) END,
+        pgembed_available_at = now(),
+        pgembed_version = j.pgembed_version + 1,
+        pgembed_attempts = 0,
+        pgembed_error = NULL
+    WHERE %s;$sql$,
+    pgembed._job_table(e.id), pgembed._key_match(e.source, 'j', 'NEW')
+);
+COMMENT ON FUNCTION pgembed._mark_statement(pgembed.embedding) IS
+'SQL for a trigger: the content of row NEW changed; a worker that holds its job holds an old version.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._delete_chunks_statement(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN format(
+    $sql$SELECT n.target INTO chunks FROM pgembed.embedding AS n WHERE n.id = %1$s;
+    IF chunks::text = %2$L THEN
+        DELETE FROM %2$s AS c WHERE %3$s;
+    ELSIF pgembed._exists(chunks) THEN
+        -- It was renamed: never fail the user's statement for that.
+        EXECUTE format(%4$L, chunks) USING OLD;
+    END IF;$sql$,
+    e.id, e.target::text, pgembed._key_match(e.source, 'c', 'OLD'),
+    'DELETE FROM %s AS c WHERE ' || replace(pgembed._key_match(e.source, 'c', '($1)'), '%', '%%')
+);
+COMMENT ON FUNCTION pgembed._delete_chunks_statement(pgembed.embedding) IS
+'SQL for a trigger: delete the chunks of row OLD, as long as the chunk table is there.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._forget_statement(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN format(
+    $sql$DELETE FROM %1$s AS j WHERE %2$s;
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    IF deleted > 1 THEN
+        -- The others may be of other rows, that have this key by now.
+        INSERT INTO %1$s (%3$s) SELECT %4$s FROM generate_series(2, deleted);
+    END IF;
+    %5$s$sql$,
+    pgembed._job_table(e.id), pgembed._key_match(e.source, 'j', 'OLD'),
+    pgembed._key_list(e.key_columns), pgembed._column_list(e.key_columns, 'OLD'),
+    CASE WHEN e.target <> e.source THEN pgembed._delete_chunks_statement(e) ELSE '' END
+);
+COMMENT ON FUNCTION pgembed._forget_statement(pgembed.embedding) IS
+'SQL for a trigger: row OLD is gone, or has another key.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._clear_statement(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN CASE
+    WHEN e.on_change = 'keep' THEN ''
+    WHEN e.target <> e.source THEN pgembed._delete_chunks_statement(e)
+    ELSE format(
+        $sql$SELECT n.* INTO e FROM pgembed.embedding AS n WHERE n.id = %1$s;
+    IF e.target_column = ANY (pgembed._columns(e.source)) THEN
+        -- Composed each time: what was renamed must not fail the user's statement.
+        EXECUTE format(%2$L, e.source, e.target_column) USING NEW;
+    END IF;$sql$,
+        e.id,
+        'UPDATE %1$s AS s SET %2$I = NULL WHERE s.%2$I IS NOT NULL AND '
+        || replace(pgembed._key_match(e.source, 's', '($1)'), '%', '%%')
+    )
+END;
+COMMENT ON FUNCTION pgembed._clear_statement(pgembed.embedding) IS
+'SQL for a trigger: with on_change clear, take the vectors of a row that changed away.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._update_body(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN format(
+    $body$
 DECLARE
-    chunks text := CASE WHEN e.target <> e.source THEN e.target::text END;
-    gone text;
+    deleted bigint;
+    chunks regclass;
+    e pgembed.embedding;
 BEGIN
-    gone := format('NOT EXISTS (SELECT FROM %s AS s WHERE %s)',
-        e.source, pgembed._key_match(e.source, 's', 't'));
-    RETURN format(
-        $body$
-BEGIN
-    IF TG_RELID = %1$s THEN
-        TRUNCATE %2$s;
+    IF %1$s THEN
+    %2$s
+    %3$s
+        INSERT INTO %4$s (%5$s) VALUES (%6$s);
     ELSE
-        %3$s
+    %3$s
+        IF NOT FOUND THEN
+            INSERT INTO %4$s (%5$s) VALUES (%6$s);
+        END IF;
+    END IF;
+    %7$s
+    IF EXISTS (SELECT FROM pgembed.worker AS w WHERE w.idle) THEN
+        PERFORM pgembed._wake();
     END IF;
     RETURN NULL;
 END;
 $body$,
-        e.source::oid, concat_ws(', ', pgembed._job_table(e.id), chunks),
-        (
-            SELECT string_agg(format('DELETE FROM %s AS t WHERE %s;', r, gone), E'\n        ')
-            FROM unnest(ARRAY[pgembed._job_table(e.id), chunks]) AS r
-            WHERE r IS NOT NULL
-        )
-    );
-END;
-$$;
-COMMENT ON FUNCTION pgembed._truncate_body(pgembed.embedding) IS
-'The body of an embedding''s TRUNCATE trigger, on the source and on each of its partitions.';
+    pgembed._key_changed(e.source), pgembed._forget_statement(e), pgembed._mark_statement(e),
+    pgembed._job_table(e.id), pgembed._key_list(e.key_columns),
+    pgembed._column_list(e.key_columns, 'NEW'), pgembed._clear_statement(e)
+);
+COMMENT ON FUNCTION pgembed._update_body(pgembed.embedding) IS
+'The body of an embedding''s trigger for UPDATE of the content or the key.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._capture_function(e pgembed.embedding, suffix text, body text)
+CREATE OR REPLACE FUNCTION pgembed._delete_body(e pgembed.embedding)
 RETURNS text
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    signature text := format('pgembed.%I()', '_capture_' || e.id || suffix);
-BEGIN
-    EXECUTE format(
-        'CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
-        'SET search_path = pg_catalog, pg_temp AS %L',
-        signature, body
-    );
-    EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature,
-        format('Captures changes of %s for the embedding %s.', e.source, e.name));
-    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
-    RETURN signature;
-END;
-$$;
-COMMENT ON FUNCTION pgembed._capture_function(pgembed.embedding, text, text) IS
-'Create or replace a trigger function of an embedding; returns its signature.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._create_capture(e pgembed.embedding)
-RETURNS void
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    capture text := pgembed._capture_function(e, '', pgembed._capture_body(e));
-    added text := pgembed._capture_function(e, '_insert', pgembed._insert_body(e));
-    clear text := pgembed._capture_function(e, '_truncate', pgembed._truncate_body(e));
-    changed text := concat_ws(' OR ', pgembed._change_condition(e.content_columns),
-        pgembed._key_changed(e.source));
-    event record;
-    relation regclass;
-BEGIN
-    FOR event IN
-        SELECT * FROM (VALUES
-            ('insert', 'INSERT', '', added),
-            ('update', 'UPDATE', format('WHEN (%s)', changed), capture),
-            ('delete', 'DELETE', '', capture)
-        ) AS v (suffix, name, condition, function)
-    LOOP
-        EXECUTE format(
-            'CREATE OR REPLACE TRIGGER %1$I AFTER %2$s ON %3$s FOR EACH ROW %4$s '
-            'EXECUTE FUNCTION %5$s',
-            'pgembed_' || e.id || '_' || event.suffix, event.name, e.source,
-            event.condition, event.function
-        );
-    END LOOP;
-    EXECUTE format(
-        'CREATE OR REPLACE TRIGGER %I AFTER INSERT ON %s FOR EACH STATEMENT '
-        'EXECUTE FUNCTION pgembed._wake_trigger()',
-        'pgembed_' || e.id || '_wake', e.source
-    );
-    FOR relation IN SELECT pgembed._with_partitions(e.source) LOOP
-        EXECUTE format(
-            'CREATE OR REPLACE TRIGGER %1$I AFTER TRUNCATE ON %2$s FOR EACH STATEMENT '
-            'EXECUTE FUNCTION %3$s',
-            'pgembed_' || e.id || '_truncate', relation, clear
-        );
-    END LOOP;
-    PERFORM pgembed._enable_capture(e);
-END;
-$$;
-COMMENT ON FUNCTION pgembed._create_capture(pgembed.embedding) IS
-'Create or repair the capture triggers of an embedding.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._with_partitions(source regclass)
-RETURNS SETOF regclass
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT source
-    UNION
-    SELECT t.relid
-    FROM pg_catalog.pg_partition_tree(source) AS t
-    INNER JOIN pg_catalog.pg_class AS c ON c.oid = t.relid
-    WHERE c.relkind IN ('r', 'p');
-$$;
-COMMENT ON FUNCTION pgembed._with_partitions(regclass) IS
-'The table itself and, when it is partitioned, all its partitions.';
+RETURN format(
+    $body$
+DECLARE
+    deleted bigint;
+    chunks regclass;
+BEGIN
+    %s
+    RETURN NULL;
+END;
+$body$,
+    pgembed._forget_statement(e)
+);
+COMMENT ON FUNCTION pgembed._delete_body(pgembed.embedding) IS
+'The body of an embedding''s trigger for DELETE.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._enable_capture(e pgembed.embedding)
+CREATE OR REPLACE FUNCTION pgembed._truncate_body(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN format(
+    $body$
+BEGIN
+    PERFORM pgembed._forget_all(n, TG_RELID) FROM pgembed.embedding AS n WHERE n.id = %s;
+    RETURN NULL;
+END;
+$body$,
+    e.id
+);
+COMMENT ON FUNCTION pgembed._truncate_body(pgembed.embedding) IS
+'The body of an embedding''s trigger for TRUNCATE, of the source or of one of its partitions.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._forget_all(e pgembed.embedding, truncated oid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    t record;
 BEGIN
-    FOR t IN
-        SELECT g.tgrelid::regclass AS relation, g.tgname AS name
-        FROM pg_catalog.pg_trigger AS g
-        INNER JOIN pgembed._with_partitions(e.source) AS r (relation)
-            ON g.tgrelid = r.relation
-        WHERE g.tgname LIKE 'pgembed\_' || e.id || '\_%' AND g.tgenabled <> 'A'
-    LOOP
-        EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I', t.relation, t.name);
-    END LOOP;
+    IF truncated <> e.source THEN
+        PERFORM pgembed._delete_leftovers(e);
+        RETURN;
+    END IF;
+    EXECUTE format('TRUNCATE %s', pgembed._job_table(e.id));
+    IF e.target <> e.source AND pgembed._exists(e.target) THEN
+        EXECUTE format('TRUNCATE %s', e.target);
+    END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._enable_capture(pgembed.embedding) IS
-'Let the capture triggers fire always, also for rows that logical replication applies.';
+COMMENT ON FUNCTION pgembed._forget_all(pgembed.embedding, oid) IS
+'Forget the rows of a source, or of a partition, that was truncated.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._drop_capture(e pgembed.embedding)
+CREATE OR REPLACE FUNCTION pgembed._delete_leftovers(e pgembed.embedding)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
+SET row_security = off
 AS $$
 DECLARE
-    t record;
-    suffix text;
+    left_over text := format('NOT EXISTS (SELECT FROM %s AS s WHERE %s)',
+        e.source, pgembed._key_match(e.source, 's', 't'));
 BEGIN
-    FOR t IN
-        SELECT g.tgrelid::regclass AS relation, g.tgname AS name
-        FROM pg_catalog.pg_trigger AS g
-        INNER JOIN pg_catalog.pg_proc AS p ON p.oid = g.tgfoid
-        INNER JOIN pgembed._with_partitions(e.source) AS r (relation)
-            ON g.tgrelid = r.relation
-        WHERE p.pronamespace = 'pgembed'::regnamespace
-            AND g.tgname LIKE 'pgembed\_' || e.id || '\_%'
-            AND g.tgparentid = 0
-    LOOP
-        EXECUTE format('DROP TRIGGER %I ON %s', t.name, t.relation);
-    END LOOP;
-    FOREACH suffix IN ARRAY ARRAY['', '_insert', '_truncate'] LOOP
-        EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I()', '_capture_' || e.id || suffix);
-    END LOOP;
+    IF pgembed._key_columns(e.source) IS DISTINCT FROM e.key_columns THEN
+        RETURN;
+    END IF;
+    EXECUTE format('DELETE FROM %1$s AS d WHERE d.ctid = ANY (ARRAY('
+        'SELECT t.ctid FROM %1$s AS t WHERE %2$s FOR UPDATE OF t SKIP LOCKED))',
+        pgembed._job_table(e.id), left_over);
+    IF e.target <> e.source AND pgembed._exists(e.target) THEN
+        EXECUTE format('DELETE FROM %s AS t WHERE %s', e.target, left_over);
+    END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._drop_capture(pgembed.embedding) IS
-'Drop the capture triggers of an embedding and their functions.';
+COMMENT ON FUNCTION pgembed._delete_leftovers(pgembed.embedding) IS
+'Delete jobs and chunks of rows that are gone.';

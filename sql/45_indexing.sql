@@ -1,126 +1,68 @@
 -- Vector indexes: built by a worker when the backfill is done, CONCURRENTLY.
 
-CREATE OR REPLACE FUNCTION pgembed._operator_class(e pgembed.embedding)
-RETURNS text
-LANGUAGE sql STABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-RETURN '@extschema:vector@.' || CASE
-    WHEN e.storage = 'bit' THEN 'bit_hamming_ops'
-    ELSE e.storage || CASE e.distance
-        WHEN 'cosine' THEN '_cosine_ops'
-        WHEN 'l2' THEN '_l2_ops'
-        ELSE '_ip_ops'
-    END
-END;
-COMMENT ON FUNCTION pgembed._operator_class(pgembed.embedding) IS
-'SQL: the operator class that serves the embedding''s distance on its storage.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._index_options(e pgembed.embedding)
+CREATE OR REPLACE FUNCTION pgembed._index_options(e pgembed.embedding, relation regclass)
 RETURNS text
 LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    rows bigint;
+    vectors bigint;
 BEGIN
     IF e.index_method <> 'ivfflat' THEN
         RETURN '';
     END IF;
-    EXECUTE format('SELECT count(%I) FROM %s', e.target_column, e.target) INTO rows;
-    RETURN format(' WITH (lists = %s)',
-        greatest(1, CASE WHEN rows > 1000000 THEN sqrt(rows)::bigint ELSE rows / 1000 END));
+    EXECUTE format('SELECT count(%I) FROM %s', e.target_column, relation) INTO vectors;
+    RETURN format(' WITH (lists = %s)', CASE
+        WHEN vectors > 1000000 THEN least(sqrt(vectors)::bigint, 32768)
+        ELSE greatest(vectors / 1000, 1)
+    END);
 END;
 $$;
-COMMENT ON FUNCTION pgembed._index_options(pgembed.embedding) IS
-'SQL: the WITH clause of the index. IVFFlat lists as pgvector advises: rows / 1000 up to a million rows, then their square root.';
+COMMENT ON FUNCTION pgembed._index_options(pgembed.embedding, regclass) IS
+'SQL: the WITH clause of the index of a table or partition. IVFFlat lists as pgvector advises: rows / 1000 up to a million rows, then their square root.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._index_is_valid(index_name text, target regclass)
-RETURNS boolean
+CREATE OR REPLACE FUNCTION pgembed._index_state(
+    e pgembed.embedding, relation regclass, index_name text
+)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN coalesce((
+    SELECT CASE
+        WHEN m.amname <> e.index_method OR a.attname <> e.target_column
+            OR o.opcname <> pgembed._operator_class(e.storage, e.distance) THEN 'wrong'
+        -- A partitioned index is invalid until all its parts are attached.
+        WHEN NOT i.indisvalid AND c.relkind = 'i' THEN 'wrong'
+        ELSE 'there'
+    END
+    FROM pg_catalog.pg_index AS i
+    INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+    INNER JOIN pg_catalog.pg_am AS m ON m.oid = c.relam
+    INNER JOIN pg_catalog.pg_opclass AS o ON o.oid = i.indclass[0]
+    INNER JOIN pg_catalog.pg_attribute AS a
+        ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+    WHERE c.relname = index_name AND i.indrelid = relation
+), 'missing');
+COMMENT ON FUNCTION pgembed._index_state(pgembed.embedding, regclass, text) IS
+'Whether that index of the table is there, missing, or wrong: left over from a build that was interrupted, or made for another method or distance.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._attached_index(relation regclass, parent regclass, parent_index text)
+RETURNS text
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 RETURN (
-    SELECT i.indisvalid
+    SELECT c.relname::text
     FROM pg_catalog.pg_index AS i
     INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-    WHERE c.relname = index_name AND i.indrelid = target
+    INNER JOIN pg_catalog.pg_inherits AS h ON h.inhrelid = i.indexrelid
+    INNER JOIN pg_catalog.pg_class AS p ON p.oid = h.inhparent
+    INNER JOIN pg_catalog.pg_index AS x ON x.indexrelid = p.oid
+    WHERE i.indrelid = relation AND x.indrelid = parent AND p.relname = parent_index
 );
-COMMENT ON FUNCTION pgembed._index_is_valid(text, regclass) IS
-'Whether that index of the table is valid; NULL when there is none.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._index_statements(embedding integer)
-RETURNS TABLE (ordinal integer, statement text)
-LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    e pgembed.embedding := pgembed._open_embedding(embedding);
-    definition text := format('USING %s (%I %s)%s', e.index_method, e.target_column,
-        pgembed._operator_class(e), pgembed._index_options(e));
-    part record;
-    part_index text;
-    parent_index text;
-    schema_name text;
-BEGIN
-    ordinal := 0;
-    FOR part IN
-        SELECT t.relid, t.parentrelid, c.relkind = 'p' AS is_parent, n.nspname, t.level
-        FROM (
-            SELECT * FROM pg_catalog.pg_partition_tree(e.target)
-            UNION ALL
-            SELECT e.target, NULL, true, 0
-            WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_partition_tree(e.target))
-        ) AS t
-        INNER JOIN pg_catalog.pg_class AS c ON c.oid = t.relid
-        INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        ORDER BY t.level, t.relid
-    LOOP
-        part_index := e.index_name || CASE WHEN part.level > 0 THEN '_' || part.relid::oid ELSE '' END;
-        schema_name := quote_ident(part.nspname);
-        IF pgembed._index_is_valid(part_index, part.relid) IS FALSE AND NOT part.is_parent THEN
-            ordinal := ordinal + 1;
-            statement := format('DROP INDEX CONCURRENTLY IF EXISTS %s.%I', schema_name, part_index);
-            RETURN NEXT;
-        END IF;
-        IF pgembed._index_is_valid(part_index, part.relid) IS NULL
-            OR (pgembed._index_is_valid(part_index, part.relid) IS FALSE AND NOT part.is_parent)
-        THEN
-            ordinal := ordinal + 1;
-            statement := CASE
-                WHEN part.is_parent THEN format('CREATE INDEX %I ON ONLY %s %s', part_index, part.relid, definition)
-                ELSE format('CREATE INDEX CONCURRENTLY %I ON %s %s', part_index, part.relid, definition)
-            END;
-            RETURN NEXT;
-        END IF;
-        IF part.level > 0 AND NOT pgembed._is_attached(part_index, part.relid) THEN
-            parent_index := e.index_name
-                || CASE WHEN part.level > 1 THEN '_' || part.parentrelid::oid ELSE '' END;
-            ordinal := ordinal + 1;
-            statement := format('ALTER INDEX %s ATTACH PARTITION %s.%I',
-                pgembed._in_schema_of(part.parentrelid, parent_index), schema_name, part_index);
-            RETURN NEXT;
-        END IF;
-    END LOOP;
-END;
-$$;
-COMMENT ON FUNCTION pgembed._index_statements(integer) IS
-'The statements that build an embedding''s index without blocking writers, to be run one by one outside a transaction: partition by partition on a partitioned table, what is there already left out.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._is_attached(index_name text, target regclass)
-RETURNS boolean
-LANGUAGE sql STABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-RETURN EXISTS (
-    SELECT
-    FROM pg_catalog.pg_index AS i
-    INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-    WHERE c.relname = index_name AND i.indrelid = target AND c.relispartition
-);
-COMMENT ON FUNCTION pgembed._is_attached(text, regclass) IS
-'Whether a partition''s index is already part of its parent''s.';
+COMMENT ON FUNCTION pgembed._attached_index(regclass, regclass, text) IS
+'The index of a partition that is part of its parent''s index, whatever its name; NULL when there is none.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._in_schema_of(relation regclass, name text)
@@ -135,6 +77,79 @@ RETURN (
 );
 COMMENT ON FUNCTION pgembed._in_schema_of(regclass, text) IS
 'SQL: the name, qualified with the schema of a relation.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._index_parts(e pgembed.embedding)
+RETURNS TABLE (relation regclass, parent regclass, level integer, is_parent boolean)
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT t.relid, CASE WHEN t.level > 0 THEN t.parentrelid END, t.level, NOT t.isleaf
+    FROM pg_catalog.pg_partition_tree(e.target) AS t
+    UNION ALL
+    SELECT e.target, NULL, 0, false
+    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_partition_tree(e.target))
+    ORDER BY 3, 1;
+$$;
+COMMENT ON FUNCTION pgembed._index_parts(pgembed.embedding) IS
+'The target and, when it is partitioned, all its partitions, parents first.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._index_statements(embedding integer)
+RETURNS TABLE (ordinal integer, statement text)
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding;
+    part record;
+    names jsonb := '{}';
+    parent_index text;
+    part_index text;
+    attached text;
+    state text;
+    anew boolean := false;
+    statements text[] := '{}';
+BEGIN
+    SELECT n.* INTO e FROM pgembed.embedding AS n WHERE n.id = embedding;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no embedding number %', embedding
+            USING ERRCODE = 'undefined_object', HINT = 'It was dropped meanwhile.';
+    END IF;
+    FOR part IN SELECT p.* FROM pgembed._index_parts(e) AS p WHERE e.index_method <> 'none' LOOP
+        parent_index := names ->> part.parent::oid::text;
+        attached := pgembed._attached_index(part.relation, part.parent, parent_index);
+        part_index := coalesce(
+            attached, e.index_name || CASE WHEN part.level > 0 THEN '_' || part.relation::oid ELSE '' END);
+        names := names || jsonb_build_object(part.relation::oid::text, part_index);
+        state := pgembed._index_state(e, part.relation, part_index);
+        -- What is attached to a wrong index goes with it.
+        anew := anew OR (part.level = 0 AND state = 'wrong');
+        IF state = 'wrong' OR (anew AND state = 'there') THEN
+            statements := statements || format('DROP INDEX %sIF EXISTS %s',
+                CASE WHEN part.is_parent THEN '' ELSE 'CONCURRENTLY ' END,
+                pgembed._in_schema_of(part.relation, part_index));
+        END IF;
+        IF state <> 'there' OR anew THEN
+            statements := statements || format('CREATE INDEX %s%I ON %s%s USING %s (%I %s)%s',
+                CASE WHEN part.is_parent THEN '' ELSE 'CONCURRENTLY ' END, part_index,
+                CASE WHEN part.is_parent THEN 'ONLY ' ELSE '' END, part.relation, e.index_method,
+                e.target_column,
+                '@extschema:vector@.' || pgembed._operator_class(e.storage, e.distance),
+                pgembed._index_options(e, part.relation));
+        END IF;
+        IF part.level > 0 AND (attached IS NULL OR anew) THEN
+            statements := statements || format('ALTER INDEX %s ATTACH PARTITION %s',
+                pgembed._in_schema_of(part.parent, parent_index),
+                pgembed._in_schema_of(part.relation, part_index));
+        END IF;
+    END LOOP;
+    RETURN QUERY SELECT s.ordinal::integer, s.statement
+        FROM unnest(statements) WITH ORDINALITY AS s (statement, ordinal);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._index_statements(integer) IS
+'The statements that build an embedding''s index without blocking writers, to be run one by one outside a transaction: partition by partition on a partitioned table, what is there already left out.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._live(worker uuid)
@@ -152,13 +167,14 @@ COMMENT ON FUNCTION pgembed._live(uuid) IS
 
 CREATE OR REPLACE FUNCTION pgembed._index_work()
 RETURNS TABLE (embedding integer, name text)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     e pgembed.embedding;
     pending bigint;
     few bigint;
+    job regclass;
 BEGIN
     FOR e IN
         SELECT n.*
@@ -168,12 +184,12 @@ BEGIN
             AND (n.index_state = 'waiting'
                 OR (n.index_state = 'building' AND NOT pgembed._live(n.index_worker)))
     LOOP
-        SELECT greatest(c.reltuples, 0) / 100 INTO few
-        FROM pg_catalog.pg_class AS c
-        WHERE c.oid = pgembed._job_table(e.id)::regclass;
+        job := to_regclass(pgembed._job_table(e.id));
+        CONTINUE WHEN job IS NULL OR NOT pgembed._try_lock(job, 'ACCESS SHARE');
+        SELECT greatest(c.reltuples, 0) / 100 INTO few FROM pg_catalog.pg_class AS c WHERE c.oid = job;
         EXECUTE format('SELECT count(*) FROM (SELECT FROM %s AS j '
-            'WHERE j.pgembed_available_at IS NOT NULL LIMIT $1 + 1) AS p',
-            pgembed._job_table(e.id)) INTO pending USING few;
+            'WHERE j.pgembed_available_at IS NOT NULL LIMIT $1 + 1) AS p', job)
+            INTO pending USING few;
         IF pending <= few THEN
             embedding := e.id;
             name := e.name;

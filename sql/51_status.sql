@@ -15,24 +15,68 @@ COMMENT ON FUNCTION pgembed._rate(integer) IS
 'Rows embedded per second during the last minute.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._embedded_rows(e pgembed.embedding)
-RETURNS bigint
+CREATE OR REPLACE FUNCTION pgembed._count_rows(
+    e pgembed.embedding, OUT rows bigint, OUT embedded bigint
+)
 LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    embedded bigint;
 BEGIN
-    IF e.target = e.source THEN
-        EXECUTE format('SELECT count(s.%I) FROM %s AS s', e.target_column, e.source) INTO embedded;
-    ELSE
-        EXECUTE format('SELECT count(*) FROM %s AS c WHERE c.chunk = 0', e.target) INTO embedded;
+    EXECUTE format('SELECT count(*) FROM %s', e.source) INTO rows;
+    IF NOT pgembed._exists(e.target)
+        OR e.target_column <> ALL (pgembed._columns(e.target))
+    THEN
+        RETURN;
     END IF;
-    RETURN embedded;
+    EXECUTE format('SELECT count(t.%I) FROM %s AS t%s', e.target_column, e.target,
+        CASE WHEN e.target <> e.source THEN ' WHERE t.chunk = 0' ELSE '' END) INTO embedded;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._embedded_rows(pgembed.embedding) IS
-'How many rows of the source have a vector, or chunks.';
+COMMENT ON FUNCTION pgembed._count_rows(pgembed.embedding) IS
+'How many rows the source has, and how many of them have a vector, or chunks.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._count_jobs(
+    e pgembed.embedding, OUT pending bigint, OUT failed bigint, OUT oldest_pending interval
+)
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format(
+        'SELECT count(*) FILTER (WHERE j.pgembed_available_at IS NOT NULL), '
+        'count(*) FILTER (WHERE j.pgembed_available_at IS NULL), '
+        'greatest(now() - min(coalesce(j.pgembed_changed_at, j.pgembed_available_at)) '
+        'FILTER (WHERE j.pgembed_available_at IS NOT NULL), ''0'') '
+        'FROM %s AS j WHERE j.pgembed_available_at IS NOT NULL OR j.pgembed_error IS NOT NULL',
+        pgembed._job_table(e.id)
+    ) INTO pending, failed, oldest_pending;
+    IF pending = 0 THEN
+        oldest_pending := NULL;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._count_jobs(pgembed.embedding) IS
+'How many rows wait and how many failed, and how long the first has waited.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._state(
+    e pgembed.embedding, fault text, pending bigint, failed bigint
+)
+RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN CASE
+    WHEN fault IS NOT NULL THEN 'blocked: ' || fault
+    WHEN e.kind = 'adopted' THEN 'adopted'
+    WHEN e.blocked IS NOT NULL THEN 'blocked: ' || e.blocked
+    WHEN e.paused THEN 'paused'
+    WHEN pending > 0 THEN 'embedding'
+    WHEN failed > 0 THEN 'current but for failures'
+    ELSE 'current'
+END || coalesce('; index: ' || e.index_error, '');
+COMMENT ON FUNCTION pgembed._state(pgembed.embedding, text, bigint, bigint) IS
+'How an embedding is doing, in words.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._status(
@@ -54,6 +98,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     e pgembed.embedding;
+    fault text;
 BEGIN
     FOR e IN SELECT n.* FROM pgembed.embedding AS n ORDER BY n.name LOOP
         name := e.name;
@@ -71,29 +116,23 @@ BEGIN
             RETURN NEXT;
             CONTINUE;
         END IF;
-        EXECUTE format('SELECT count(*) FROM %s', e.source) INTO rows;
-        IF e.blocked IS NULL THEN
-            embedded := pgembed._embedded_rows(e);
-        END IF;
-        IF e.kind = 'kept' THEN
-            EXECUTE format('SELECT count(*) FILTER (WHERE j.pgembed_available_at IS NOT NULL), '
-                'count(*) FILTER (WHERE j.pgembed_available_at IS NULL), '
-                'now() - min(coalesce(j.pgembed_changed_at, j.pgembed_available_at)) FILTER (WHERE j.pgembed_available_at IS NOT NULL) '
-                'FROM %s AS j WHERE j.pgembed_available_at IS NOT NULL OR j.pgembed_error IS NOT NULL',
-                pgembed._job_table(e.id)) INTO pending, failed, oldest_pending;
-            IF NOT e.enqueued THEN
-                pending := rows;
-                oldest_pending := now() - e.created_at;
+        fault := pgembed._fault(e);
+        BEGIN
+            SELECT c.rows, c.embedded INTO rows, embedded FROM pgembed._count_rows(e) AS c;
+            IF e.kind = 'kept' THEN
+                SELECT c.pending, c.failed, c.oldest_pending INTO pending, failed, oldest_pending
+                FROM pgembed._count_jobs(e) AS c;
             END IF;
+        EXCEPTION
+            -- One table that cannot be read must not hide the others.
+            WHEN insufficient_privilege OR undefined_table THEN
+                fault := SQLERRM;
+        END;
+        IF e.kind = 'kept' AND NOT e.enqueued THEN
+            pending := rows;
+            oldest_pending := CASE WHEN rows > 0 THEN now() - e.created_at END;
         END IF;
-        state := CASE
-            WHEN e.kind = 'adopted' THEN 'adopted'
-            WHEN e.blocked IS NOT NULL THEN 'blocked: ' || e.blocked
-            WHEN e.paused THEN 'paused'
-            WHEN pending > 0 THEN 'embedding'
-            WHEN failed > 0 THEN 'current but for failures'
-            ELSE 'current'
-        END || coalesce('; index: ' || e.index_error, '');
+        state := pgembed._state(e, fault, pending, failed);
         RETURN NEXT;
     END LOOP;
 END;
@@ -135,6 +174,7 @@ DECLARE
     e pgembed.embedding;
 BEGIN
     FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' ORDER BY n.name LOOP
+        CONTINUE WHEN to_regclass(pgembed._job_table(e.id)) IS NULL;
         RETURN QUERY EXECUTE format('SELECT $1, jsonb_build_object(%s), j.pgembed_attempts::integer, '
             'j.pgembed_error, j.pgembed_changed_at FROM %s AS j '
             'WHERE j.pgembed_available_at IS NULL AND j.pgembed_error IS NOT NULL',

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -374,12 +374,3 @@ def _found(connection: Connection, declared: _Declared) -> dict[str, list[str]]:
 def _keys(connection: Connection, table: str, declared: _Declared) -> list[str]:
     query = f"SELECT {_key(declared.keys)} FROM {table} AS t"
     return sorted(_canonical(key) for (key,) in rows(connection, query))
-
-
-def repeat_until(condition: Callable[[], bool], connection: Connection) -> None:
-    """Wait until *condition* holds; the server sleeps between the tries."""
-    for _ in range(_ROUNDS):
-        if condition():
-            return
-        connection.execute("SELECT pg_sleep(0.01)")
-    raise AssertionError("it did not happen")

@@ -1,0 +1,239 @@
+-- The capture triggers themselves: made, enabled, followed to new partitions, dropped.
+
+CREATE OR REPLACE FUNCTION pgembed._trigger_function(embedding integer, event text)
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN '_capture_' || embedding || '_' || event;
+COMMENT ON FUNCTION pgembed._trigger_function(integer, text) IS
+'The name of an embedding''s trigger function for insert, update, delete or truncate.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._trigger_name(embedding integer, event text)
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN 'pgembed_' || embedding || '_' || event;
+COMMENT ON FUNCTION pgembed._trigger_name(integer, text) IS
+'The name of an embedding''s trigger for insert, update, delete, truncate or wake.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._create_capture_function(
+    e pgembed.embedding, event text, body text
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    signature text := format('pgembed.%I()', pgembed._trigger_function(e.id, event));
+BEGIN
+    EXECUTE format(
+        'CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
+        'SET search_path = pg_catalog, pg_temp AS %L',
+        signature, body
+    );
+    EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature,
+        format('Captures every %s of %s for the embedding %s.', event, e.source, e.name));
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._create_capture_function(pgembed.embedding, text, text) IS
+'Create or replace a trigger function of an embedding.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._create_trigger(
+    e pgembed.embedding, relation regclass, event text, timing text, function text
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    trigger_name text := pgembed._trigger_name(e.id, event);
+BEGIN
+    -- Only where it is missing: CREATE TRIGGER locks writers out until the transaction ends.
+    IF NOT EXISTS (
+        SELECT
+        FROM pg_catalog.pg_trigger AS g
+        INNER JOIN pg_catalog.pg_proc AS p ON p.oid = g.tgfoid
+        WHERE g.tgrelid = relation AND g.tgname = trigger_name
+            AND p.pronamespace = 'pgembed'::regnamespace AND p.proname = function
+    ) THEN
+        EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER %s EXECUTE FUNCTION pgembed.%I()',
+            trigger_name, replace(timing, '@', relation::text), function);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._create_trigger(pgembed.embedding, regclass, text, text, text) IS
+'Create a trigger that is not there; its timing names the relation as @.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._create_capture(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    changed text := concat_ws(' OR ',
+        pgembed._change_condition(e.source, e.content_columns), pgembed._key_changed(e.source));
+    wanted record;
+BEGIN
+    PERFORM pgembed._create_capture_function(e, 'insert', pgembed._insert_body(e));
+    PERFORM pgembed._create_capture_function(e, 'update', pgembed._update_body(e));
+    PERFORM pgembed._create_capture_function(e, 'delete', pgembed._delete_body(e));
+    PERFORM pgembed._create_capture_function(e, 'truncate', pgembed._truncate_body(e));
+    FOR wanted IN
+        SELECT *
+        FROM (VALUES
+            ('insert', 'INSERT ON @ FOR EACH ROW', pgembed._trigger_function(e.id, 'insert')),
+            ('update', 'UPDATE ON @ FOR EACH ROW WHEN (' || changed || ')',
+                pgembed._trigger_function(e.id, 'update')),
+            ('delete', 'DELETE ON @ FOR EACH ROW', pgembed._trigger_function(e.id, 'delete')),
+            ('wake', 'INSERT ON @ FOR EACH STATEMENT', '_wake_trigger')
+        ) AS v (event, timing, function)
+    LOOP
+        PERFORM pgembed._create_trigger(e, e.source, wanted.event, wanted.timing, wanted.function);
+    END LOOP;
+    PERFORM pgembed._create_truncate_trigger(e, r) FROM pgembed._with_partitions(e.source) AS r;
+    PERFORM pgembed._enable_capture(e);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._create_capture(pgembed.embedding) IS
+'Create or repair the capture triggers of an embedding.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._create_truncate_trigger(e pgembed.embedding, relation regclass)
+RETURNS void
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT pgembed._create_trigger(e, relation, 'truncate', 'TRUNCATE ON @ FOR EACH STATEMENT',
+        pgembed._trigger_function(e.id, 'truncate'));
+$$;
+COMMENT ON FUNCTION pgembed._create_truncate_trigger(pgembed.embedding, regclass) IS
+'Create the TRUNCATE trigger of the source, or of a partition: statement triggers are not inherited.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._with_partitions(source regclass)
+RETURNS SETOF regclass
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT source
+    UNION
+    SELECT t.relid
+    FROM pg_catalog.pg_partition_tree(source) AS t
+    INNER JOIN pg_catalog.pg_class AS c ON c.oid = t.relid
+    WHERE c.relkind IN ('r', 'p');
+$$;
+COMMENT ON FUNCTION pgembed._with_partitions(regclass) IS
+'The table itself and, when it is partitioned, all its partitions.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._enable_capture(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    t record;
+BEGIN
+    FOR t IN
+        SELECT g.tgrelid::regclass AS relation, g.tgname AS name
+        FROM pg_catalog.pg_trigger AS g
+        INNER JOIN pgembed._with_partitions(e.source) AS r (relation)
+            ON g.tgrelid = r.relation
+        WHERE starts_with(g.tgname::text, pgembed._trigger_name(e.id, '')) AND g.tgenabled <> 'A'
+    LOOP
+        EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I', t.relation, t.name);
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._enable_capture(pgembed.embedding) IS
+'Let the capture triggers fire always, also for rows that logical replication applies.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._guarded_relations(e pgembed.embedding)
+RETURNS SETOF regclass
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT g.tgrelid::regclass
+    FROM pg_catalog.pg_depend AS d
+    INNER JOIN pg_catalog.pg_trigger AS g ON g.oid = d.objid
+    WHERE d.classid = 'pg_catalog.pg_trigger'::regclass
+        AND d.refclassid = 'pg_catalog.pg_proc'::regclass
+        AND d.refobjid = to_regprocedure(
+            format('pgembed.%I()', pgembed._trigger_function(e.id, 'truncate')));
+$$;
+COMMENT ON FUNCTION pgembed._guarded_relations(pgembed.embedding) IS
+'The tables that have the TRUNCATE trigger of the embedding: those known as its source and partitions.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._follow_partitions(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    part regclass;
+    changed boolean := false;
+BEGIN
+    FOR part IN
+        SELECT r FROM pgembed._with_partitions(e.source) AS r
+        EXCEPT SELECT g FROM pgembed._guarded_relations(e) AS g
+    LOOP
+        CONTINUE WHEN NOT pgembed._try_lock(part, 'SHARE ROW EXCLUSIVE');
+        PERFORM pgembed._create_truncate_trigger(e, part);
+        changed := true;
+    END LOOP;
+    FOR part IN
+        SELECT g FROM pgembed._guarded_relations(e) AS g
+        EXCEPT SELECT r FROM pgembed._with_partitions(e.source) AS r
+    LOOP
+        CONTINUE WHEN NOT pgembed._try_lock(part, 'ACCESS EXCLUSIVE');
+        EXECUTE format('DROP TRIGGER %I ON %s', pgembed._trigger_name(e.id, 'truncate'), part);
+        changed := true;
+    END LOOP;
+    IF changed THEN
+        PERFORM pgembed._enable_capture(e);
+        PERFORM pgembed._delete_leftovers(e);
+        UPDATE pgembed.embedding AS n SET enqueued = false WHERE n.id = e.id;
+    END IF;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        -- Only the owner can do this: reconcile does it for workers with fewer rights.
+        RETURN;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._follow_partitions(pgembed.embedding) IS
+'Notice partitions that were attached, with the rows in them, or detached since.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._drop_capture(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    events text[] := ARRAY['insert', 'update', 'delete', 'truncate', 'wake'];
+    event text;
+    t record;
+BEGIN
+    -- By function, not by table: a partition that was detached keeps a trigger.
+    FOR t IN
+        SELECT g.tgrelid::regclass AS relation, g.tgname AS name
+        FROM pg_catalog.pg_trigger AS g
+        INNER JOIN pg_catalog.pg_proc AS p ON p.oid = g.tgfoid
+        INNER JOIN unnest(events) AS v (event)
+            ON g.tgname = pgembed._trigger_name(e.id, v.event)
+        WHERE p.pronamespace = 'pgembed'::regnamespace AND g.tgparentid = 0
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', t.name, t.relation);
+    END LOOP;
+    FOREACH event IN ARRAY events LOOP
+        EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I()', pgembed._trigger_function(e.id, event));
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._drop_capture(pgembed.embedding) IS
+'Drop the capture triggers of an embedding and their functions.';

@@ -1,0 +1,187 @@
+-- What a declaration makes: the vector column or chunk table, and the job table.
+
+CREATE OR REPLACE FUNCTION pgembed._vector_type(storage text, dimensions integer)
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN CASE storage
+    WHEN 'bit' THEN format('bit(%s)', dimensions)
+    WHEN 'halfvec' THEN format('@extschema:vector@.halfvec(%s)', dimensions)
+    ELSE format('@extschema:vector@.vector(%s)', dimensions)
+END;
+COMMENT ON FUNCTION pgembed._vector_type(text, integer) IS
+'SQL: the type of a vector column, qualified.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._operator_class(storage text, distance text)
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN CASE
+    WHEN storage = 'bit' THEN 'bit_hamming_ops'
+    ELSE storage || CASE distance
+        WHEN 'cosine' THEN '_cosine_ops'
+        WHEN 'l2' THEN '_l2_ops'
+        ELSE '_ip_ops'
+    END
+END;
+COMMENT ON FUNCTION pgembed._operator_class(text, text) IS
+'The name of pgvector''s operator class that serves a distance on a storage.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._column_type(relation regclass, column_name text)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT format_type(a.atttypid, a.atttypmod)
+    FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = relation AND a.attname = column_name AND NOT a.attisdropped
+);
+COMMENT ON FUNCTION pgembed._column_type(regclass, text) IS
+'The type of a column as SQL, qualified unless it is built in; NULL when there is no such column.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._add_vector_column(source regclass, column_name text, vector_type text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    present text := pgembed._column_type(source, column_name);
+    writable boolean;
+BEGIN
+    IF octet_length(column_name) NOT BETWEEN 1 AND 63 THEN
+        RAISE EXCEPTION 'the target column % is empty or longer than 63 bytes', quote_literal(column_name)
+            USING ERRCODE = 'invalid_name',
+            HINT = 'Choose another: target_column => ''...''.';
+    END IF;
+    IF present IS NULL THEN
+        EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', source, column_name, vector_type);
+        RETURN;
+    END IF;
+    IF replace(present, '"', '') <> replace(vector_type, '"', '') THEN
+        RAISE EXCEPTION 'column % of table % has type %, not %',
+            quote_ident(column_name), source, present, vector_type
+            USING ERRCODE = 'datatype_mismatch',
+            HINT = 'Choose another column (target_column => ''...''), or change its type.';
+    END IF;
+    SELECT NOT a.attnotnull AND a.attgenerated = '' INTO writable
+    FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = source AND a.attname = column_name;
+    IF NOT writable THEN
+        RAISE EXCEPTION 'column % of table % is generated, or cannot be NULL',
+            quote_ident(column_name), source
+            USING ERRCODE = 'invalid_table_definition',
+            HINT = 'A row has no vector until a worker wrote it: choose another column '
+                '(target_column => ''...''), or drop NOT NULL.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._add_vector_column(regclass, text, text) IS
+'Add the vector column to the source, or accept one of exactly that type.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._key_definitions(source regclass)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT string_agg(
+        format(
+            '%I %s%s NOT NULL', k.name, pgembed._column_type(source, k.name),
+            CASE WHEN a.attcollation <> t.typcollation THEN
+                ' COLLATE ' || a.attcollation::regcollation::text ELSE '' END
+        ),
+        ', ' ORDER BY k.ordinal
+    )
+    FROM unnest(pgembed._key_columns(source)) WITH ORDINALITY AS k (name, ordinal)
+    INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = source AND a.attname = k.name
+    INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+);
+COMMENT ON FUNCTION pgembed._key_definitions(regclass) IS
+'SQL: column definitions that repeat the primary key''s names, types and collations.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._create_chunk_table(source regclass, name text, vector_type text)
+RETURNS regclass
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    keys text[] := pgembed._key_columns(source);
+    chunk_table text;
+BEGIN
+    SELECT format('%I.%I', n.nspname, name || '_chunk') INTO chunk_table
+    FROM pg_catalog.pg_class AS c
+    INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = source;
+    IF to_regclass(chunk_table) IS NOT NULL OR keys && ARRAY['chunk', 'content', 'embedding'] THEN
+        RAISE EXCEPTION 'the chunk table % cannot be created', chunk_table
+            USING ERRCODE = 'duplicate_table',
+            DETAIL = 'It exists, or a key column of the source is named chunk, content or embedding.',
+            HINT = 'Choose another name (name => ''...''), or drop what is in the way.';
+    END IF;
+    EXECUTE format(
+        'CREATE TABLE %s (%s, chunk integer NOT NULL, content text NOT NULL, '
+        'embedding %s NOT NULL, PRIMARY KEY (%s, chunk))',
+        chunk_table, pgembed._key_definitions(source), vector_type,
+        pgembed._key_list(keys)
+    );
+    EXECUTE format('COMMENT ON TABLE %s IS %L', chunk_table,
+        format('Chunks of %s and their vectors, kept by pgembed.', source));
+    RETURN chunk_table::regclass;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._create_chunk_table(regclass, text, text) IS
+'Create NAME_chunk beside the source: its key, the chunk''s number, text and vector.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._create_job_table(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    job text := pgembed._job_table(e.id);
+    stem text := 'job_' || e.id;
+BEGIN
+    EXECUTE format(
+        'CREATE TABLE %s (%s, '
+        'pgembed_changed_at timestamptz, '
+        'pgembed_available_at timestamptz DEFAULT now(), '
+        'pgembed_version integer NOT NULL DEFAULT 0, '
+        'pgembed_attempts smallint NOT NULL DEFAULT 0, '
+        'pgembed_slot integer, pgembed_lease bigint, '
+        'pgembed_fingerprint uuid, pgembed_error text)',
+        job, pgembed._key_definitions(e.source)
+    );
+    EXECUTE format('CREATE INDEX %I ON %s (%s)', stem || '_key', job, pgembed._key_list(e.key_columns));
+    EXECUTE format('CREATE INDEX %I ON %s (pgembed_available_at) '
+        'WHERE pgembed_available_at IS NOT NULL', stem || '_available', job);
+    EXECUTE format('CREATE INDEX %I ON %s (pgembed_lease, pgembed_slot) '
+        'WHERE pgembed_lease IS NOT NULL', stem || '_lease', job);
+    EXECUTE format('COMMENT ON TABLE %s IS %L', job, format(
+        'The state of each row of %s in the embedding %s: when to work on it '
+        '(pgembed_available_at; NULL: nothing to do), who holds it (pgembed_lease, '
+        'pgembed_slot), what was embedded (pgembed_fingerprint), what went wrong '
+        '(pgembed_error).', e.source, e.name));
+END;
+$$;
+COMMENT ON FUNCTION pgembed._create_job_table(pgembed.embedding) IS
+'Create the job table of an embedding, with the types of the source''s key.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._index_name(target regclass, column_name text)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    -- 63 bytes, less what is added here, less an underscore and the oid of a partition.
+    SELECT pgembed._shorten(c.relname || '_' || column_name, 41)
+        || '_' || left(md5(n.nspname || '.' || c.relname || '.' || column_name), 6) || '_idx'
+    FROM pg_catalog.pg_class AS c
+    INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = target
+);
+COMMENT ON FUNCTION pgembed._index_name(regclass, text) IS
+'A name for the vector index: short enough, and always the same for the same column.';

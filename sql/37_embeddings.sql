@@ -1,0 +1,61 @@
+-- What is done with embeddings that exist.
+
+CREATE OR REPLACE FUNCTION pgembed.drop_embedding(name text, drop_vectors boolean DEFAULT false)
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(name);
+    source_exists boolean := pgembed._exists(e.source);
+BEGIN
+    IF e.kind = 'kept' THEN
+        IF source_exists THEN
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', e.source);
+        END IF;
+        PERFORM pgembed._drop_capture(e);
+        EXECUTE format('DROP TABLE IF EXISTS %s', pgembed._job_table(e.id));
+        IF drop_vectors AND pgembed._exists(e.target) THEN
+            IF e.target <> e.source THEN
+                EXECUTE format('DROP TABLE %s', e.target);
+            ELSE
+                EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', e.target, e.target_column);
+            END IF;
+        END IF;
+    END IF;
+    DELETE FROM pgembed.embedding AS d WHERE d.id = e.id;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.drop_embedding(text, boolean) IS
+'Stop keeping an embedding. The vectors stay where they are, unless drop_vectors is true; vectors that the application wrote always stay.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.pause_embedding(name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(name);
+BEGIN
+    UPDATE pgembed.embedding AS u SET paused = true WHERE u.id = e.id;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.pause_embedding(text) IS
+'Let the workers leave an embedding alone; changes go on being captured.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.resume_embedding(name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(name);
+BEGIN
+    UPDATE pgembed.embedding AS u SET paused = false, blocked = NULL WHERE u.id = e.id;
+    PERFORM pgembed._wake();
+END;
+$$;
+COMMENT ON FUNCTION pgembed.resume_embedding(text) IS
+'Let the workers go on with an embedding that was paused or blocked.';

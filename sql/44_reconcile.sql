@@ -1,0 +1,180 @@
+-- Setting things right by hand: failed rows again, and whatever escaped the triggers.
+
+CREATE OR REPLACE FUNCTION pgembed._find_kept(name text)
+RETURNS pgembed.embedding
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(name);
+BEGIN
+    IF e.kind <> 'kept' THEN
+        RAISE EXCEPTION 'the vectors of % are written by the application', quote_literal(name)
+            USING ERRCODE = 'wrong_object_type',
+            HINT = 'Only embeddings made with pgembed.create_embedding are kept by workers.';
+    END IF;
+    IF NOT pgembed._exists(e.source) THEN
+        RAISE EXCEPTION 'the source of % was dropped', quote_literal(name)
+            USING ERRCODE = 'undefined_table',
+            HINT = 'Drop the embedding as well: SELECT pgembed.drop_embedding(...).';
+    END IF;
+    RETURN e;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._find_kept(text) IS
+'The embedding of that name, when it is one that workers keep.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.retry_failed(name text)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._find_kept(name);
+    retried bigint;
+BEGIN
+    EXECUTE format('UPDATE %1$s AS j SET pgembed_available_at = now(), pgembed_changed_at = NULL, '
+        'pgembed_attempts = 0, pgembed_error = NULL WHERE j.ctid = ANY (ARRAY('
+        'SELECT r.ctid FROM %1$s AS r WHERE r.pgembed_available_at IS NULL '
+        'AND r.pgembed_error IS NOT NULL FOR UPDATE SKIP LOCKED))', pgembed._job_table(e.id));
+    GET DIAGNOSTICS retried = ROW_COUNT;
+    PERFORM pgembed._wake();
+    RETURN retried;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.retry_failed(text) IS
+'Give the rows in pgembed.failures their attempts again; returns how many.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._follow_key(e pgembed.embedding)
+RETURNS pgembed.embedding
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    names text[] := pgembed._key_columns(e.source);
+    job regclass := pgembed._job_table(e.id)::regclass;
+    relation regclass;
+    followed pgembed.embedding;
+BEGIN
+    IF names = e.key_columns OR cardinality(names) <> cardinality(e.key_columns) OR EXISTS (
+        SELECT
+        FROM unnest(names, e.key_columns) AS k (new, old)
+        WHERE pgembed._column_type(e.source, k.new) <> pgembed._column_type(job, k.old)
+    ) THEN
+        RETURN e;
+    END IF;
+    FOREACH relation IN ARRAY CASE WHEN e.target = e.source THEN ARRAY[job] ELSE ARRAY[job, e.target] END LOOP
+        FOR i IN 1 .. cardinality(names) LOOP
+            CONTINUE WHEN names[i] = e.key_columns[i];
+            EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, e.key_columns[i], names[i]);
+        END LOOP;
+    END LOOP;
+    UPDATE pgembed.embedding AS n
+    SET key_columns = names, blocked = NULL
+    WHERE n.id = e.id
+    RETURNING n.* INTO followed;
+    RETURN followed;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._follow_key(pgembed.embedding) IS
+'Take over new names of the source''s key columns.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._delete_twins(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    job text := pgembed._job_table(e.id);
+    twin text := pgembed._key_match(e.source, 'o', 't');
+BEGIN
+    EXECUTE format('UPDATE %1$s AS t SET pgembed_version = t.pgembed_version + 1, '
+        'pgembed_available_at = now(), pgembed_attempts = 0, pgembed_error = NULL '
+        'WHERE EXISTS (SELECT FROM %1$s AS o WHERE o.ctid <> t.ctid AND %2$s)', job, twin);
+    EXECUTE format('DELETE FROM %1$s AS t '
+        'WHERE EXISTS (SELECT FROM %1$s AS o WHERE o.ctid > t.ctid AND %2$s)', job, twin);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._delete_twins(pgembed.embedding) IS
+'Keep one job, to be done anew, of rows that have two.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._has_vector(e pgembed.embedding, alias text)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN CASE
+    WHEN e.target = e.source THEN format('%s.%I IS NOT NULL', alias, e.target_column)
+    ELSE format('EXISTS (SELECT FROM %s AS c WHERE %s)',
+        e.target, pgembed._key_match(e.source, 'c', alias))
+END;
+COMMENT ON FUNCTION pgembed._has_vector(pgembed.embedding, text) IS
+'SQL: whether a source row has its vector, or chunks.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._queue_stale(e pgembed.embedding)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+SET row_security = off
+SET timezone = 'UTC'
+SET datestyle = 'ISO'
+SET intervalstyle = 'postgres'
+SET bytea_output = 'hex'
+SET extra_float_digits = 1
+AS $$
+DECLARE
+    content text := pgembed._content_expression(e, 's');
+    stale bigint;
+BEGIN
+    EXECUTE format('UPDATE %1$s AS d SET pgembed_available_at = now(), pgembed_changed_at = NULL, '
+        'pgembed_version = d.pgembed_version + 1, pgembed_attempts = 0 '
+        'WHERE d.ctid = ANY (ARRAY(SELECT j.ctid FROM %1$s AS j INNER JOIN %2$s AS s ON %3$s '
+        'WHERE j.pgembed_available_at IS NULL AND j.pgembed_error IS NULL '
+        'AND (j.pgembed_fingerprint IS DISTINCT FROM md5(%4$s)::uuid '
+        'OR (%4$s IS NOT NULL) <> (%5$s)) FOR UPDATE OF j SKIP LOCKED))',
+        pgembed._job_table(e.id), e.source, pgembed._key_match(e.source, 'j', 's'), content,
+        pgembed._has_vector(e, 's'));
+    GET DIAGNOSTICS stale = ROW_COUNT;
+    RETURN stale;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._queue_stale(pgembed.embedding) IS
+'Queue the rows whose content is not what was embedded last; returns how many.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.reconcile(name text)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._find_kept(name);
+    fault text;
+    queued bigint;
+BEGIN
+    EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', e.source);
+    e := pgembed._follow_key(e);
+    fault := pgembed._fault(e);
+    IF fault IS NOT NULL THEN
+        RAISE EXCEPTION 'the embedding % no longer fits its table: %', quote_literal(name), fault
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Undo that, or drop the embedding and declare it again.';
+    END IF;
+    PERFORM pgembed._create_capture(e);
+    PERFORM pgembed._delete_leftovers(e);
+    PERFORM pgembed._delete_twins(e);
+    queued := pgembed._add_missing_jobs(e) + pgembed._queue_stale(e);
+    UPDATE pgembed.embedding AS n
+    SET index_state = 'waiting', index_error = NULL
+    WHERE n.id = e.id AND n.index_state IN ('ready', 'failed')
+        AND EXISTS (SELECT FROM pgembed._index_statements(n.id));
+    PERFORM pgembed._wake();
+    RETURN queued;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.reconcile(text) IS
+'Compare every row with what was embedded last and queue those that differ, repair the triggers, delete what was left over: after a restore, or whenever triggers were disabled. Returns the rows queued.';

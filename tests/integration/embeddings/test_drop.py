@@ -1,0 +1,208 @@
+"""drop_embedding, pause and resume, and the end of the source."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgembed.postgres.connection import connect
+from tests.harness.sql_worker import (
+    Connection,
+    SqlWorker,
+    assert_converged,
+    rows,
+    value,
+)
+from tests.integration.embeddings.support import (
+    catalog,
+    declare,
+    documents,
+    refused,
+    status,
+)
+
+MODES: dict[str, dict[str, object]] = {
+    "column": {},
+    "chunks": {"chunk_tokens": 8},
+    "cleared": {"on_change": "clear"},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dropping_with_the_vectors_leaves_nothing_behind(
+    scratch: Connection, scratch_worker: SqlWorker, mode: str
+) -> None:
+    documents(scratch, "one", "two")
+    before = catalog(scratch)
+    for _ in range(2):
+        declare(scratch, "docs", "body", **MODES[mode])
+        scratch_worker.drain()
+        assert_converged(scratch, "docs_body")
+        assert catalog(scratch) != before
+        rows(scratch, "SELECT pgembed.drop_embedding('docs_body', true)")
+        assert catalog(scratch) == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dropping_without_the_vectors(
+    scratch: Connection, scratch_worker: SqlWorker, mode: str
+) -> None:
+    documents(scratch, "one", "two")
+    before = catalog(scratch)
+    declare(scratch, "docs", "body", **MODES[mode])
+    scratch_worker.drain()
+    rows(scratch, "SELECT pgembed.drop_embedding('docs_body')")
+    left = {row for row in catalog(scratch) if row not in before}
+    kinds = {kind for kind, *_ in left}
+    assert kinds == ({"relation", "column"} if mode == "chunks" else {"column"})
+    scratch.execute("UPDATE docs SET body = 'nobody looks'")
+    scratch.execute("DELETE FROM docs WHERE id = 1")
+    table = "docs_body_chunk" if mode == "chunks" else "docs"
+    column = "embedding" if mode == "chunks" else "body_embedding"
+    found = value(scratch, f"SELECT count({column}) FROM {table}")
+    assert found == (2 if mode == "chunks" else 1)
+
+
+def test_dropping_one_of_several(
+    scratch: Connection, scratch_worker: SqlWorker
+) -> None:
+    documents(scratch, "one", "two")
+    for number in range(12):
+        declare(scratch, "docs", "body", name=f"e{number}", target_column=f"v{number}")
+    scratch_worker.drain()
+    rows(scratch, "SELECT pgembed.drop_embedding('e0', true)")
+    scratch.execute("UPDATE docs SET body = 'changed'")
+    scratch_worker.drain()
+    for number in range(1, 12):
+        assert_converged(scratch, f"e{number}")
+
+
+def test_dropping_what_is_not_there(scratch: Connection) -> None:
+    with refused(scratch, "42704", message="no embedding 'x'", hint="none yet"):
+        rows(scratch, "SELECT pgembed.drop_embedding('x')")
+    with refused(scratch, "42704", message="no embedding NULL", hint="none yet"):
+        rows(scratch, "SELECT pgembed.drop_embedding(NULL)")
+
+
+def test_dropping_a_model_in_use(scratch: Connection) -> None:
+    documents(scratch)
+    declare(scratch, "docs", "body")
+    with refused(scratch, "2BP01", message="is in use", hint="drop_embedding"):
+        rows(scratch, "SELECT pgembed.drop_model('tiny')")
+    rows(scratch, "SELECT pgembed.drop_embedding('docs_body')")
+    rows(scratch, "SELECT pgembed.drop_model('tiny')")
+
+
+@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.parametrize("chunk_tokens", [None, 8])
+def test_dropping_the_source(
+    scratch: Connection,
+    scratch_worker: SqlWorker,
+    chunk_tokens: int | None,
+    paused: bool,
+) -> None:
+    scratch.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    scratch.execute("INSERT INTO other VALUES (1, 'x')")
+    declare(scratch, "other", "body")
+    before = catalog(scratch)
+    documents(scratch, "one", "two")
+    declare(scratch, "docs", "body", chunk_tokens=chunk_tokens)
+    scratch_worker.work()
+    claim = scratch_worker.claim("docs_body")
+    if paused:
+        rows(scratch, "SELECT pgembed.pause_embedding('docs_body')")
+    scratch.execute("DROP TABLE docs")
+    assert status(scratch, "docs_body")["state"] == "source dropped"
+    assert_settled_without_effect(scratch, claim.embedding, claim.lease)
+    # The next worker that looks for work forgets it; others are unaffected.
+    scratch_worker.drain()
+    assert catalog(scratch) == before
+    assert_converged(scratch, "other_body")
+
+
+def assert_settled_without_effect(
+    connection: Connection, embedding: int, lease: int
+) -> None:
+    settled = value(
+        connection,
+        "SELECT pgembed._complete(%s, %s::bigint, NULL, '{1}', '{0}', '{NULL}')",
+        embedding,
+        lease,
+    )
+    assert settled == [1]
+
+
+def test_dropping_the_source_when_the_worker_is_not_the_owner(
+    db: Connection, role_dsn: str
+) -> None:
+    documents(db, "one")
+    db.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    db.execute("INSERT INTO other VALUES (1, 'x')")
+    declare(db, "docs", "body", chunk_tokens=8)
+    declare(db, "other", "body")
+    db.execute("DROP TABLE docs")
+    with connect(role_dsn) as connection:
+        grant_worker_rights(db, connection.info.user)
+        worker = SqlWorker(connection)
+        worker.drain()
+        worker.drain()
+    assert_converged(db, "other_body")
+    assert status(db, "docs_body")["state"] == "source dropped"
+
+
+def grant_worker_rights(db: Connection, role: str) -> None:
+    for grant in (
+        "USAGE ON SCHEMA pgembed",
+        "ALL ON ALL TABLES IN SCHEMA pgembed",
+        "ALL ON ALL SEQUENCES IN SCHEMA pgembed",
+        "ALL ON ALL FUNCTIONS IN SCHEMA pgembed",
+        "SELECT, UPDATE ON ALL TABLES IN SCHEMA public",
+    ):
+        db.execute(f"GRANT {grant} TO {role}".encode())
+
+
+def test_a_worker_without_rights_on_one_table_works_on_the_others(
+    db: Connection, role_dsn: str
+) -> None:
+    for table in ("unseen", "readable", "docs"):
+        db.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, body text)".encode())
+        db.execute(f"INSERT INTO {table} VALUES (1, 'x')".encode())
+        declare(db, table, "body")
+    with connect(role_dsn) as connection:
+        grant_worker_rights(db, connection.info.user)
+        db.execute(f"REVOKE ALL ON unseen FROM {connection.info.user}".encode())
+        db.execute(f"REVOKE UPDATE ON readable FROM {connection.info.user}".encode())
+        worker = SqlWorker(connection)
+        for _ in range(5):
+            for name, ready in worker.work().items():
+                claim = worker.claim(name) if ready else None
+                if claim is not None and len(claim):
+                    worker.complete(claim)
+    assert_converged(db, "docs_body")
+    for name in ("unseen_body", "readable_body"):
+        assert "blocked: permission denied for table" in status(db, name)["state"]
+
+
+def test_pause_and_resume(scratch: Connection, scratch_worker: SqlWorker) -> None:
+    documents(scratch, "one", "two")
+    declare(scratch, "docs", "body")
+    rows(scratch, "SELECT pgembed.pause_embedding('docs_body')")
+    assert status(scratch, "docs_body")["state"] == "paused"
+    scratch.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
+    assert scratch_worker.work() == {}
+    assert rows(scratch, "SELECT * FROM pgembed._index_work()") == []
+    rows(scratch, "SELECT pgembed.resume_embedding('docs_body')")
+    assert status(scratch, "docs_body")["state"] == "embedding"
+    scratch_worker.drain()
+    assert_converged(scratch, "docs_body")
+
+
+def test_blocked(scratch: Connection, scratch_worker: SqlWorker) -> None:
+    documents(scratch, "one")
+    declare(scratch, "docs", "body")
+    number = value(scratch, "SELECT id FROM pgembed.embedding")
+    rows(scratch, "SELECT pgembed._block(%s, 'its model is corrupt')", number)
+    assert status(scratch, "docs_body")["state"] == "blocked: its model is corrupt"
+    assert scratch_worker.work() == {}
+    rows(scratch, "SELECT pgembed._unblock(%s)", number)
+    scratch_worker.drain()
+    assert_converged(scratch, "docs_body")

@@ -1,0 +1,123 @@
+"""Rows that cannot be embedded: backoff, the last attempt, another chance."""
+
+from __future__ import annotations
+
+from tests.harness.sql_worker import (
+    Connection,
+    SqlWorker,
+    assert_converged,
+    expire,
+    pending,
+    rows,
+    value,
+)
+from tests.integration.embeddings.support import declare, documents, status
+
+
+def seconds_to_wait(connection: Connection) -> float:
+    return float(
+        value(
+            connection,
+            "SELECT extract(epoch FROM min(pgembed_available_at) - now()) "
+            "FROM pgembed.job_1",
+        )
+    )
+
+
+def test_backoff_then_dead_letter(db: Connection, worker: SqlWorker) -> None:
+    documents(db, "poison")
+    declare(db, "docs", "body")
+    worker.work()
+    db.execute("INSERT INTO docs (id, body) VALUES (2, 'good')")
+    for attempt in (1, 2, 3, 4):
+        expire(db, "docs_body")
+        claim = worker.claim("docs_body", 1, max_attempts=5)
+        assert (claim.texts, claim.attempts) == (["poison"], [attempt])
+        db.execute("BEGIN")
+        assert worker.fail(claim, f"failure {attempt}", max_attempts=5) == 1
+        wait = seconds_to_wait(db) if attempt == 1 else None
+        db.execute("COMMIT")
+        assert wait is None or wait <= 1.1
+        others = worker.claim("docs_body", max_attempts=5)
+        assert others.texts == (["good"] if attempt == 1 else [])
+        worker.complete(others)
+    assert rows(db, "SELECT * FROM pgembed.failures") == []
+    assert 200 < seconds_to_wait(db) < 300
+    expire(db, "docs_body")
+    claim = worker.claim("docs_body", max_attempts=5)
+    assert worker.fail(claim, "the last one", max_attempts=5) == 1
+    assert rows(db, "SELECT embedding, key, attempts, error FROM pgembed.failures") == [
+        ("docs_body", {"id": 1}, 5, "the last one")
+    ]
+    assert value(db, "SELECT now() - failed_at < '1 min' FROM pgembed.failures")
+    assert status(db, "docs_body")["failed"] == 1
+    assert status(db, "docs_body")["state"] == "current but for failures"
+    assert worker.work() == {}
+    assert_converged(db, "docs_body")
+
+
+def test_waits_are_bounded(db: Connection, worker: SqlWorker) -> None:
+    documents(db, "poison")
+    declare(db, "docs", "body")
+    worker.work()
+    for _ in range(20):
+        expire(db, "docs_body")
+        worker.fail(worker.claim("docs_body", max_attempts=99), max_attempts=99)
+    assert seconds_to_wait(db) <= 3600
+
+
+def test_a_change_gives_all_attempts_again(db: Connection, worker: SqlWorker) -> None:
+    documents(db, "poison")
+    declare(db, "docs", "body", chunk_tokens=8)
+    worker.work()
+    worker.fail(worker.claim("docs_body"), max_attempts=1)
+    db.execute("UPDATE docs SET price = 1")
+    assert pending(db, "docs_body") == 0
+    db.execute("UPDATE docs SET body = 'remedy'")
+    assert rows(db, "SELECT * FROM pgembed.failures") == []
+    # It waits since the change, not since the failure.
+    found = status(db, "docs_body")
+    assert found["oldest_pending"] < value(
+        db, "SELECT now() - created_at FROM pgembed.embedding"
+    )
+    claim = worker.claim("docs_body")
+    assert claim.attempts == [1]
+    worker.complete(claim)
+    assert_converged(db, "docs_body")
+
+
+def test_a_deleted_row_is_no_failure(db: Connection, worker: SqlWorker) -> None:
+    documents(db, "poison")
+    declare(db, "docs", "body")
+    worker.work()
+    worker.fail(worker.claim("docs_body"), max_attempts=1)
+    db.execute("DELETE FROM docs")
+    assert rows(db, "SELECT * FROM pgembed.failures") == []
+    assert_converged(db, "docs_body")
+
+
+def test_errors_are_never_lost(db: Connection, worker: SqlWorker) -> None:
+    documents(db, "poison", "poison")
+    declare(db, "docs", "body")
+    worker.work()
+    worker.fail(worker.claim("docs_body", 1), None, max_attempts=1)
+    worker.fail(worker.claim("docs_body", 1), "x" * 5000, max_attempts=1)
+    errors = rows(db, "SELECT error FROM pgembed.failures ORDER BY error")
+    assert errors == [("unknown error",), ("x" * 1000,)]
+    assert value(db, "SELECT pgembed.retry_failed('docs_body')") == 2
+    assert value(db, "SELECT pgembed.retry_failed('docs_body')") == 0
+    worker.drain()
+    assert_converged(db, "docs_body")
+
+
+def test_keys_are_shown_as_they_are(db: Connection, worker: SqlWorker) -> None:
+    db.execute(
+        'CREATE TABLE docs ("a b" text, at date, n numeric, body text, '
+        'PRIMARY KEY (n, "a b", at))'
+    )
+    db.execute("INSERT INTO docs VALUES ('k%', '2020-01-01', 1.50, 'x')")
+    declare(db, "docs", "body")
+    worker.work()
+    worker.fail(worker.claim("docs_body"), max_attempts=1)
+    key = value(db, "SELECT key::text FROM pgembed.failures")
+    assert key == '{"n": 1.50, "at": "2020-01-01", "a b": "k%"}'

@@ -1,0 +1,208 @@
+"""Vector indexes: the statements that build them, and who builds."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from tests.harness.sql_worker import Connection, SqlWorker, rows, value
+from tests.integration.embeddings.support import declare, documents
+
+PARTITIONED = """
+    CREATE TABLE docs (id int, year int, body text, PRIMARY KEY (id, year))
+        PARTITION BY RANGE (year);
+    CREATE TABLE docs_1 PARTITION OF docs FOR VALUES FROM (0) TO (10);
+    CREATE SCHEMA "Far away";
+    CREATE TABLE "Far away"."Docs 2" PARTITION OF docs FOR VALUES FROM (10) TO (20)
+        PARTITION BY RANGE (year);
+    CREATE TABLE docs_21 PARTITION OF "Far away"."Docs 2"
+        FOR VALUES FROM (10) TO (15);
+"""
+
+
+def statements(db: Connection) -> list[str]:
+    query = "SELECT statement FROM pgembed._index_statements(1) ORDER BY ordinal"
+    return [statement for (statement,) in rows(db, query)]
+
+
+def build(db: Connection) -> list[str]:
+    done = statements(db)
+    for statement in done:
+        rows(db, statement)
+    return done
+
+
+def vector_indexes(db: Connection) -> list[tuple[str, bool]]:
+    return rows(
+        db,
+        "SELECT i.indrelid::regclass::text, i.indisvalid FROM pg_index AS i "
+        "JOIN pg_class AS c ON c.oid = i.indexrelid "
+        "JOIN pg_am AS m ON m.oid = c.relam "
+        "WHERE m.amname IN ('hnsw', 'ivfflat') ORDER BY 1",
+    )
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivfflat"])
+def test_plain_table(db: Connection, worker: SqlWorker, index: str) -> None:
+    documents(db, "one", "two")
+    declare(db, "docs", "body", index=index)
+    worker.drain()
+    assert len(build(db)) == 1
+    assert vector_indexes(db) == [("docs", True)]
+    assert build(db) == []
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivfflat"])
+def test_partitioned_table(db: Connection, worker: SqlWorker, index: str) -> None:
+    db.execute(PARTITIONED)
+    declare(db, "docs", "body", index=index)
+    db.execute("INSERT INTO docs VALUES (1, 1, 'one'), (2, 12, 'two')")
+    worker.drain()
+    assert all(
+        "CONCURRENTLY" in s or " ON ONLY " in s or "ATTACH" in s for s in build(db)
+    )
+    assert vector_indexes(db) == [
+        ('"Far away"."Docs 2"', True),
+        ("docs", True),
+        ("docs_1", True),
+        ("docs_21", True),
+    ]
+    assert build(db) == []
+    # Later partitions get theirs from PostgreSQL, under a name of its own.
+    db.execute("CREATE TABLE docs_3 PARTITION OF docs FOR VALUES FROM (20) TO (30)")
+    assert build(db) == []
+    assert len(vector_indexes(db)) == 5
+
+
+@pytest.mark.parametrize("stopped_after", range(7))
+def test_a_build_that_was_interrupted_goes_on(
+    db: Connection, worker: SqlWorker, stopped_after: int
+) -> None:
+    db.execute(PARTITIONED)
+    declare(db, "docs", "body")
+    for statement in statements(db)[:stopped_after]:
+        rows(db, statement)
+    db.execute("CREATE TABLE docs_3 PARTITION OF docs FOR VALUES FROM (20) TO (30)")
+    build(db)
+    assert build(db) == []
+    assert [valid for _, valid in vector_indexes(db)] == [True] * 5
+
+
+def test_an_invalid_left_over_is_dropped(db: Connection, worker: SqlWorker) -> None:
+    documents(db, "one", "two")
+    declare(db, "docs", "body")
+    worker.drain()
+    (create,) = statements(db)
+    # As a CREATE INDEX CONCURRENTLY leaves it that was killed.
+    rows(db, create)
+    db.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = "
+        "(SELECT index_name FROM pgembed.embedding)::regclass"
+    )
+    assert [s.split()[:3] for s in build(db)] == [
+        ["DROP", "INDEX", "CONCURRENTLY"],
+        ["CREATE", "INDEX", "CONCURRENTLY"],
+    ]
+    assert vector_indexes(db) == [("docs", True)]
+    assert build(db) == []
+
+
+@pytest.mark.parametrize("setup", [None, PARTITIONED], ids=["plain", "partitioned"])
+def test_an_index_of_another_method_is_replaced(
+    db: Connection, worker: SqlWorker, setup: str | None
+) -> None:
+    if setup:
+        db.execute(setup.encode())
+    else:
+        documents(db)
+    declare(db, "docs", "body")
+    build(db)
+    rows(db, "SELECT pgembed.drop_embedding('docs_body')")
+    declare(db, "docs", "body", index="ivfflat")
+    rows(db, "UPDATE pgembed.embedding SET id = DEFAULT")
+    number = value(db, "SELECT id FROM pgembed.embedding")
+    query = "SELECT statement FROM pgembed._index_statements(%s)"
+    for (statement,) in rows(db, query, number):
+        rows(db, statement)
+    assert rows(db, query, number) == []
+    methods = rows(
+        db,
+        "SELECT DISTINCT m.amname FROM pg_class AS c "
+        "JOIN pg_am AS m ON m.oid = c.relam WHERE m.amname IN ('hnsw', 'ivfflat')",
+    )
+    assert methods == [("ivfflat",)]
+    assert all(valid for _, valid in vector_indexes(db))
+
+
+def test_lists_of_ivfflat(db: Connection) -> None:
+    documents(db)
+    db.execute("ALTER TABLE docs ADD COLUMN body_embedding vector(3)")
+    db.execute(
+        "INSERT INTO docs (id, body, body_embedding) "
+        "SELECT i, 'x', '[1,2,3]' FROM generate_series(1, 5000) AS i"
+    )
+    declare(db, "docs", "body", index="ivfflat")
+    assert statements(db)[0].endswith(" WITH (lists = 5)")
+
+
+def test_statements_of_an_embedding_that_was_dropped(db: Connection) -> None:
+    with pytest.raises(psycopg.errors.UndefinedObject, match="no embedding number 1"):
+        statements(db)
+
+
+def test_statements_while_paused(db: Connection) -> None:
+    documents(db)
+    declare(db, "docs", "body")
+    rows(db, "SELECT pgembed.pause_embedding('docs_body')")
+    assert len(statements(db)) == 1
+
+
+def index_work(db: Connection) -> list[str]:
+    return [name for _, name in rows(db, "SELECT * FROM pgembed._index_work()")]
+
+
+def test_when_it_is_time(db: Connection, worker: SqlWorker) -> None:
+    documents(db)
+    db.execute(
+        "INSERT INTO docs (id, body) SELECT i, 'x' FROM generate_series(1, 500) AS i"
+    )
+    declare(db, "docs", "body")
+    declare(db, "docs", "title", index="none")
+    assert index_work(db) == []
+    worker.work()
+    assert index_work(db) == []
+    worker.drain()
+    assert index_work(db) == ["docs_body"]
+    # A few rows that wait do not put it off for ever.
+    db.execute("ANALYZE pgembed.job_1")
+    db.execute("UPDATE docs SET body = 'y' WHERE id <= 5")
+    assert index_work(db) == ["docs_body"]
+    db.execute("UPDATE docs SET body = 'z' WHERE id <= 6")
+    assert index_work(db) == []
+
+
+def test_one_worker_builds(db: Connection, worker: SqlWorker) -> None:
+    documents(db)
+    declare(db, "docs", "body")
+    worker.drain()
+    other = SqlWorker(db)
+
+    def begin(who: SqlWorker) -> bool:
+        return bool(value(db, "SELECT pgembed._begin_index(1, %s)", who.id))
+
+    assert [begin(worker), begin(other), begin(worker)] == [True, False, False]
+    assert index_work(db) == []
+    # It died: another takes over.
+    rows(
+        db,
+        "UPDATE pgembed.worker SET seen_at = now() - interval '2 min' WHERE id = %s",
+        worker.id,
+    )
+    assert index_work(db) == ["docs_body"]
+    assert [begin(other), begin(other)] == [True, False]
+    rows(db, "SELECT pgembed._unregister_worker(%s)", other.id)
+    third = SqlWorker(db)
+    assert begin(third)
+    rows(db, "SELECT pgembed._set_index_state(1, 'ready', NULL)")
+    assert not begin(third)
+    assert index_work(db) == []

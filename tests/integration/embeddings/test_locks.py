@@ -1,0 +1,226 @@
+"""Workers never wait for users: they do what can be done and come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from pgembed.postgres.connection import connect
+from tests.harness.sql_worker import (
+    Connection,
+    SqlWorker,
+    assert_converged,
+    expire,
+    pending,
+    rows,
+    value,
+)
+from tests.integration.embeddings.support import declare, documents
+
+MODES = {"column": None, "chunks": 8}
+
+
+@pytest.fixture
+def user(dsn: str) -> Iterator[Connection]:
+    """Return a second session, in which a user has a transaction open."""
+    with connect(dsn, purpose="user", autocommit=False) as session:
+        session.execute("SET lock_timeout = '5s'")
+        session.commit()
+        yield session
+
+
+@pytest.fixture(autouse=True)
+def _impatient(db: Connection, user: Connection) -> None:
+    # A worker that waits for the user would wait for ever: it fails instead.
+    db.execute("SET statement_timeout = '5s'")
+
+
+@pytest.fixture(params=MODES)
+def name(request: pytest.FixtureRequest, db: Connection, worker: SqlWorker) -> str:
+    """Return an embedding of three rows that are to be embedded anew."""
+    documents(db, "one", "two", "three four five")
+    declare(db, "docs", "body", chunk_tokens=MODES[request.param])
+    worker.drain()
+    db.execute("UPDATE docs SET body = body || ' again'")
+    return "docs_body"
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE docs SET body = 'theirs' WHERE id = 1",
+        "UPDATE docs SET price = 5 WHERE id = 1",
+        "SELECT FROM docs WHERE id = 1 FOR UPDATE",
+        "DELETE FROM docs WHERE id = 1",
+        "UPDATE docs SET id = 7 WHERE id = 1",
+    ],
+)
+def test_rows_that_a_user_holds(
+    db: Connection,
+    worker: SqlWorker,
+    user: Connection,
+    name: str,
+    change: str,
+    end: str,
+) -> None:
+    claim = worker.claim(name)
+    user.execute(change.encode())
+    held = claim.slots[[text or "" for text in claim.texts].index("one again")]
+    others = [slot for slot in claim.slots if slot != held]
+    assert worker.complete(claim) == others
+    assert worker.complete(claim) == others
+    assert worker.renew(claim) == 1
+    getattr(user, end)()
+    assert worker.complete(claim) == claim.slots
+    worker.drain()
+    assert_converged(db, name)
+
+
+@pytest.mark.parametrize("finish", ["fail", "release", "renew"])
+def test_ending_a_claim_of_rows_that_a_user_holds(
+    db: Connection, worker: SqlWorker, user: Connection, name: str, finish: str
+) -> None:
+    claim = worker.claim(name)
+    user.execute("UPDATE docs SET body = 'theirs' WHERE id = 1")
+    assert getattr(worker, finish)(claim) == (3 if finish == "renew" else 2)
+    user.commit()
+    expire(db, name)
+    worker.drain()
+    assert_converged(db, name)
+
+
+def test_second_change_of_a_row_that_is_stale_already(
+    db: Connection, worker: SqlWorker, user: Connection, name: str
+) -> None:
+    claim = worker.claim(name)
+    db.execute("UPDATE docs SET body = 'first' WHERE id = 1")
+    user.execute("UPDATE docs SET body = 'second' WHERE id = 1")
+    assert len(worker.complete(claim)) == 2
+    user.commit()
+    assert worker.complete(claim) == claim.slots
+    worker.drain()
+    assert_converged(db, name)
+
+
+def test_a_held_row_does_not_stop_those_behind_it(
+    db: Connection, worker: SqlWorker, user: Connection, name: str
+) -> None:
+    worker.fail(worker.claim(name, 1))
+    expire(db, name)
+    rows(
+        db,
+        "UPDATE pgembed.job_1 SET pgembed_available_at = now() - interval '1 h' "
+        "WHERE pgembed_attempts = 1",
+    )
+    # The row that waits longest has another number of attempts, and a user holds it.
+    first = value(db, "SELECT id FROM pgembed.job_1 WHERE pgembed_attempts = 1")
+    user.execute("UPDATE docs SET body = 'theirs' WHERE id = %s", (first,))
+    assert len(worker.claim(name)) == 2
+    user.rollback()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "TRUNCATE docs",
+        "LOCK TABLE docs",
+        "ALTER TABLE docs ADD COLUMN more int",
+        "SELECT pgembed.drop_embedding('docs_body')",
+        "DROP TABLE docs CASCADE",
+    ],
+)
+def test_a_table_that_a_user_holds(
+    db: Connection, worker: SqlWorker, user: Connection, name: str, statement: str
+) -> None:
+    db.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    db.execute("INSERT INTO other VALUES (1, 'x')")
+    claim = worker.claim(name, 1)
+    user.execute(statement.encode())
+    assert worker.complete(claim) == []
+    assert len(worker.claim(name)) == 0
+    for finish in (worker.renew, worker.release, worker.fail):
+        try:
+            finish(claim)
+        except psycopg.errors.LockNotAvailable:
+            assert statement != "LOCK TABLE docs"
+    # Others go on.
+    declare(db, "other", "body")
+    assert worker.work()["other_body"] == 1
+    worker.complete(worker.claim("other_body"))
+    rows(db, "SELECT * FROM pgembed._index_work()")
+    user.rollback()
+    assert_converged(db, "other_body")
+    expire(db, name)
+    worker.drain()
+    assert_converged(db, name)
+
+
+def test_truncate_against_a_claim_and_its_completion(
+    db: Connection, worker: SqlWorker, dsn: str, user: Connection, name: str
+) -> None:
+    claim = worker.claim(name)
+    # The claim is over; the user's transaction sees and removes it, in both orders.
+    user.execute("TRUNCATE docs")
+    assert worker.complete(claim) == []
+    user.commit()
+    assert worker.complete(claim) == claim.slots
+    assert_converged(db, name)
+    db.execute("INSERT INTO docs (id, body) VALUES (1, 'one')")
+    with connect(dsn, autocommit=False) as other:
+        second = SqlWorker(other)
+        held = second.claim(name)
+        user.execute("SET lock_timeout = '50ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            user.execute("TRUNCATE docs")
+        user.rollback()
+        assert second.complete(held) == [1]
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            user.execute("SET lock_timeout = '50ms'; TRUNCATE docs")
+        user.rollback()
+        other.commit()
+    user.execute("TRUNCATE docs")
+    user.commit()
+    assert_converged(db, name)
+
+
+def test_enqueuing_does_not_stop_the_write_back_of_others(
+    db: Connection, worker: SqlWorker, dsn: str, user: Connection, name: str
+) -> None:
+    claim = worker.claim(name)
+    db.execute("UPDATE pgembed.embedding SET enqueued = false")
+    user.execute("SELECT pgembed._enqueue_all(1)")
+    # A worker that has no progress on record yet: its first refers to the embedding.
+    assert SqlWorker(db).complete(claim) == claim.slots
+    user.commit()
+    assert_converged(db, name)
+
+
+def test_a_pause_that_is_not_committed_stops_nobody(
+    db: Connection, worker: SqlWorker, user: Connection, name: str
+) -> None:
+    user.execute("SELECT pgembed.pause_embedding('docs_body')")
+    claim = worker.claim(name)
+    assert worker.complete(claim) == claim.slots
+    user.commit()
+    assert_converged(db, name)
+
+
+def test_a_user_in_repeatable_read(
+    db: Connection, worker: SqlWorker, user: Connection
+) -> None:
+    documents(db, "one", "two")
+    user.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    declare(db, "docs", "body", chunk_tokens=8)
+    # Its snapshot knows none of the jobs.
+    user.execute("SELECT count(*) FROM docs")
+    worker.work()
+    claim = worker.claim("docs_body")
+    user.execute("UPDATE docs SET body = 'theirs' WHERE id = 1")
+    user.commit()
+    assert worker.complete(claim) == [1, 2]
+    worker.drain()
+    assert_converged(db, "docs_body")
+    assert pending(db, "docs_body") == 0

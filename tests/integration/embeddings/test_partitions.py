@@ -1,0 +1,172 @@
+"""Partitioned tables: rows that move, partitions that come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness.sql_worker import (
+    Connection,
+    SqlWorker,
+    assert_converged,
+    expire,
+    rows,
+    value,
+)
+from tests.integration.embeddings.support import catalog, declare, status
+
+NAMES = ("docs_body", "cut")
+
+
+@pytest.fixture
+def partitioned(db: Connection, worker: SqlWorker) -> Iterator[Connection]:
+    """Return a database with docs by region, one of them by year; kept twice."""
+    db.execute(
+        """
+        CREATE TABLE docs (region text, id int, year int, body text,
+            PRIMARY KEY (id, region, year)) PARTITION BY LIST (region);
+        CREATE TABLE docs_a PARTITION OF docs FOR VALUES IN ('a');
+        CREATE SCHEMA far;
+        CREATE TABLE far.docs_b PARTITION OF docs FOR VALUES IN ('b')
+            PARTITION BY RANGE (year);
+        -- Its columns stand in another order.
+        CREATE TABLE docs_b_old (body text, year int NOT NULL, more int,
+            region text NOT NULL, id int NOT NULL);
+        ALTER TABLE docs_b_old DROP COLUMN more;
+        ALTER TABLE far.docs_b ATTACH PARTITION docs_b_old
+            FOR VALUES FROM (0) TO (2000);
+        CREATE TABLE docs_b_new PARTITION OF far.docs_b
+            FOR VALUES FROM (2000) TO (3000);
+        INSERT INTO docs VALUES ('a', 1, 1990, 'one'),
+            ('b', 1, 1990, 'two'), ('b', 2, 2020, 'three four five');
+        """
+    )
+    declare(db, "docs", "body")
+    declare(db, "docs", "{region} {body}", name="cut", chunk_tokens=8)
+    worker.drain()
+    yield db
+    converge(db, worker)
+    for name in NAMES:
+        assert value(db, "SELECT pgembed.reconcile(%s)", name) == 0
+
+
+def converge(connection: Connection, worker: SqlWorker) -> None:
+    worker.drain()
+    for name in NAMES:
+        assert_converged(connection, name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "INSERT INTO docs VALUES ('a', 5, 1, 'x'), ('b', 5, 1, 'y'), "
+        "('b', 6, 2000, 'z')",
+        "INSERT INTO docs_b_old VALUES ('x', 1, 'b', 9)",
+        "INSERT INTO far.docs_b VALUES ('b', 9, 2001, 'x')",
+        "UPDATE docs SET region = 'a', id = id + 10 WHERE region = 'b'",
+        "UPDATE docs SET year = 2001 WHERE year = 1990",
+        "UPDATE docs SET year = 1, body = 'moved and changed'",
+        "UPDATE docs_b_old SET body = 'x'",
+        "UPDATE far.docs_b SET year = 1999",
+        "DELETE FROM docs_b_new",
+        "DELETE FROM docs",
+        "TRUNCATE docs_b_new",
+        "TRUNCATE far.docs_b",
+        "TRUNCATE docs",
+        "TRUNCATE docs_a, docs",
+        "DROP TABLE docs_a; SELECT pgembed.reconcile(name) FROM pgembed.embedding",
+    ],
+)
+def test_changes(partitioned: Connection, worker: SqlWorker, change: str) -> None:
+    partitioned.execute(change.encode())
+    converge(partitioned, worker)
+
+
+def test_row_that_moves_while_it_is_embedded(
+    partitioned: Connection, worker: SqlWorker
+) -> None:
+    partitioned.execute("UPDATE docs SET body = body || '!'")
+    claims = [worker.claim(name) for name in NAMES]
+    partitioned.execute("UPDATE docs SET year = 2001 WHERE year = 1990")
+    for claim in claims:
+        assert worker.complete(claim) == claim.slots
+    converge(partitioned, worker)
+
+
+def test_partitions_created_and_attached_later(
+    partitioned: Connection, worker: SqlWorker
+) -> None:
+    partitioned.execute(
+        """
+        CREATE TABLE docs_c PARTITION OF docs FOR VALUES IN ('c');
+        INSERT INTO docs VALUES ('c', 1, 1, 'seen by the triggers');
+        CREATE TABLE docs_d (LIKE docs INCLUDING ALL);
+        INSERT INTO docs_d VALUES ('d', 1, 1, 'there before'), ('d', 2, 1, NULL);
+        ALTER TABLE docs ATTACH PARTITION docs_d FOR VALUES IN ('d');
+        """
+    )
+    converge(partitioned, worker)
+    assert value(partitioned, "SELECT count(*) FROM pgembed.job_1") == 6
+    partitioned.execute("TRUNCATE docs_c; TRUNCATE docs_d")
+    for name in NAMES:
+        assert_converged(partitioned, name)
+
+
+def test_partition_detached(partitioned: Connection, worker: SqlWorker) -> None:
+    partitioned.execute("ALTER TABLE far.docs_b DETACH PARTITION docs_b_new")
+    converge(partitioned, worker)
+    triggers = (
+        "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'docs_b_new'::regclass "
+        "AND tgname LIKE 'pgembed%'"
+    )
+    assert value(partitioned, triggers) == 0
+    partitioned.execute("INSERT INTO docs_b_new VALUES ('b', 7, 2000, 'not ours')")
+    partitioned.execute("TRUNCATE docs_b_new")
+
+
+def test_jobs_of_a_partition_detached_while_they_are_claimed(
+    partitioned: Connection, worker: SqlWorker
+) -> None:
+    partitioned.execute("UPDATE docs SET body = 'changed'")
+    claims = [worker.claim(name) for name in NAMES]
+    partitioned.execute("ALTER TABLE docs DETACH PARTITION docs_a")
+    for claim in claims:
+        settled = worker.complete(claim)
+        assert len(settled) == 2
+    for name in NAMES:
+        expire(partitioned, name)
+    converge(partitioned, worker)
+
+
+def test_dropping_leaves_nothing_on_partitions(
+    partitioned: Connection, worker: SqlWorker
+) -> None:
+    partitioned.execute("ALTER TABLE docs DETACH PARTITION docs_a")
+    for name in NAMES:
+        rows(partitioned, "SELECT pgembed.drop_embedding(%s, true)", name)
+    left = [row for row in catalog(partitioned) if row[0] == "trigger"]
+    assert left == []
+    declare(partitioned, "docs", "body")
+    declare(partitioned, "docs", "body", name="cut", chunk_tokens=8)
+
+
+def test_a_partition_as_source(partitioned: Connection, worker: SqlWorker) -> None:
+    partitioned.execute("ALTER TABLE docs ADD COLUMN v vector(3)")
+    declare(partitioned, "docs_b_new", "body", name="part", target_column="v")
+    declare(partitioned, "docs_b_new", "body", name="part_cut", chunk_tokens=8)
+    worker.drain()
+    partitioned.execute("UPDATE docs SET year = 2001 WHERE region = 'b'")
+    partitioned.execute("INSERT INTO docs VALUES ('b', 4, 2001, 'four')")
+    worker.drain()
+    for name in ("part", "part_cut"):
+        assert_converged(partitioned, name)
+    partitioned.execute("UPDATE docs SET year = 1990 WHERE region = 'b'")
+    partitioned.execute("TRUNCATE docs")
+    for name in ("part", "part_cut"):
+        assert_converged(partitioned, name)
+
+
+def test_status(partitioned: Connection, worker: SqlWorker) -> None:
+    found = status(partitioned, "docs_body")
+    assert (found["rows"], found["embedded"], found["pending"]) == (3, 3, 0)

@@ -1,0 +1,145 @@
+"""embedding_status and workers: numbers that are true."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from tests.harness.sql_worker import Connection, SqlWorker, rows, value
+from tests.integration.embeddings.support import declare, documents, status
+
+
+def numbers(connection: Connection, name: str) -> tuple[int, int, int, int]:
+    found = status(connection, name)
+    return found["rows"], found["embedded"], found["pending"], found["failed"]
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 8])
+def test_numbers(db: Connection, worker: SqlWorker, chunk_tokens: int | None) -> None:
+    documents(db, "one two three", "four five six", None)
+    name = declare(db, "docs", "body", chunk_tokens=chunk_tokens)
+    assert numbers(db, name) == (3, 0, 3, 0)
+    assert status(db, name)["oldest_pending"] > timedelta(0)
+    claim = worker.claim(name)
+    assert len(claim) == 0
+    worker.work()
+    claim = worker.claim(name)
+    assert numbers(db, name) == (3, 0, 3, 0)
+    assert status(db, name)["state"] == "embedding"
+    worker.complete(claim)
+    assert numbers(db, name) == (3, 2, 0, 0)
+    found = status(db, name)
+    assert found["oldest_pending"] is None
+    assert found["rows_per_second"] > 0
+    assert found["state"] == "current"
+    assert found["index_state"] == "waiting"
+    assert (found["source"], found["model"]) == ("public.docs", "tiny")
+    db.execute("UPDATE docs SET body = 'x' WHERE id < 3")
+    worker.fail(worker.claim(name, 1), max_attempts=1)
+    assert numbers(db, name) == (3, 2, 1, 1)
+
+
+def test_the_oldest_waits_since_its_first_change(
+    db: Connection, worker: SqlWorker
+) -> None:
+    documents(db, "one", "two")
+    declare(db, "docs", "body")
+    worker.drain()
+    db.execute("UPDATE docs SET body = 'x'")
+    rows(
+        db,
+        "UPDATE pgembed.job_1 SET pgembed_available_at = now() - interval '1 hour' "
+        "WHERE id = 1",
+    )
+    hour = timedelta(hours=1)
+
+    def waits() -> timedelta:
+        found = status(db, "docs_body")["oldest_pending"]
+        assert isinstance(found, timedelta)
+        return found
+
+    assert hour < waits() < 2 * hour
+    db.execute("UPDATE docs SET body = 'changed again'")
+    assert hour < waits() < 2 * hour
+    claim = worker.claim("docs_body")
+    assert hour < waits() < 2 * hour
+    worker.release(claim)
+    assert hour < waits() < 2 * hour
+    worker.fail(worker.claim("docs_body"))
+    assert hour < waits() < 2 * hour
+    rows(db, "UPDATE pgembed.job_1 SET pgembed_available_at = now()")
+    worker.drain()
+    db.execute("UPDATE docs SET body = 'new'")
+    assert waits() < hour
+
+
+def test_index_error_is_shown(scratch: Connection) -> None:
+    documents(scratch)
+    declare(scratch, "docs", "body")
+    rows(
+        scratch,
+        "SELECT pgembed._set_index_state(id, 'failed', 'no space') "
+        "FROM pgembed.embedding",
+    )
+    assert status(scratch, "docs_body")["index_state"] == "failed"
+    assert status(scratch, "docs_body")["state"] == "current; index: no space"
+
+
+def test_a_table_that_cannot_be_read_hides_no_other(
+    scratch: Connection,
+) -> None:
+    documents(scratch, "one")
+    declare(scratch, "docs", "body")
+    scratch.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    declare(scratch, "other", "body")
+    scratch.execute("CREATE ROLE watcher")
+    scratch.execute("GRANT USAGE ON SCHEMA pgembed TO watcher")
+    scratch.execute("GRANT SELECT ON ALL TABLES IN SCHEMA pgembed TO watcher")
+    scratch.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgembed TO watcher")
+    scratch.execute("GRANT SELECT ON docs TO watcher")
+    scratch.execute("SET LOCAL ROLE watcher")
+    assert numbers(scratch, "docs_body") == (1, 0, 1, 0)
+    assert status(scratch, "other_body")["rows"] is None
+    assert "permission denied" in status(scratch, "other_body")["state"]
+
+
+def test_workers(scratch: Connection) -> None:
+    worker = SqlWorker(scratch)
+    ((role, idle, live),) = rows(
+        scratch, "SELECT role, idle, live FROM pgembed.workers"
+    )
+    assert (role, idle, live) == ("embed", False, True)
+    rows(scratch, "SELECT pgembed._set_idle(%s, true)", worker.id)
+    assert value(scratch, "SELECT idle FROM pgembed.workers")
+    scratch.execute("UPDATE pgembed.worker SET seen_at = now() - interval '2 min'")
+    assert not value(scratch, "SELECT live FROM pgembed.workers")
+    assert value(scratch, "SELECT pgembed._heartbeat(%s)", worker.id)
+    assert value(scratch, "SELECT live FROM pgembed.workers")
+    scratch.execute("UPDATE pgembed.worker SET seen_at = now() - interval '6 min'")
+    other = SqlWorker(scratch)
+    assert value(scratch, "SELECT pgembed._heartbeat(%s)", other.id)
+    assert not value(scratch, "SELECT pgembed._heartbeat(%s)", worker.id)
+    rows(scratch, "SELECT pgembed._unregister_worker(%s)", other.id)
+    assert rows(scratch, "SELECT * FROM pgembed.workers") == []
+
+
+def test_only_a_worker_that_waits_is_notified(
+    db: Connection, worker: SqlWorker
+) -> None:
+    documents(db, "one")
+    declare(db, "docs", "body")
+    db.execute("LISTEN pgembed_work")
+
+    def notified(statement: str) -> int:
+        db.execute(statement.encode())
+        return len(list(db.notifies(timeout=0)))
+
+    assert notified("INSERT INTO docs (id, body) VALUES (2, 'x')") == 0
+    rows(db, "SELECT pgembed._set_idle(%s, true)", worker.id)
+    assert notified("INSERT INTO docs (id, body) VALUES (3, 'x'), (4, 'y')") == 1
+    assert notified("UPDATE docs SET body = 'y'") == 1
+    assert notified("UPDATE docs SET price = 1") == 0
+    assert notified("DELETE FROM docs WHERE id = 2") == 0
+    db.execute("UPDATE pgembed.worker SET seen_at = now() - interval '1 hour'")
+    assert notified("UPDATE docs SET body = 'z'") == 0
