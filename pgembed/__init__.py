@@ -2,6 +2,35 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pgembed.batch.layout import build_layout, drop_layout
+    from pgembed.batch.result import BatchResult
+    from pgembed.batch.search import search_batch
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "BatchResult",
+    "__version__",
+    "build_layout",
+    "drop_layout",
+    "search_batch",
+]
+
+# NumPy and psycopg are imported when a name is first used, not with the package.
+_MODULES = {
+    "BatchResult": "pgembed.batch.result",
+    "build_layout": "pgembed.batch.layout",
+    "drop_layout": "pgembed.batch.layout",
+    "search_batch": "pgembed.batch.search",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'pgembed' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_MODULES[name]), name)

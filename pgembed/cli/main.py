@@ -12,7 +12,17 @@ import click
 import psycopg
 
 from pgembed import __version__
-from pgembed.cli import database, demo, embedding, model, search, up, worker
+from pgembed.cli import (
+    batch,
+    database,
+    demo,
+    embedding,
+    layout,
+    model,
+    search,
+    up,
+    worker,
+)
 from pgembed.cli.errors import explain
 from pgembed.errors import PgembedError
 
@@ -43,6 +53,8 @@ for command in (
     model.model,
     embedding.embedding,
     search.search,
+    batch.batch,
+    layout.layout,
 ):
     pgembed.add_command(command)
 

@@ -1,0 +1,3 @@
+"""Whole workloads of hybrid queries, executed as one job."""
+
+from __future__ import annotations

@@ -1,0 +1,230 @@
+"""One batch, from rows to answers, in one snapshot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgembed.batch import singly
+from pgembed.batch.corpus import Corpus, find_layout, from_layout, read_table
+from pgembed.batch.metric import Metric, check_queries
+from pgembed.batch.passing import Conditions, Passing
+from pgembed.batch.predicates import Listing
+from pgembed.batch.ranking import Ranking, first_width
+from pgembed.batch.result import BatchResult, Report
+from pgembed.batch.rows import RowIds, Tables, look_up, rank_by_key
+from pgembed.batch.source import Source
+from pgembed.batch.store import Store
+from pgembed.batch.strategy import Searcher
+from pgembed.batch.topk import TopK
+from pgembed.batch.workload import Workload
+from pgembed.postgres.connection import Connection, fetch_one
+
+Ints = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+Progress = Callable[[str, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a batch is to be carried out; *memory* in bytes."""
+
+    recall: float
+    memory: int
+    threads: int
+    layout: bool = True
+    layouts: Path | None = None
+    progress: Progress | None = None
+    few_by_sql: bool = True
+    """Whether a few queries may be answered one by one, when that is cheaper."""
+
+
+class Batch:
+    """One batch; its connection is in a transaction that sees one snapshot."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        source: Source,
+        workload: Workload,
+        options: Options,
+    ) -> None:
+        self.connection, self.source, self.workload = connection, source, workload
+        self.options = options
+        self.tables = Tables()
+        self.report = Report(conditions=len(workload.conditions))
+
+    def run(self) -> BatchResult:
+        """Return the answer."""
+        check_queries(self.workload, self.source)
+        conditions = Conditions(self.connection, self.source, self.workload.conditions)
+        if not len(self.workload):
+            none = np.empty((0, 0), np.int64)
+            return self._result(np.empty(0, np.uint64), none, none.astype(float))
+        layout = self._layout()
+        if self._singly(layout):
+            options = self.options
+            return singly.answer(
+                self.connection,
+                self.source,
+                self.workload,
+                options.recall,
+                self.report,
+            )
+        self._say("predicates", 0)
+        with self.report.stage("predicates"):
+            rounds = conditions.rounds(self._rows(layout), self.options.memory)
+            listing = conditions.listing(self.tables, rounds[0])
+        self.report.rows = len(listing.ids)
+        self._say("reading", 0)
+        with self.report.stage("reading"):
+            corpus = self._vectors(layout, listing)
+        workload = self.workload
+        most = int(workload.k.max())
+        positions = np.full((len(workload), most), -1, np.int64)
+        distances = np.full((len(workload), most), np.inf)
+        for number, part in enumerate(rounds):
+            with self.report.stage("predicates"):
+                if number:
+                    listing = conditions.listing(self.tables, part)
+                passing = conditions.passing(
+                    part,
+                    listing,
+                    corpus.find(listing.ids) if number else corpus.positions,
+                    len(corpus.vectors),
+                    self.tables,
+                    corpus.find,
+                )
+            for chosen in self._portions([*part.shared, *part.alone]):
+                found, far = self._answer(workload.part(chosen), corpus, passing)
+                positions[chosen, : found.shape[1]] = found
+                distances[chosen, : far.shape[1]] = far
+        return self._result(corpus.ids, positions, distances)
+
+    def _singly(self, layout: Store | None) -> bool:
+        with self.report.stage("planning"):
+            return self.options.few_by_sql and singly.is_cheaper(
+                self.connection,
+                self.source,
+                self.workload,
+                recall=self.options.recall,
+                layout=layout is not None,
+            )
+
+    def _layout(self) -> Store | None:
+        if not self.options.layout:
+            return None
+        with self.report.stage("opening"):
+            found = find_layout(self.connection, self.source, self.options.layouts)
+        if isinstance(found, str):
+            self.report.layout = f"not used: {found}"
+            return None
+        self.tables = Tables(found.origin["tables"])
+        self.report.layout = found.version
+        return found
+
+    def _rows(self, layout: Store | None) -> int:
+        if layout is not None:
+            return len(layout.ids)
+        (rows,) = fetch_one(
+            self.connection,
+            "SELECT (pgembed._table_size(%s::pg_catalog.text::pg_catalog.regclass))"
+            ".rows",
+            [self.source.relation],
+        )
+        return int(rows)
+
+    def _vectors(self, layout: Store | None, listing: Listing) -> Corpus:
+        arguments = (self.connection, self.source, self.tables, listing)
+        corpus = from_layout(*arguments, layout) if layout is not None else None
+        if corpus is None:
+            if layout is not None:
+                self.report.layout = "not used: too many rows have changed"
+            return read_table(*arguments, self.options.memory)
+        self.report.changed = corpus.changed
+        return corpus
+
+    def _portions(self, conditions: list[int]) -> list[Ints]:
+        """Cut the queries with these conditions so that candidates fit.
+
+        Those of similar k come together.
+        """
+        k = self.workload.k
+        portions = []
+        chosen = np.isin(self.workload.members, conditions)
+        classes = np.ceil(np.log2(k)).astype(np.int64).clip(4)
+        for size in np.unique(classes[chosen]):
+            members = np.flatnonzero(chosen & (classes == size))
+            each = TopK.bytes_for(1, first_width(k[members])) * self.options.threads
+            most = max(1, self.options.memory // 6 // each)
+            portions += np.array_split(members, -(-len(members) // most))
+        return portions
+
+    def _answer(
+        self, part: Workload, corpus: Corpus, passing: Passing
+    ) -> tuple[Ints, Float64]:
+        options = self.options
+        with self.report.stage("preparing"):
+            metric = Metric(self.source.distance, part.queries, corpus.vectors)
+            searcher = Searcher(
+                metric,
+                passing,
+                corpus.segments,
+                part.members,
+                part.k,
+                recall=options.recall,
+                threads=options.threads,
+                report=self.report,
+                tick=lambda share: self._say("comparing", share),
+            )
+
+        def ranks(positions: Ints) -> Ints:
+            with self.report.stage("ties"):
+                return rank_by_key(
+                    self.connection, self.source, self.tables, corpus.ids[positions]
+                )
+
+        ranking = Ranking(metric, part.k, searcher, ranks, chunked=self.source.chunked)
+        with self.report.stage("ranking"):
+            ranking.run()
+        self.report.repeated += ranking.repeated
+        return ranking.positions, ranking.distances
+
+    def _result(self, ids: RowIds, positions: Ints, distances: Float64) -> BatchResult:
+        with self.report.stage("keys"):
+            there = positions >= 0
+            distinct, inverse = np.unique(positions[there], return_inverse=True)
+            values = self._keys(ids[distinct])
+            keys = np.zeros(positions.shape, values.dtype)
+            if values.dtype == object:
+                keys[:] = None
+            keys[there] = values[inverse]
+            places = np.zeros(positions.shape, np.uint64)
+            places[there] = ids[distinct][inverse]
+        return BatchResult(
+            keys,
+            distances,
+            there.sum(axis=1),
+            self.report,
+            places,
+            tuple(self.tables.oids),
+        )
+
+    def _keys(self, ids: RowIds) -> NDArray[Any]:
+        columns = self.source.key_list("t")
+        rows = look_up(self.connection, self.source, self.tables, ids, columns)
+        keys = np.empty(len(ids), object)
+        for place, *key in rows:
+            keys[place] = key[0] if len(key) == 1 else tuple(key)
+        if rows and all(type(key) is int for key in keys):
+            return keys.astype(np.int64)
+        return keys
+
+    def _say(self, stage: str, share: float) -> None:
+        if self.options.progress is not None:
+            self.options.progress(stage, share)

@@ -1,0 +1,94 @@
+"""Whether a row at a known place, made by a known transaction, is still the same.
+
+Place (ctid) and xmin together name a version of a row, unless the table was rewritten
+(VACUUM FULL, CLUSTER, TRUNCATE: another filenode), the server went back in time (a
+restored backup: another timeline), or two billion transactions passed. A crash may
+hand out again the numbers of transactions that had not reached the disk; so a layout
+counts only once all it has seen is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pgembed.errors import PgembedError
+from pgembed.postgres.connection import Connection, fetch_one
+
+_MOST_TRANSACTIONS = 1 << 31
+_FLUSH_SECONDS = 10.0
+
+
+def database_name(connection: Connection) -> str:
+    """Return what tells this database from all others."""
+    row = fetch_one(
+        connection,
+        "SELECT s.system_identifier, d.oid FROM pg_catalog.pg_control_system() AS s, "
+        "pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database()",
+    )
+    return f"{row[0]}-{row[1]}"
+
+
+def origin(connection: Connection, oids: Sequence[int]) -> dict[str, Any]:
+    """Describe the server and the tables *oids*, as far as row versions go."""
+    row = fetch_one(
+        connection,
+        """
+        SELECT c.timeline_id,
+            pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8,
+            ARRAY(SELECT coalesce(pg_catalog.pg_relation_filenode(t.oid), 0)::int8
+                  FROM unnest(%s::int8[]) WITH ORDINALITY AS u (oid, place)
+                  INNER JOIN pg_catalog.pg_class AS t ON t.oid = u.oid::oid
+                  ORDER BY u.place)
+        FROM pg_catalog.pg_control_checkpoint() AS c
+        """,
+        [list(oids)],
+    )
+    return {
+        "timeline": row[0],
+        "transaction": row[1],
+        "tables": list(oids),
+        "filenodes": row[2],
+    }
+
+
+def still_holds(connection: Connection, then: dict[str, Any]) -> bool:
+    """Whether places and xmins from *then* still name the same versions."""
+    now = origin(connection, then["tables"])
+    passed = now["transaction"] - then["transaction"]
+    return bool(
+        now["timeline"] == then["timeline"]
+        and now["filenodes"] == then["filenodes"]
+        and 0 <= passed < _MOST_TRANSACTIONS
+    )
+
+
+def written_position(connection: Connection) -> str | None:
+    """Return up to where the log must reach the disk; None on a standby."""
+    (position,) = fetch_one(
+        connection,
+        "SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() "
+        "THEN pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text END",
+    )
+    return position and str(position)
+
+
+def await_flush(connection: Connection, position: str | None) -> None:
+    """Wait until the log is on disk up to *position*: at most some seconds."""
+    end = time.monotonic() + _FLUSH_SECONDS
+    while position is not None:
+        (done,) = fetch_one(
+            connection,
+            "SELECT pg_catalog.pg_current_wal_flush_lsn() >= %s::pg_catalog.pg_lsn",
+            [position],
+        )
+        if done:
+            return
+        if time.monotonic() > end:
+            raise PgembedError(
+                f"the server's log did not reach the disk up to {position} within "
+                f"{_FLUSH_SECONDS:.0f} s: see what keeps it from writing, then build "
+                "the layout again"
+            )
+        time.sleep(0.05)

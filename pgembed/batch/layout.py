@@ -1,0 +1,294 @@
+"""Building layouts: read, partition, write in the order of posting lists."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgembed.batch import freshness, kmeans, store
+from pgembed.batch.engine import cores
+from pgembed.batch.predicates import WORD, compile_condition, read_listing
+from pgembed.batch.qdtree import Tree, grow
+from pgembed.batch.rows import RowMap, Tables
+from pgembed.batch.source import Source, describe, one_snapshot
+from pgembed.batch.vectors import Spool, Vectors, read_blocks
+from pgembed.batch.workload import Condition, Workload
+from pgembed.errors import SettingError
+from pgembed.postgres.connection import Connection, fetch_one, require_idle
+
+Float32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_LIST_ROWS = 1000
+_COPY_ROWS = 16_384
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What was built: rows, posting lists, bytes on disk, seconds by stage."""
+
+    version: str
+    rows: int
+    lists: int
+    leaves: int
+    bytes: int
+    seconds: dict[str, float]
+    description: dict[str, Any]
+
+
+def build_layout(
+    connection: Connection,
+    embedding: str,
+    *,
+    workload: Workload | None = None,
+    list_rows: int = _LIST_ROWS,
+    least_rows: int | None = None,
+    memory: int = 512 << 20,
+    threads: int | None = None,
+    root: Path | None = None,
+) -> Layout:
+    """Build the layout of *embedding* from one snapshot, in place of the one before.
+
+    *workload*: queries like those to come; their conditions cut the rows into leaves of
+    at least *least_rows* (default: 4 lists, or 1 % of all). *list_rows*: how many rows
+    a posting list has on average. *root*: the folder for layouts; default: beside the
+    cache of models. Raises PgembedError when the connection is in a transaction,
+    SettingError when list_rows makes no sense, FilterError for a bad condition.
+    """
+    if list_rows < 1:
+        raise SettingError(f"list_rows is {list_rows}, but must be at least 1")
+    require_idle(connection, "build a layout")
+    builder = Builder(connection, list_rows, least_rows, memory, threads or cores())
+    with one_snapshot(connection):
+        source = describe(connection, embedding)
+        position = freshness.written_position(connection)
+        builder.read(source)
+        if workload is not None:
+            builder.cut(workload)
+        origin = freshness.origin(connection, builder.tables.oids)
+        origin["column"] = [source.target, source.vector, source.dimensions]
+        place = store.folder(
+            source.embedding, freshness.database_name(connection), root
+        )
+    builder.partition()
+    with store.Writer(place) as writer:
+        size = builder.write(writer, origin)
+        freshness.await_flush(connection, position)
+        layout = builder.summary(writer.version, size, origin)
+        _record(connection, source, layout, place)
+    store.remove(place, keep=layout.version)
+    return layout
+
+
+def drop_layout(
+    connection: Connection, embedding: str, *, root: Path | None = None
+) -> bool:
+    """Forget the layout of *embedding*, and delete its files on this host.
+
+    Returns whether there was one.
+    """
+    (identity,) = fetch_one(
+        connection, "SELECT (pgembed._find_embedding(%s)).id", [embedding]
+    )
+    cursor = connection.execute(
+        "DELETE FROM pgembed.layout WHERE embedding = %s", [identity]
+    )
+    store.remove(store.folder(identity, freshness.database_name(connection), root))
+    return bool(cursor.rowcount)
+
+
+class Builder:
+    """The steps of one build."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        list_rows: int,
+        least_rows: int | None,
+        memory: int,
+        threads: int,
+    ) -> None:
+        self.connection, self.list_rows = connection, list_rows
+        self.least_rows, self.memory, self.threads = least_rows, memory, threads
+        self.tables = Tables()
+        self.seconds: dict[str, float] = {}
+        self.tree: Tree | None = None
+        self.conditions: tuple[Condition, ...] = ()
+
+    def read(self, source: Source) -> None:
+        """Read all rows that have a vector."""
+        start = time.perf_counter()
+        spool = Spool(source.dimensions, self.memory // 4)
+        ids, xmins = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+        for block in read_blocks(
+            self.connection, source, self.tables, self.memory // 4
+        ):
+            spool.add(block.values)
+            ids.append(block.ids)
+            xmins.append(block.xmins)
+        self.source = source
+        self.vectors: Vectors = spool.finish()
+        self.ids, self.xmins = np.concatenate(ids), np.concatenate(xmins)
+        self.seconds["reading"] = time.perf_counter() - start
+
+    def cut(self, workload: Workload) -> None:
+        """Grow the tree over the conditions that most queries of *workload* have."""
+        start = time.perf_counter()
+        weights = np.bincount(workload.members, minlength=len(workload.conditions))
+        chosen = np.argsort(-weights, kind="stable")[:WORD]
+        self.conditions = tuple(workload.conditions[i] for i in chosen)
+        compiled = [
+            compile_condition(self.connection, self.source, c) for c in self.conditions
+        ]
+        listing = read_listing(
+            self.connection,
+            self.source,
+            self.tables,
+            compiled,
+            rows=len(self.ids),
+            memory=self.memory // 8,
+        )
+        words = np.zeros(len(self.ids), np.uint64)
+        words[RowMap(self.ids).positions(listing.ids)] = listing.words[0]
+        total = len(self.ids)
+        least = self.least_rows or max(4 * self.list_rows, total // 100)
+        self.tree = grow(words, weights[chosen].astype(float), least_rows=least)
+        self.seconds["cutting"] = time.perf_counter() - start
+
+    def partition(self) -> None:
+        """Assign every row to a posting list of its leaf."""
+        total = len(self.vectors)
+        self.lists = np.zeros(total, np.int64)
+        self.distances = np.zeros(total, np.float32)
+        leaf = np.zeros(total, np.int64) if self.tree is None else self.tree.leaf
+        centres = [np.empty((0, self.source.dimensions), np.float32)]
+        leaves: list[int] = []
+        for number in range(int(leaf.max(initial=0)) + 1):
+            found = self._partition(np.flatnonzero(leaf == number), len(leaves))
+            centres.append(found)
+            leaves += [number] * len(found)
+        self.centres = np.concatenate(centres)
+        self.leaves = np.array(leaves, np.int64)
+
+    def _partition(self, rows: Ints, first: int) -> Float32:
+        """Number the lists of some rows from *first*; return their centres."""
+        start = time.perf_counter()
+        count = max(1, min(len(rows) // self.list_rows, int(4 * len(rows) ** 0.5)))
+        size = kmeans.sample_size(len(rows), count)
+        random = np.random.default_rng(0)
+        chosen = np.sort(random.choice(len(rows), size, replace=False))
+        centres = kmeans.train(self._space(rows[chosen]), count, threads=self.threads)
+        trained = time.perf_counter()
+        lists, distances = kmeans.assign(
+            centres, len(rows), lambda part: self._space(rows[part]), self.threads
+        )
+        self.lists[rows], self.distances[rows] = lists + first, distances
+        for name, spent in (
+            ("training", trained - start),
+            ("assigning", time.perf_counter() - trained),
+        ):
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        return centres
+
+    def _space(self, rows: Ints) -> Float32:
+        """Vectors as k-means sees them: for cosine, of length 1."""
+        together = len(rows) and rows[-1] - rows[0] + 1 == len(rows)
+        if together:
+            values = self.vectors.slice(int(rows[0]), int(rows[-1]) + 1)
+        else:
+            values = self.vectors.take(rows)
+        if self.source.distance == "cosine":
+            norms = self.vectors.norms[rows]
+            return np.asarray(values / np.sqrt(np.where(norms > 0, norms, 1))[:, None])
+        return values
+
+    def write(self, writer: store.Writer, origin: dict[str, Any]) -> int:
+        """Write the files; return their bytes."""
+        start = time.perf_counter()
+        order = np.argsort(self.lists, kind="stable")
+        counts = np.bincount(self.lists, minlength=len(self.centres))
+        for first in range(0, len(order), _COPY_ROWS):
+            writer.add(self.vectors.take(order[first : first + _COPY_ROWS]))
+        norms = self.vectors.norms
+        lengths = norms if self.source.distance != "cosine" else np.ones_like(norms)
+        arrays: dict[str, NDArray[Any]] = {
+            "ids": self.ids[order],
+            "xmins": self.xmins[order],
+            "norms": norms[order],
+            "starts": np.concatenate([[0], np.cumsum(counts)]),
+            "leaves": self.leaves,
+            "centres": self.centres,
+            "spreads": np.sqrt(_mean(self.distances, self.lists, counts)),
+            "lengths": _mean(lengths, self.lists, counts),
+        }
+        size = writer.finish(self.source.dimensions, arrays, origin)
+        self.seconds["writing"] = time.perf_counter() - start
+        return size
+
+    def summary(self, version: str, size: int, origin: dict[str, Any]) -> Layout:
+        """Return what was built."""
+        sizes = np.bincount(self.leaves[self.lists], minlength=1).tolist()
+        leaves: list[dict[str, Any]] = [{"rows": rows} for rows in sizes]
+        touched = None
+        if self.tree is not None:
+            touched = [self.tree.touched_before, self.tree.touched]
+            for found, leaf in zip(leaves, self.tree.leaves, strict=False):
+                found["holds"] = [str(self.conditions[i]) for i in leaf.holds]
+                found["fails"] = [str(self.conditions[i]) for i in leaf.fails]
+        return Layout(
+            version,
+            len(self.ids),
+            len(self.centres),
+            len(leaves),
+            size,
+            self.seconds,
+            {
+                "leaves": leaves,
+                "rows_touched": touched,
+                "seconds": self.seconds,
+                "origin": origin,
+            },
+        )
+
+
+def _mean(values: Float32, lists: Ints, counts: Ints) -> Float32:
+    sums = np.bincount(lists, values, minlength=len(counts))
+    return np.asarray(sums / np.maximum(counts, 1), np.float32)
+
+
+def _record(
+    connection: Connection, source: Source, layout: Layout, place: Path
+) -> None:
+    connection.execute(
+        """
+        INSERT INTO pgembed.layout AS l (embedding, version, host, path, build_seconds,
+            rows, leaves, lists, bytes, description)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+        ON CONFLICT (embedding) DO UPDATE SET
+            version = excluded.version, host = excluded.host, path = excluded.path,
+            built_at = excluded.built_at, build_seconds = excluded.build_seconds,
+            rows = excluded.rows, leaves = excluded.leaves, lists = excluded.lists,
+            bytes = excluded.bytes, description = excluded.description
+        """,
+        [
+            source.embedding,
+            layout.version,
+            socket.gethostname(),
+            str(place),
+            sum(layout.seconds.values()),
+            layout.rows,
+            layout.leaves,
+            layout.lists,
+            layout.bytes,
+            json.dumps(layout.description),
+        ],
+    )
+    if connection.info.transaction_status.name != "IDLE":
+        connection.commit()

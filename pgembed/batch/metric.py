@@ -1,0 +1,113 @@
+"""Distances as scores that a matrix product yields: the higher, the nearer.
+
+The score is a float32 estimate within a known tolerance; :meth:`Metric.exact` computes
+pgvector's distance in float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgembed.batch.source import Source
+from pgembed.batch.vectors import Vectors
+from pgembed.batch.workload import Workload
+from pgembed.errors import VectorError
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_UNIT = 2.0**-24
+_EXACT_BYTES = 32 << 20
+
+
+class Metric:
+    """How queries (q, d) compare with vectors, by *distance*.
+
+    score = query · vector · scale + bias, where scale (n,) and bias (n,) may be None.
+    """
+
+    def __init__(self, distance: str, queries: Float32, vectors: Vectors) -> None:
+        self.distance, self.queries, self.vectors = distance, queries, vectors
+        lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
+        self._lengths = lengths
+        norms = vectors.norms
+        largest = float(np.sqrt(norms.max(initial=0.0)))
+        self.scale: NDArray[np.float32] | None = None
+        self.bias: NDArray[np.float32] | None = None
+        self.scan_queries = queries
+        size = lengths * largest
+        if distance == "cosine":
+            self.scan_queries = (queries / lengths[:, None]).astype(np.float32)
+            size = np.ones(len(queries))
+            self._cosine(norms, vectors.dimensions)
+        elif distance == "l2":
+            self.bias = -norms / np.float32(2)
+            size = lengths * largest + largest**2
+        self.tolerance = (2 * vectors.dimensions + 16) * _UNIT * size
+
+    def _cosine(self, norms: NDArray[np.float32], dimensions: int) -> None:
+        if (np.abs(norms - 1) > dimensions * _UNIT).any():
+            # A vector without a direction has no distance: NaN exceeds no threshold.
+            positive = np.where(norms > 0, norms, np.float32(np.nan))
+            self.scale = np.asarray(1 / np.sqrt(positive), np.float32)
+
+    def finish(self, scores: Float32, rows: slice | Ints) -> None:
+        """Turn products (m, r) with the vectors *rows* into scores, in place."""
+        if self.scale is not None:
+            scores *= self.scale[rows]
+        if self.bias is not None:
+            scores += self.bias[rows]
+
+    def exact(self, chosen: Ints, positions: Ints) -> tuple[Float64, Float64]:
+        """Return distances and scores (m, w) of queries *chosen* (m,) to *positions*.
+
+        Where a position is -1, the distance is infinite and the score minus infinity.
+        """
+        distances = np.full(positions.shape, np.inf)
+        scores = np.full(positions.shape, -np.inf)
+        step = max(1, _EXACT_BYTES // (positions.shape[1] * self.queries.shape[1] * 8))
+        for start in range(0, len(chosen), step):
+            part = slice(start, start + step)
+            where = positions[part] >= 0
+            found = self._exact(chosen[part], np.where(where, positions[part], 0))
+            distances[part][where] = found[0][where]
+            scores[part][where] = found[1][where]
+        return distances, scores
+
+    def _exact(self, chosen: Ints, positions: Ints) -> tuple[Float64, Float64]:
+        rows = self.vectors.take(positions.ravel()).astype(np.float64)
+        rows = rows.reshape(*positions.shape, -1)
+        queries = self.queries[chosen].astype(np.float64)
+        # Not a matrix product: its last digits depend on where a row stands in it,
+        # and equal vectors must be at equal distances.
+        if self.distance == "l2":
+            rows -= queries[:, None]
+            squares = np.einsum("qwd,qwd->qw", rows, rows)
+            return np.sqrt(squares), (self._lengths[chosen][:, None] ** 2 - squares) / 2
+        products = np.einsum("qwd,qd->qw", rows, queries)
+        if self.distance == "inner_product":
+            return -products, products
+        norms = np.einsum("qwd,qwd->qw", rows, rows)
+        own = np.einsum("qd,qd->q", queries, queries)
+        # Where nothing was found, row 0 stands in, which may have no direction.
+        with np.errstate(invalid="ignore"):
+            similarity = np.clip(products / np.sqrt(norms * own[:, None]), -1, 1)
+        return 1 - similarity, similarity
+
+
+def check_queries(workload: Workload, source: Source) -> None:
+    """Raise VectorError for queries that have no distance to what *source* holds."""
+    found = workload.queries.shape[1]
+    if len(workload) and found != source.dimensions:
+        raise VectorError(
+            f"the queries have {found} dimensions, the embedding {source.name!r} has "
+            f"{source.dimensions}: make them with the model that made the vectors"
+        )
+    zero = np.flatnonzero(~workload.queries.any(axis=1))
+    if len(zero) and source.distance == "cosine":
+        raise VectorError(
+            f"query {zero[0]} has length zero, which has no cosine distance: "
+            "pass vectors with a direction"
+        )

@@ -1,0 +1,238 @@
+"""Every distinct condition, evaluated once, by PostgreSQL.
+
+Conditions that read the whole table are evaluated in one pass for many: each row
+answers with words of bits. Those that an index answers, or that hold subqueries, have
+a statement of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+
+from pgembed.batch.rows import RowIds, Tables, fetch, unpack
+from pgembed.batch.source import Source
+from pgembed.batch.workload import Condition
+from pgembed.errors import FilterError
+from pgembed.postgres.connection import Connection, fetch_one
+
+WORD = 63
+"""Conditions per word of bits; the sign stays free."""
+_SHARED_MS = 3e-5
+"""Milliseconds that a condition costs per row in a shared pass (measured)."""
+_PLAN_MS = 4e-3
+"""Milliseconds per unit of the planner's cost (measured)."""
+_REFERENCE = "$1::pg_catalog._text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A condition as SQL, whose filter refers to *values* as one parameter."""
+
+    filter: str | None
+    predicate: str | None
+    values: list[str]
+
+    def sql(self, parameter: int = 1) -> str:
+        """Return the condition; its values are ``$parameter``."""
+        reference = f"${parameter}::pg_catalog._text"
+        parts = [self.filter.replace(_REFERENCE, reference)] if self.filter else []
+        if self.predicate is not None:
+            # The newline ends a comment in which a predicate may end.
+            parts.append(f"({self.predicate}\n)")
+        return " AND ".join(parts) or "true"
+
+    @property
+    def parameters(self) -> list[list[str]]:
+        """The parameters of a statement with this condition alone."""
+        return [self.values] if self.values else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """Rows with a vector: ids (n,), xmin (n,), words (w, n) of condition bits."""
+
+    ids: RowIds
+    xmins: NDArray[np.uint32]
+    words: NDArray[np.uint64]
+
+
+def compile_condition(
+    connection: Connection, source: Source, condition: Condition
+) -> Compiled:
+    """Turn a condition into SQL.
+
+    Raises FilterError for what the filter language, or PostgreSQL, refuses.
+    """
+    try:
+        with connection.transaction():
+            return _compile(connection, source, condition)
+    except psycopg.Error as error:
+        if error.sqlstate is None or error.sqlstate[:2] not in ("22", "42"):
+            raise
+        message = error.diag.message_primary or str(error)
+        lines = [f"{condition}: {message}", error.diag.message_hint]
+        raise FilterError("\n".join(line for line in lines if line)) from None
+
+
+def _compile(connection: Connection, source: Source, condition: Condition) -> Compiled:
+    row = fetch_one(
+        connection,
+        "SELECT condition, arguments FROM pgembed._compile_filter("
+        "%s::pg_catalog.text::pg_catalog.regclass, %s::pg_catalog.jsonb, %s)",
+        [source.relation, condition.filter, _REFERENCE],
+    )
+    if condition.predicate is not None:
+        # Once outside parentheses: there, one that closes ours is an error.
+        explain = f"EXPLAIN SELECT FROM {source.relation} WHERE {condition.predicate}"
+        fetch(connection, explain)
+    return Compiled(row[0], condition.predicate, row[1])
+
+
+def rows_alone(
+    connection: Connection, source: Source, condition: Compiled, rows: int
+) -> int | None:
+    """Estimate the rows of a condition, if it had better be evaluated by itself."""
+    if condition.sql() == "true":
+        return None
+    ((plans,),) = fetch(
+        connection,
+        f"EXPLAIN (FORMAT JSON) SELECT FROM {source.relation} WHERE {condition.sql()}",
+        condition.parameters,
+    )
+    plan = plans[0]["Plan"]
+    nodes = _nodes(plan)
+    expected = int(plan["Plan Rows"])
+    if any("Subplan Name" in node or "Hash Cond" in node for node in nodes):
+        return expected
+    if {n["Node Type"] for n in nodes} <= {"Seq Scan", "Gather", "Append", "Result"}:
+        return None
+    cheap = plan["Total Cost"] * _PLAN_MS < rows * _SHARED_MS
+    return expected if cheap else None
+
+
+def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(n for child in plan.get("Plans", ()) for n in _nodes(child))]
+
+
+def read_matching(
+    connection: Connection, source: Source, tables: Tables, condition: Compiled
+) -> RowIds:
+    """Read the ids of the rows that have a vector and meet one condition."""
+    parts = _aggregate(
+        connection,
+        source,
+        f"pg_catalog.tidsend({source.row}.ctid)",
+        source.rows(condition.sql()),
+        condition.parameters,
+    )
+    found = [tables.ids(oid, unpack(data)) for oid, data in parts]
+    return np.concatenate([np.empty(0, np.uint64), *found])
+
+
+def read_listing(
+    connection: Connection,
+    source: Source,
+    tables: Tables,
+    conditions: Sequence[Compiled] = (),
+    *,
+    rows: int = 0,
+    memory: int = 1 << 29,
+) -> Listing:
+    """Read which rows have a vector, and which of the conditions each meets.
+
+    With about *rows* rows, no answer of the server is to exceed *memory* bytes.
+    """
+    words = _words(conditions)
+    packed = [
+        f"pg_catalog.tidsend({source.row}.ctid)",
+        f"pg_catalog.xidsend({source.row}.xmin)",
+        *(f"pg_catalog.int8send({source.computed(i, w)})" for i, w in enumerate(words)),
+    ]
+    pieces = 1 + rows * (10 + 8 * len(words)) // memory
+    fields = [("xmin", ">u4"), *((f"word_{i}", ">u8") for i in range(len(words)))]
+    ids, xmins, bits = [], [], []
+    for where in _ranges(connection, source, pieces):
+        for oid, data in _aggregate(
+            connection,
+            source,
+            " || ".join(packed),
+            source.rows(computed=words) + where,
+            [c.values for c in conditions if c.values],
+        ):
+            found = unpack(data, fields)
+            ids.append(tables.ids(oid, found))
+            xmins.append(found["xmin"].astype(np.uint32))
+            bits.append([found[f"word_{i}"] for i in range(len(words))])
+    joined = [_join([part[i] for part in bits], np.uint64) for i in range(len(words))]
+    listed = _join(ids, np.uint64)
+    return Listing(
+        listed,
+        _join(xmins, np.uint32),
+        np.array(joined, np.uint64).reshape(len(words), len(listed)),
+    )
+
+
+def _ranges(connection: Connection, source: Source, pieces: int) -> list[str]:
+    """Return conditions that cut the table's pages into so many ranges."""
+    if pieces == 1:
+        return [""]
+    (pages,) = fetch_one(
+        connection,
+        """
+        WITH RECURSIVE parts (oid) AS (
+            SELECT %s::pg_catalog.text::pg_catalog.regclass::pg_catalog.oid
+            UNION
+            SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i
+            INNER JOIN parts ON i.inhparent = parts.oid
+        )
+        SELECT pg_catalog.max(pg_catalog.pg_relation_size(oid)) / 8192 FROM parts
+        """,
+        [source.target],
+    )
+    cuts = np.linspace(0, int(pages), pieces + 1).astype(np.int64).tolist()
+    starts = [f" AND {source.row}.ctid >= '({cut},0)'" for cut in cuts[:-1]]
+    ends = [f" AND {source.row}.ctid < '({cut},0)'" for cut in cuts[1:-1]]
+    return [start + end for start, end in zip(starts, [*ends, ""], strict=True)]
+
+
+def _words(conditions: Sequence[Compiled]) -> list[str]:
+    bits: list[str] = []
+    parameter = 1
+    for number, condition in enumerate(conditions):
+        bit = f"{1 << number % WORD}::pg_catalog.int8"
+        sql = condition.sql(parameter)
+        bits.append(f"CASE WHEN {sql} THEN {bit} ELSE 0 END" if sql != "true" else bit)
+        parameter += bool(condition.values)
+    return [" | ".join(bits[i : i + WORD]) for i in range(0, len(bits), WORD)]
+
+
+def _join(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)
+
+
+def _aggregate(
+    connection: Connection,
+    source: Source,
+    value: str,
+    rows: str,
+    parameters: Sequence[Any],
+) -> list[tuple[int, bytes]]:
+    # One value for all rows is far cheaper to send than a message for each.
+    packed = f"pg_catalog.string_agg({value}, ''::pg_catalog.bytea)"
+    if source.divided:
+        statement = f"SELECT {source.row}.tableoid::pg_catalog.int8, {packed} {rows} "
+        found = fetch(connection, statement + "GROUP BY 1 ORDER BY 1", parameters)
+    else:
+        found = fetch(
+            connection,
+            f"SELECT '{source.target.replace(chr(39), chr(39) * 2)}'"
+            f"::pg_catalog.regclass::pg_catalog.oid::pg_catalog.int8, {packed} {rows}",
+            parameters,
+        )
+    return [(int(oid), data) for oid, data in found if data]

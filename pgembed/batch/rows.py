@@ -1,0 +1,169 @@
+"""Rows by their place in a table, which a snapshot keeps still.
+
+A row id is a uint64: the table's number (16 bits), block (32) and offset (16). Within
+one snapshot it names one version of one row; together with xmin it does so for as long
+as the table is not rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg.adapt import Buffer, Dumper
+from psycopg.pq import Format
+
+from pgembed.batch.source import Source
+from pgembed.postgres.connection import Connection
+
+RowIds = NDArray[np.uint64]
+Ints = NDArray[np.int64]
+
+_TID_OID, _TID_ARRAY_OID = 27, 1010
+_TID = np.dtype([("block", ">u4"), ("offset", ">u2")])
+_LOOKUP = 50_000
+
+
+class Tables:
+    """Numbers for the tables that rows are in, by oid."""
+
+    def __init__(self, oids: Sequence[int] = ()) -> None:
+        self.oids = list(oids)
+
+    def number(self, oid: int) -> int:
+        """Return the number of the table *oid*, a new one if need be."""
+        if oid not in self.oids:
+            self.oids.append(oid)
+        return self.oids.index(oid)
+
+    def ids(self, oid: int, tids: NDArray[Any]) -> RowIds:
+        """Return row ids for *tids*, an array with fields block and offset."""
+        table = np.uint64(self.number(oid) << 48)
+        block = tids["block"].astype(np.uint64) << np.uint64(16)
+        return np.asarray(table | block | tids["offset"].astype(np.uint64))
+
+
+class RowMap:
+    """Positions by row id."""
+
+    def __init__(self, ids: RowIds) -> None:
+        # Rows are usually read in the order of their ids.
+        sorted_already = bool((ids[1:] > ids[:-1]).all())
+        self._order = None if sorted_already else np.argsort(ids)
+        self._sorted = ids if self._order is None else ids[self._order]
+
+    def positions(self, ids: RowIds) -> Ints:
+        """Return the position of each id, -1 where there is none."""
+        if not len(self._sorted):
+            return np.full(len(ids), -1, np.int64)
+        found = np.searchsorted(self._sorted, ids)
+        found[found == len(self._sorted)] = 0
+        known = self._sorted[found] == ids
+        if self._order is not None:
+            found = self._order[found]
+        return np.where(known, found, -1)
+
+
+class TidArray:
+    """Row ids of one table, to be passed as one ``tid[]`` parameter."""
+
+    def __init__(self, ids: RowIds) -> None:
+        self.ids = ids
+
+
+class _TidArrayDumper(Dumper):
+    format = Format.BINARY
+    oid = _TID_ARRAY_OID
+
+    def dump(self, obj: TidArray) -> Buffer:
+        header = np.array([1, 0, _TID_OID, len(obj.ids), 1], ">u4").tobytes()
+        elements = np.zeros(len(obj.ids), [("size", ">i4"), *_TID.descr])
+        elements["size"] = _TID.itemsize
+        elements["block"] = (obj.ids >> np.uint64(16)) & np.uint64(0xFFFFFFFF)
+        elements["offset"] = obj.ids & np.uint64(0xFFFF)
+        return header + elements.tobytes()
+
+
+def raw_cursor(connection: Connection) -> psycopg.RawCursor[Any]:
+    """Return a cursor for $1-style SQL that sends one statement and no more."""
+    cursor = psycopg.RawCursor(connection, row_factory=psycopg.rows.tuple_row)
+    cursor.format = Format.BINARY
+    cursor.adapters.register_dumper(TidArray, _TidArrayDumper)
+    return cursor
+
+
+def fetch(
+    connection: Connection, statement: str, parameters: Sequence[Any] = ()
+) -> list[tuple[Any, ...]]:
+    """Run one statement of ours; results travel in binary."""
+    with raw_cursor(connection) as cursor:
+        return cursor.execute(statement.encode(), parameters, binary=True).fetchall()
+
+
+def unpack(data: bytes | None, extra: Sequence[tuple[str, str]] = ()) -> NDArray[Any]:
+    """Read an aggregate of ``tidsend(ctid)`` followed by fields *extra*."""
+    return np.frombuffer(data or b"", np.dtype([*_TID.descr, *extra]))
+
+
+def look_up(
+    connection: Connection, source: Source, tables: Tables, ids: RowIds, columns: str
+) -> list[tuple[Any, ...]]:
+    """Select *columns* of the rows *ids* (alias t), after their place in *ids*.
+
+    Rows come in no particular order.
+    """
+    found: list[tuple[Any, ...]] = []
+    for start in range(0, len(ids), _LOOKUP):
+        part = ids[start : start + _LOOKUP]
+        found += [
+            (row[0] - 1 + start, *row[1:])
+            for row in fetch(
+                connection,
+                _look_up(source, columns),
+                _place_arrays(source, tables, part),
+            )
+        ]
+    return found
+
+
+def rank_by_key(
+    connection: Connection, source: Source, tables: Tables, ids: RowIds
+) -> Ints:
+    """Return for each row (n,) the rank of its key among them, equal for equal keys.
+
+    The order is that of the key columns' own types and collations.
+    """
+    ranks = np.zeros(len(ids), np.int64)
+    columns = f"pg_catalog.dense_rank() OVER (ORDER BY {source.key_list('t')})"
+    rows = fetch(
+        connection, _look_up(source, columns), _place_arrays(source, tables, ids)
+    )
+    places, values = np.array(rows, np.int64).reshape(-1, 2).T
+    ranks[places - 1] = values
+    return ranks
+
+
+def _look_up(source: Source, columns: str) -> str:
+    if source.divided:
+        places = (
+            "ROWS FROM (pg_catalog.unnest($1::pg_catalog._tid), "
+            "pg_catalog.unnest($2::pg_catalog._int8))"
+        )
+        names, match = "tid, oid", " AND t.tableoid::pg_catalog.int8 = u.oid"
+    else:
+        places, names, match = "pg_catalog.unnest($1::pg_catalog._tid)", "tid", ""
+    return (
+        f"SELECT u.place, {columns} "  # noqa: S608 - names that PostgreSQL quoted
+        f"FROM {places} WITH ORDINALITY AS u ({names}, place) "
+        f"INNER JOIN {source.target} AS t ON t.ctid = u.tid{match}"
+    )
+
+
+def _place_arrays(source: Source, tables: Tables, ids: RowIds) -> list[Any]:
+    if not source.divided:
+        return [TidArray(ids)]
+    numbers = (ids >> np.uint64(48)).astype(np.int64)
+    return [TidArray(ids), np.array(tables.oids, np.int64)[numbers].tolist()]

@@ -1,0 +1,86 @@
+"""search_batch: a workload of hybrid queries in, the nearest rows of each out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from numpy.typing import ArrayLike
+
+from pgembed.batch.engine import cores
+from pgembed.batch.execute import Batch, Options, Progress
+from pgembed.batch.result import BatchResult
+from pgembed.batch.source import describe, one_snapshot
+from pgembed.batch.workload import Filter, Workload
+from pgembed.errors import SettingError
+from pgembed.postgres.connection import Connection
+
+_UNITS = {"": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+
+
+def search_batch(
+    connection: Connection,
+    embedding: str,
+    queries: ArrayLike,
+    *,
+    filters: Sequence[Filter | str] | Filter = None,
+    predicates: Sequence[str | None] | str | None = None,
+    k: ArrayLike = 10,
+    recall: float = 0.99,
+    memory: str | int = "512MB",
+    threads: int | None = None,
+    layout: bool = True,
+    layouts: Path | None = None,
+    progress: Progress | None = None,
+    few_by_sql: bool = True,
+) -> BatchResult:
+    """Search *embedding* for the nearest rows of many queries at once.
+
+    *queries*: array (q, d). *filters*: JSON filters (mappings), one per query or one
+    for all, None for none. *predicates*: the same as SQL, what follows WHERE, which
+    runs with the rights of *connection*. *k*: an integer, or one per query.
+    *recall*: the share of the true nearest rows to find; 1 is exact. *memory*: bytes,
+    or '512MB', beyond mapped files. *threads*: default: one per core. *layout*: whether
+    to use the layout that build_layout made; *layouts* is its folder, when it is not
+    the usual one. *progress* is called with a stage and the share of it that is done.
+    *few_by_sql*: a few queries on a big table are answered by pgembed.search, one by
+    one, when that is expected to be faster.
+
+    Reads in one snapshot: a transaction of its own, or the open one, when that is
+    REPEATABLE READ. Raises VectorError, FilterError or SettingError for arguments
+    that make no sense, EmbeddingError for an embedding that cannot be searched, and
+    PgembedError for an open transaction with another isolation level.
+    """
+    workload = Workload.of(queries, filters, predicates, k)
+    check_recall(recall)
+    limit = memory_bytes(memory)
+    with one_snapshot(connection):
+        source = describe(connection, embedding)
+        options = Options(
+            recall, limit, threads or cores(), layout, layouts, progress, few_by_sql
+        )
+        return Batch(connection, source, workload, options).run()
+
+
+def check_recall(recall: float) -> float:
+    """Return *recall*; SettingError unless it is above 0 and at most 1."""
+    if not 0 < recall <= 1:
+        raise SettingError(f"recall is {recall!r}, but must be above 0 and at most 1")
+    return recall
+
+
+def memory_bytes(memory: str | int) -> int:
+    """Return a number of bytes given as such or like '512MB'.
+
+    Raises SettingError for what is neither, or less than 64 MB.
+    """
+    match = re.fullmatch(r"(\d+) ?([kMGT]B)?", str(memory))
+    if match is None:
+        raise SettingError(
+            f"memory is {memory!r}: give bytes, or a size such as '512MB' or '2GB'"
+        )
+    found = int(match[1]) * _UNITS[match[2] or ""]
+    if found < 64 << 20:
+        raise SettingError(f"memory is {memory!r}, but a batch needs at least 64MB")
+    return found

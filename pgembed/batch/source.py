@@ -1,0 +1,133 @@
+"""Where the vectors of an embedding are, and the SQL to speak of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from psycopg.pq import TransactionStatus
+
+from pgembed.errors import EmbeddingError, PgembedError
+from pgembed.postgres import connection as connections
+from pgembed.postgres.connection import Connection, fetch_one
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An embedding's tables and columns; names are quoted and qualified."""
+
+    embedding: int
+    name: str
+    distance: str
+    dimensions: int
+    relation: str
+    """The table that filters speak of."""
+    alias: str
+    """Its bare name, by which a compiled filter calls it."""
+    target: str
+    """The table that holds the vectors: the same, or one of chunks."""
+    vector: str
+    keys: tuple[str, ...]
+    match: str | None
+    """With chunks: the condition that joins source s and chunks v."""
+    divided: bool
+    """Whether its rows are in several tables: partitions or children."""
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a row of the source has several vectors."""
+        return self.match is not None
+
+    @property
+    def row(self) -> str:
+        """The alias under which :meth:`rows` offers the rows with vectors."""
+        return "v" if self.chunked else self.alias
+
+    def rows(self, condition: str = "true", computed: Sequence[str] = ()) -> str:
+        """FROM and WHERE: the rows that have a vector and meet *condition*.
+
+        *computed* are expressions on the source, to be used by :meth:`computed`.
+        """
+        if self.match is None:
+            return (
+                f"FROM {self.relation} WHERE {self.alias}.{self.vector} IS NOT NULL "
+                f"AND ({condition}\n)"
+            )
+        extra = "".join(f", {e} AS pgembed_{i}" for i, e in enumerate(computed))
+        return (
+            f"FROM (SELECT {self.key_list(self.alias)}{extra} "  # noqa: S608 - quoted
+            f"FROM {self.relation} "
+            f"WHERE ({condition}\n)) AS s INNER JOIN {self.target} AS v ON {self.match}"
+            f" WHERE v.{self.vector} IS NOT NULL"
+        )
+
+    def computed(self, number: int, expression: str) -> str:
+        """How the expression that :meth:`rows` was given as *number* is called."""
+        return f"s.pgembed_{number}" if self.chunked else f"({expression})"
+
+    def key_list(self, alias: str) -> str:
+        """The key columns under *alias*, separated by commas."""
+        return ", ".join(f"{alias}.{key}" for key in self.keys)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Source))
+
+
+def describe(connection: Connection, name: str) -> Source:
+    """Look up an embedding.
+
+    Raises EmbeddingError when its source was dropped or when it stores bits.
+    """
+    row = fetch_one(
+        connection,
+        """
+        SELECT e.id, e.name, e.distance, e.dimensions,
+            pg_catalog.format('%%I.%%I', n.nspname, c.relname),
+            pg_catalog.quote_ident(c.relname),
+            pg_catalog.format('%%I.%%I', m.nspname, t.relname),
+            pg_catalog.quote_ident(e.target_column),
+            ARRAY(SELECT pg_catalog.quote_ident(k) FROM unnest(e.key_columns) AS k),
+            CASE WHEN e.target <> e.source
+                THEN pgembed._key_match(e.source, 's', 'v') END,
+            t.relkind = 'p' OR t.relhassubclass, e.storage
+        FROM pgembed._find_embedding(%s) AS e
+        INNER JOIN pg_catalog.pg_class AS c ON c.oid = e.source
+        INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        INNER JOIN pg_catalog.pg_class AS t ON t.oid = e.target
+        INNER JOIN pg_catalog.pg_namespace AS m ON m.oid = t.relnamespace
+        """,
+        [name],
+    )
+    if row is None:
+        raise EmbeddingError(f"the source of embedding {name!r} was dropped")
+    if row[11] == "bit":
+        raise EmbeddingError(
+            f"embedding {name!r} stores bits, which batches do not search yet: "
+            "use pgembed.search for them"
+        )
+    fields = dict(zip(_FIELDS, row, strict=False))
+    return Source(**{**fields, "keys": tuple(fields["keys"])})
+
+
+@contextlib.contextmanager
+def one_snapshot(connection: Connection) -> Iterator[None]:
+    """Run a block in which every statement sees the same rows.
+
+    That is a new read-only transaction, or the open one, if it is REPEATABLE READ or
+    SERIALIZABLE. Raises PgembedError otherwise.
+    """
+    if connection.info.transaction_status != TransactionStatus.INTRANS:
+        with connections.snapshot(connection):
+            yield
+        return
+    (isolation,) = fetch_one(
+        connection, "SELECT pg_catalog.current_setting('transaction_isolation')"
+    )
+    if isolation not in ("repeatable read", "serializable"):
+        raise PgembedError(
+            f"a batch needs one snapshot, and the open transaction is {isolation}: "
+            "commit it first, or begin it with ISOLATION LEVEL REPEATABLE READ"
+        )
+    with connection.transaction():
+        yield

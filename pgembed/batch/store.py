@@ -1,0 +1,143 @@
+"""A layout on disk: vectors in the order of posting lists, mapped into memory.
+
+One folder per version, written under another name and renamed when it is complete.
+Derived data: when it is lost, or no longer fits the table, nothing else is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgembed.settings import Settings
+
+Float32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_FORMAT = 1
+_ARRAYS = ("ids", "xmins", "norms", "starts", "leaves", "centres", "spreads", "lengths")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Posting lists: rows ``starts[i]`` to ``starts[i + 1]`` lie around a centre."""
+
+    starts: Ints
+    leaves: Ints
+    """(c,): the leaf of the qd-tree that each list belongs to."""
+    centres: Float32
+    """(c, d): the mean of the list's vectors (for cosine, brought to length 1)."""
+    spreads: Float32
+    """(c,): root of the mean squared distance of its vectors from the centre."""
+    lengths: Float32
+    """(c,): mean squared length of its vectors."""
+
+    def __len__(self) -> int:
+        return len(self.leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A layout that was opened."""
+
+    version: str
+    vectors: Float32
+    """(n, d), mapped."""
+    norms: NDArray[np.float32]
+    ids: NDArray[np.uint64]
+    xmins: NDArray[np.uint32]
+    lists: Lists
+    origin: dict[str, Any]
+    """What the table and the server looked like: see :mod:`freshness`."""
+
+
+def folder(embedding: int, database: str, root: Path | None = None) -> Path:
+    """Return where layouts of an embedding lie; *database* identifies it anywhere."""
+    base = root or Settings.load().cache_dir.parent / "layouts"
+    return base / f"{database}-{embedding}"
+
+
+class Writer:
+    """Writes a layout's files; use as a context, in which an error leaves nothing."""
+
+    def __init__(self, place: Path) -> None:
+        self.version = str(uuid.uuid4())
+        self._place = place
+        self._draft = place / f".{self.version}"
+
+    def __enter__(self) -> Writer:
+        self._draft.mkdir(parents=True, mode=0o700)
+        self._file = (self._draft / "vectors").open("wb")
+        return self
+
+    def add(self, values: Float32) -> None:
+        """Append vectors (n, d)."""
+        values.tofile(self._file)
+
+    def finish(
+        self,
+        dimensions: int,
+        arrays: dict[str, NDArray[Any]],
+        origin: dict[str, Any],
+    ) -> int:
+        """Make the layout visible to readers; return its bytes."""
+        self._file.close()
+        for name in _ARRAYS:
+            np.save(self._draft / f"{name}.npy", arrays[name])
+        description = {"format": _FORMAT, "dimensions": dimensions, "origin": origin}
+        (self._draft / "layout.json").write_text(json.dumps(description))
+        size = sum(file.stat().st_size for file in self._draft.iterdir())
+        self._draft.rename(self._place / self.version)
+        return size
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        shutil.rmtree(self._draft, ignore_errors=True)
+
+
+def open_store(place: Path, version: str) -> Store | None:
+    """Open a version of a layout; None when it is not there or not whole."""
+    path = place / version
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        description = json.loads((path / "layout.json").read_text())
+        if description["format"] != _FORMAT:
+            return None
+        arrays = {name: np.load(path / f"{name}.npy") for name in _ARRAYS}
+        shape = (len(arrays["ids"]), int(description["dimensions"]))
+        if (path / "vectors").stat().st_size != shape[0] * shape[1] * 4:
+            return None
+        vectors: Float32 = np.empty(shape, np.float32)
+        if shape[0]:
+            vectors = np.memmap(path / "vectors", np.float32, "r", shape=shape)
+        lists = Lists(**{f.name: arrays[f.name] for f in dataclasses.fields(Lists)})
+        return Store(
+            version,
+            vectors,
+            arrays["norms"],
+            arrays["ids"],
+            arrays["xmins"],
+            lists,
+            description["origin"],
+        )
+    return None
+
+
+def remove(place: Path, *, keep: str | None = None) -> None:
+    """Delete the layouts in *place*, but version *keep*; readers keep their maps."""
+    if not place.is_dir():
+        return
+    for path in place.iterdir():
+        if path.name != keep:
+            shutil.rmtree(path, ignore_errors=True)
+    if keep is None:
+        with contextlib.suppress(OSError):
+            os.rmdir(place)

@@ -1,0 +1,140 @@
+"""The vectors that a batch compares with: read in a snapshot, kept within bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgembed.batch.rows import RowIds, Tables, unpack
+from pgembed.batch.source import Source
+from pgembed.errors import VectorError
+from pgembed.postgres.connection import Connection
+from pgembed.postgres.copying import copy_columns
+
+Float32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+class Vectors:
+    """Vectors float32 (n, d) in one or more arrays, which may be mapped files.
+
+    A position counts through all of them. *norms* (n,) are their squared lengths.
+    """
+
+    def __init__(self, parts: Sequence[Float32], norms: NDArray[np.float32]) -> None:
+        self.parts = [part for part in parts if len(part)] or list(parts[:1])
+        self.norms = norms
+        self._starts = np.cumsum([0, *map(len, self.parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def dimensions(self) -> int:
+        """The length of each vector."""
+        return int(self.parts[0].shape[1])
+
+    def slice(self, start: int, end: int) -> Float32:
+        """Return the vectors from *start* to before *end*, if possible as a view."""
+        first = int(np.searchsorted(self._starts, start, "right")) - 1
+        offset = int(self._starts[first])
+        if end - offset <= len(self.parts[first]):
+            return self.parts[first][start - offset : end - offset]
+        return self.take(np.arange(start, end))
+
+    def take(self, positions: Ints) -> Float32:
+        """Return a copy of the vectors at *positions* (m,)."""
+        if len(self.parts) == 1:
+            return np.asarray(self.parts[0].take(positions, axis=0))
+        found = np.empty((len(positions), self.dimensions), np.float32)
+        for part, start in zip(self.parts, self._starts, strict=False):
+            inside = (positions >= start) & (positions < start + len(part))
+            found[inside] = part.take(positions[inside] - start, axis=0)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Some rows: ids and xmins (n,), vectors float32 (n, d)."""
+
+    ids: RowIds
+    xmins: NDArray[np.uint32]
+    values: Float32
+
+
+def read_blocks(
+    connection: Connection,
+    source: Source,
+    tables: Tables,
+    memory: int,
+    where: str = "true",
+) -> Iterator[Block]:
+    """Read the rows that have a vector, in blocks that fit into *memory* bytes."""
+    oid = f"{source.row}.tableoid::pg_catalog.int8"
+    query = (
+        f"SELECT {oid}, pg_catalog.tidsend({source.row}.ctid) "
+        f"|| pg_catalog.xidsend({source.row}.xmin), {source.row}.{source.vector} "
+        f"{source.rows(where)}"
+    )
+    # Messages, their concatenation, and two arrays live at once.
+    width = 24 * source.dimensions + 400
+    block_rows = int(np.clip(memory // width, 256, 65_536))
+    for oids, packed, values in copy_columns(connection, query, block_rows=block_rows):
+        if values.shape[1] != source.dimensions:
+            raise VectorError(
+                f"column {source.vector} holds a vector of {values.shape[1]} "
+                f"dimensions, but embedding {source.name!r} has {source.dimensions}"
+            )
+        rows = unpack(b"".join(packed), [("xmin", ">u4")])
+        ids = np.empty(len(rows), np.uint64)
+        for table in np.unique(oids):
+            ids[oids == table] = tables.ids(int(table), rows[oids == table])
+        yield Block(ids, rows["xmin"].astype(np.uint32), values)
+
+
+class Spool:
+    """Vectors in memory, or in an unlinked temporary file once they outgrow it."""
+
+    def __init__(self, dimensions: int, memory: int) -> None:
+        self._dimensions, self._memory = dimensions, memory
+        self._blocks: list[Float32] = []
+        self._norms: list[NDArray[np.float32]] = []
+        self._file: IO[bytes] | None = None
+        self._bytes = 0
+
+    def add(self, values: Float32) -> None:
+        """Append vectors float32 (n, d)."""
+        self._norms.append(squared_norms(values))
+        self._bytes += values.nbytes
+        if self._file is None and self._bytes > self._memory:
+            self._file = tempfile.TemporaryFile(prefix="pgembed-batch-")  # noqa: SIM115
+            for block in self._blocks:
+                block.tofile(self._file)
+            self._blocks = []
+        if self._file is None:
+            self._blocks.append(values)
+        else:
+            values.tofile(self._file)
+
+    def finish(self) -> Vectors:
+        """Return all that was added."""
+        norms = np.concatenate([np.empty(0, np.float32), *self._norms])
+        shape = (len(norms), self._dimensions)
+        if self._file is None:
+            whole = np.concatenate([np.empty((0, shape[1]), np.float32), *self._blocks])
+            return Vectors([whole], norms)
+        self._file.flush()
+        # The mapping keeps the file alive; nothing is left when it goes.
+        mapped = np.memmap(self._file, np.float32, "r", shape=shape)
+        self._file.close()
+        return Vectors([mapped], norms)
+
+
+def squared_norms(values: Float32) -> NDArray[np.float32]:
+    """Return the squared lengths (n,) of vectors (n, d)."""
+    return np.asarray(np.einsum("ij,ij->i", values, values), np.float32)

@@ -1,0 +1,145 @@
+"""A set of queries: vectors, a condition for each, and how many rows each wants."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pgembed.errors import FilterError, SettingError, VectorError
+
+Float32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_MAX_K = 10_000
+
+Filter = Mapping[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What rows have to meet: a JSON filter, a predicate in SQL, both, or nothing."""
+
+    filter: str | None = None
+    predicate: str | None = None
+
+    def __str__(self) -> str:
+        parts = [part for part in (self.filter, self.predicate) if part is not None]
+        return " and ".join(parts) or "(every row)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Queries: vectors (q, d), k (q,), and the index (q,) of each one's condition."""
+
+    queries: Float32
+    k: Ints
+    conditions: tuple[Condition, ...]
+    members: Ints
+
+    @classmethod
+    def of(
+        cls,
+        queries: ArrayLike,
+        filters: Sequence[Filter | str] | Filter = None,
+        predicates: Sequence[str | None] | str | None = None,
+        k: ArrayLike = 10,
+    ) -> Workload:
+        """Check the queries and number their distinct conditions.
+
+        *filters* and *predicates* are one per query, or one for all.
+        Raises VectorError for an array that is not (q, d) or holds NaN or infinity,
+        FilterError for a filter that is no JSON, SettingError for a k out of range.
+        """
+        vectors = _checked(queries)
+        count = len(vectors)
+        texts = [_canonical(f) for f in _each(filters, Mapping, "filters", count)]
+        clauses = _each(predicates, str, "predicates", count)
+        numbers: dict[Condition, int] = {}
+        members = [
+            numbers.setdefault(Condition(*pair), len(numbers))
+            for pair in zip(texts, map(_predicate, clauses), strict=True)
+        ]
+        return cls(
+            vectors, _checked_k(k, count), tuple(numbers), np.array(members, np.int64)
+        )
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def part(self, chosen: Ints) -> Workload:
+        """Return the workload of some of the queries; conditions keep their numbers."""
+        return dataclasses.replace(
+            self,
+            queries=self.queries[chosen],
+            k=self.k[chosen],
+            members=self.members[chosen],
+        )
+
+
+def _checked(queries: ArrayLike) -> Float32:
+    vectors = np.ascontiguousarray(queries, np.float32)
+    if vectors.ndim != 2:
+        raise VectorError(
+            f"queries must be an array (q, d), not one of shape {vectors.shape}"
+        )
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise VectorError(
+            f"query {bad[0]} holds NaN or infinity, which has no distance to anything"
+        )
+    return vectors
+
+
+def _checked_k(k: ArrayLike, count: int) -> Ints:
+    given = np.asarray(k)
+    if given.dtype.kind not in "iu" or given.shape not in ((), (count,)):
+        raise SettingError(
+            f"k must be an integer or one per query ({count}), "
+            f"not {given.dtype} of shape {given.shape}"
+        )
+    if count and (given.min() < 1 or given.max() > _MAX_K):
+        raise SettingError(
+            f"k is {given.min()} to {given.max()}, but must be from 1 to {_MAX_K}"
+        )
+    return np.broadcast_to(given, (count,)).astype(np.int64)
+
+
+def _each(given: Any, single: type, name: str, count: int) -> list[Any]:
+    if given is None or isinstance(given, single):
+        return [given] * count
+    values = list(given)
+    if len(values) != count:
+        raise SettingError(
+            f"{len(values)} {name} for {count} queries: give one per query, or one "
+            "for all"
+        )
+    return values
+
+
+def _canonical(given: Any) -> str | None:
+    if given is None:
+        return None
+    try:
+        value = json.loads(given) if isinstance(given, str) else given
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FilterError(
+            f"the filter {given!r} is no JSON: {error}; write it like "
+            '{"price": {"lt": 100}}'
+        ) from None
+
+
+def _predicate(given: Any) -> str | None:
+    if given is None:
+        return None
+    if not isinstance(given, str) or not given.strip(" \t\r\n"):
+        raise FilterError(
+            f"the predicate {given!r} is not what follows WHERE: "
+            "leave it out, or write SQL such as 'price < 100'"
+        )
+    return given

@@ -1,0 +1,227 @@
+"""Exact batches against plain SQL, over random tables, keys, filters and queries."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pgembed.batch.search import search_batch
+from tests.integration.batch.oracle import nearest
+from tests.integration.search.support import Connection, adopt, unsafe, vector_text
+
+_numbers = itertools.count(1)
+
+KEYS: dict[str, tuple[tuple[str, str], ...]] = {
+    "int": (("id", "int"),),
+    "text": (("id", "text"),),
+    "uuid": (("id", "uuid"),),
+    "numeric": (("id", "numeric"),),
+    "two": (("a", "text"), ("b", "int")),
+}
+FILTERS: list[tuple[dict[str, Any] | None, str]] = [
+    (None, "true"),
+    ({"n": 1}, "n = 1"),
+    ({"n": {"lt": 2}}, "n < 2"),
+    ({"n": {"is_null": True}}, "n IS NULL"),
+    ({"not": {"n": 1}}, "NOT n = 1"),
+    ({"s": ["a", "b'"]}, "s IN ('a', 'b''')"),
+    ({"or": [{"s": "a"}, {"n": {"gt": 1}}]}, "s = 'a' OR n > 1"),
+    ({"n": 99}, "false"),
+]
+PREDICATES = [None, "n >= 0", "s <> 'a' -- not those", "n IN (SELECT 1 UNION SELECT 2)"]
+
+# Small whole numbers: sums of their products are exact in every float, so that ties
+# are ties everywhere, and there are many of them.
+COORDINATES = st.integers(-2, 2)
+
+
+def vectors(width: int) -> st.SearchStrategy[list[int]]:
+    """Vectors with a direction."""
+    return st.lists(COORDINATES, min_size=width, max_size=width).filter(any)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    """A table, and queries on it."""
+    width = draw(st.integers(1, 5))
+    row = st.tuples(
+        st.none() | vectors(width) | st.just([0] * width),
+        st.none() | st.integers(-1, 3),
+        st.none() | st.sampled_from(["a", "b'", "c"]),
+    )
+    query = st.tuples(
+        vectors(width),
+        st.sampled_from(range(len(FILTERS))),
+        st.sampled_from(PREDICATES),
+        st.integers(1, 12),
+    )
+    return {
+        "width": width,
+        "key": draw(st.sampled_from(sorted(KEYS))),
+        "distance": draw(st.sampled_from(["cosine", "l2", "inner_product"])),
+        "partitioned": draw(st.booleans()),
+        "rows": draw(st.lists(row, max_size=40)),
+        "queries": draw(st.lists(query, min_size=1, max_size=8)),
+        "order": draw(st.randoms(use_true_random=False)),
+    }
+
+
+def create(connection: Connection, table: str, case: dict[str, Any]) -> None:
+    """Create the table of a case; keys are given in a random order."""
+    columns = KEYS[case["key"]]
+    names = ", ".join(name for name, _ in columns)
+    definitions = ", ".join(f"{name} {kind}" for name, kind in columns)
+    partition = f"PARTITION BY HASH ({columns[0][0]})" if case["partitioned"] else ""
+    connection.execute(
+        unsafe(
+            f"CREATE TABLE {table} ({definitions}, n int, s text, "
+            f"v vector({case['width']}), PRIMARY KEY ({names})) {partition}"
+        )
+    )
+    for i in range(2 if partition else 0):
+        connection.execute(
+            unsafe(
+                f"CREATE TABLE {table}_{i} PARTITION OF {table} "
+                f"FOR VALUES WITH (MODULUS 2, REMAINDER {i})"
+            )
+        )
+    numbers = list(range(len(case["rows"])))
+    case["order"].shuffle(numbers)
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            unsafe(
+                f"INSERT INTO {table} VALUES ({', '.join(['%s'] * len(columns))}, "
+                "%s, %s, %s::vector)"
+            ),
+            [
+                (*key(case["key"], number), n, s, None if v is None else str(v))
+                for number, (v, n, s) in zip(numbers, case["rows"], strict=True)
+            ],
+        )
+
+
+def key(kind: str, number: int) -> tuple[Any, ...]:
+    """Return the values of a key."""
+    if kind == "uuid":
+        return (f"00000000-0000-0000-0000-{number:012d}",)
+    if kind == "two":
+        return ("ab"[number % 2], number)
+    return (f"k{number}",) if kind == "text" else (number,)
+
+
+@settings(
+    max_examples=120,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(case=cases())
+def test_exact_batches_are_what_sql_answers(
+    shared: Connection, case: dict[str, Any]
+) -> None:
+    table = f"t{next(_numbers)}"
+    create(shared, table, case)
+    name = adopt(shared, table, distance=case["distance"])
+    queries = case["queries"]
+    array = np.array([q for q, *_ in queries], np.float32)
+    try:
+        result = search_batch(
+            shared,
+            name,
+            array,
+            filters=[FILTERS[f][0] for _, f, _, _ in queries],
+            predicates=[p for _, _, p, _ in queries],
+            k=[k for *_, k in queries],
+            recall=1.0,
+        )
+        for i, (_, where, predicate, k) in enumerate(queries):
+            both = f"({FILTERS[where][1]}) AND ({predicate or 'true'}\n)"
+            expected = nearest(
+                shared,
+                table,
+                array[i],
+                where=both,
+                k=k,
+                distance=case["distance"],
+                keys=[column for column, _ in KEYS[case["key"]]],
+            )
+            assert result[i] == expected
+    finally:
+        shared.execute(unsafe(f"DROP TABLE {table}"))
+        shared.execute("SELECT pgembed.drop_embedding(%s)", [name])
+
+
+def real_table(
+    connection: Connection, rows: int, width: int, kind: str
+) -> NDArray[Any]:
+    """Create table r with random vectors; return queries."""
+    random = np.random.default_rng(5)
+    centres = random.standard_normal((20, width)) * 2
+    connection.execute(
+        unsafe(f"CREATE TABLE r (id int PRIMARY KEY, n int, v {kind}({width}))")
+    )
+    values = centres[random.integers(0, 20, rows)] + random.standard_normal(
+        (rows, width)
+    )
+    with connection.cursor().copy("COPY r FROM STDIN") as copy:
+        for i, row in enumerate(values):
+            copy.write_row((i, i % 50, vector_text(row.astype(np.float32))))
+    connection.execute("ANALYZE r")
+    return np.asarray(
+        centres[random.integers(0, 20, 60)] + random.standard_normal((60, width))
+    ).astype(np.float16)
+
+
+@pytest.mark.parametrize("kind", ["vector", "halfvec"])
+@pytest.mark.parametrize("distance", ["cosine", "l2", "inner_product"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_real_vectors(
+    connection: Connection, distance: str, kind: str, threads: int
+) -> None:
+    queries = real_table(connection, 5000, 40, kind).astype(np.float32)
+    name = adopt(connection, "r", distance=distance)
+    filters = [None, {"n": {"lt": 30}}, {"n": 7}, {"n": {"gt": 45}}] * 15
+    texts = ["true", "n < 30", "n = 7", "n > 45"] * 15
+    result = search_batch(
+        connection,
+        name,
+        queries,
+        filters=filters,
+        recall=1.0,
+        threads=threads,
+    )
+    for i, text in enumerate(texts):
+        # Distances of halfvecs are compared on vectors: what halfvec stores is exact.
+        expected = nearest(
+            connection,
+            "(SELECT id, n, v::vector FROM r) AS r",
+            queries[i],
+            where=text,
+            distance=distance,
+        )
+        found = result[i]
+        assert [k for k, _ in found] == [k for k, _ in expected]
+        np.testing.assert_allclose(
+            [d for _, d in found], [d for _, d in expected], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_many_equal_rows(connection: Connection) -> None:
+    connection.execute("CREATE TABLE e (id int PRIMARY KEY, v vector(7))")
+    connection.execute(
+        "INSERT INTO e SELECT 20000 - i, "
+        "CASE WHEN i % 2 = 0 THEN '[.1,.2,.3,.4,.5,.6,.7]' "
+        "ELSE '[.2,.1,.4,.3,.6,.5,.8]' END::vector FROM generate_series(1, 20000) AS i"
+    )
+    name = adopt(connection, "e")
+    queries = np.array(
+        [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], [0.2, 0.1, 0.4, 0.3, 0.6, 0.5, 0.8]],
+        np.float32,
+    )
+    result = search_batch(connection, name, queries, recall=1.0)
+    assert result.keys.tolist() == [list(range(0, 20, 2)), list(range(1, 20, 2))]

@@ -1,0 +1,391 @@
+"""From a table of queries to a table of results: all of it, or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pgembed.batch.execute import Options
+from pgembed.batch.job import read_workload, run_batch
+from pgembed.batch.layout import build_layout
+from pgembed.batch.search import search_batch
+from pgembed.cli.batch import batch
+from pgembed.cli.layout import layout
+from pgembed.errors import FilterError, PgembedError, SettingError, VectorError
+from tests.conftest import Connect
+from tests.harness.roles import ordinary_role
+from tests.integration.batch.oracle import nearest
+from tests.integration.search.support import Connection, adopt, create_items, unsafe
+
+OPTIONS = Options(recall=1.0, memory=64 << 20, threads=2)
+
+
+@pytest.fixture
+def items(connection: Connection) -> str:
+    """Create items (id, v, n) and queries; return the embedding's name."""
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((500, 6)).astype(np.float32)
+    numbers = [i % 10 for i in range(500)]
+    create_items(connection, "items", vectors, columns={"n": ("int", numbers)})
+    connection.execute(
+        "CREATE TABLE queries AS SELECT 'q' || id AS id, v AS embedding, "
+        "CASE WHEN id % 2 = 0 THEN jsonb_build_object('n', n) END AS filter, "
+        "CASE WHEN id % 3 = 0 THEN 'id > 100' END AS predicate, "
+        "CASE WHEN id % 5 = 0 THEN 3 END AS k FROM items WHERE id < 30"
+    )
+    return adopt(connection, "items")
+
+
+def test_results(connection: Connection, items: str) -> None:
+    rows, report = run_batch(
+        connection, items, "queries", "results", k=7, options=OPTIONS
+    )
+    columns = connection.execute(
+        "SELECT column_name, data_type FROM information_schema.columns "
+        "WHERE table_name = 'results' ORDER BY ordinal_position"
+    ).fetchall()
+    assert columns == [
+        ("query_id", "text"),
+        ("rank", "integer"),
+        ("id", "integer"),
+        ("distance", "double precision"),
+    ]
+    expected = connection.execute(
+        "SELECT q.id, x.rank, x.id, x.d FROM queries AS q CROSS JOIN LATERAL ("
+        "SELECT i.id, i.v <=> q.embedding AS d, row_number() OVER "
+        "(ORDER BY i.v <=> q.embedding, i.id) AS rank FROM items AS i "
+        "WHERE (q.filter IS NULL OR i.n = (q.filter ->> 'n')::int) "
+        "AND (q.predicate IS NULL OR i.id > 100)) AS x "
+        "WHERE x.rank <= coalesce(q.k, 7) ORDER BY 1, 2"
+    ).fetchall()
+    found = connection.execute("SELECT * FROM results ORDER BY 1, 2").fetchall()
+    assert [row[:3] for row in found] == [row[:3] for row in expected]
+    np.testing.assert_allclose(
+        [row[3] for row in found], [row[3] for row in expected], atol=1e-6
+    )
+    assert rows == len(found)
+    assert set(report.seconds) >= {"predicates", "reading", "comparing", "writing"}
+
+
+def test_results_are_added_to_a_table_that_exists(
+    connection: Connection, items: str
+) -> None:
+    connection.execute('CREATE SCHEMA "S"')
+    for _ in range(2):
+        run_batch(connection, items, "queries", '"S"."My results"', options=OPTIONS)
+    (count,) = connection.execute(
+        'SELECT count(*) FROM (SELECT 1 FROM "S"."My results" '
+        "GROUP BY query_id, rank HAVING count(*) = 2) AS t"
+    ).fetchone() or (0,)
+    assert count > 200
+
+
+def test_a_batch_that_fails_leaves_nothing(connection: Connection, items: str) -> None:
+    connection.execute(
+        "UPDATE queries SET predicate = '1 / (n - 5) > 0' WHERE id = 'q7'"
+    )
+    with pytest.raises(Exception, match="division by zero"):
+        run_batch(connection, items, "queries", "results", options=OPTIONS)
+    row = connection.execute("SELECT to_regclass('results')").fetchone()
+    assert row == (None,)
+    assert connection.info.transaction_status.name == "IDLE"
+
+
+def test_a_killed_batch_leaves_nothing(
+    connection: Connection, dsn: str, items: str
+) -> None:
+    """Kill it while it waits for a lock in the middle of its transaction."""
+    connection.execute(
+        "CREATE TABLE results (query_id text, rank int, id int, distance float8)"
+    )
+    program = (
+        "import sys\n"
+        "from pgembed.batch.execute import Options\n"
+        "from pgembed.batch.job import run_batch\n"
+        "from pgembed.postgres.connection import connect\n"
+        "with connect(sys.argv[1], purpose='victim') as c:\n"
+        "    run_batch(c, sys.argv[2], 'queries', 'results',\n"
+        "        options=Options(1.0, 64 << 20, 1))\n"
+    )
+    with connection.transaction():
+        connection.execute("LOCK TABLE results IN ACCESS EXCLUSIVE MODE")
+        process = subprocess.Popen([sys.executable, "-c", program, dsn, items])
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE "
+            "application_name = 'pgembed victim' AND wait_event_type = 'Lock'"
+        )
+        while connection.execute(waiting).fetchone() != (1,):
+            assert process.poll() is None
+            connection.execute("SELECT pg_stat_clear_snapshot(), pg_sleep(0.02)")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert connection.execute("SELECT count(*) FROM results").fetchone() == (0,)
+
+
+def test_the_commands(
+    connection: Connection,
+    dsn: str,
+    items: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGEMBED_DSN", dsn)
+    monkeypatch.setenv("PGEMBED_CACHE_DIR", str(tmp_path / "models"))
+
+    def run(command: click.Command, *arguments: str) -> Any:
+        result = CliRunner().invoke(
+            command, [*arguments, "--json"], catch_exceptions=False
+        )
+        assert result.exit_code == 0, result.output
+        return json.loads(result.output)
+
+    (built,) = run(
+        layout,
+        "build",
+        items,
+        "--list-rows",
+        "20",
+        "--workload",
+        "queries",
+        "--least-rows",
+        "40",
+    )
+    assert (built["rows"], built["lists"] >= 20, built["leaves"] > 1) == (
+        500,
+        True,
+        True,
+    )
+    (shown,) = run(layout, "show")
+    assert (shown["changed"], shown["advice"]) == (0, "current")
+    leaves = run(layout, "show", items, "--leaves")
+    assert sum(leaf["rows"] for leaf in leaves) == 500
+    assert any(leaf["holds"] for leaf in leaves)
+    (summary,) = run(batch, items, "--queries", "queries", "--results", "results")
+    assert summary["results"] > 100
+    assert not summary["layout"].startswith("not used")
+    connection.execute("UPDATE items SET n = n WHERE id < 400")
+    (shown,) = run(layout, "show", items)
+    assert shown["advice"].startswith("a rebuild pays")
+    assert 400 <= shown["changed"] <= 800
+    connection.execute("VACUUM FULL items")
+    (shown,) = run(layout, "show", items)
+    assert shown["advice"].startswith("rebuild: the table was rewritten")
+    output = CliRunner().invoke(layout, ["drop", items], catch_exceptions=False).output
+    assert output == f"dropped the layout of {items}\n"
+
+
+def test_a_layout_for_a_workload_gives_the_same_answers(
+    connection: Connection, items: str, tmp_path: Path
+) -> None:
+    workload = read_workload(connection, items, "queries")
+    built = build_layout(
+        connection, items, workload=workload, list_rows=20, least_rows=30, root=tmp_path
+    )
+    assert built.leaves > 2
+    with_layout = search_batch(
+        connection,
+        items,
+        workload.queries,
+        filters=[workload.conditions[i].filter for i in workload.members],
+        predicates=[workload.conditions[i].predicate for i in workload.members],
+        recall=1.0,
+        layouts=tmp_path,
+    )
+    without = search_batch(
+        connection,
+        items,
+        workload.queries,
+        filters=[workload.conditions[i].filter for i in workload.members],
+        predicates=[workload.conditions[i].predicate for i in workload.members],
+        recall=1.0,
+        layout=False,
+    )
+    assert with_layout.report.layout == built.version
+    assert (with_layout.keys == without.keys).all()
+    assert (with_layout.distances == without.distances).all()
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("ALTER TABLE queries DROP COLUMN id", "queries need id"),
+        ("ALTER TABLE queries DROP COLUMN embedding", "queries need id"),
+        ("UPDATE queries SET embedding = '[1]' WHERE id = 'q3'", "1 dimensions"),
+        (
+            "ALTER TABLE queries RENAME TO q2; CREATE VIEW queries AS TABLE q2",
+            "ordinary",
+        ),
+        (
+            "ALTER TABLE queries ADD content text; UPDATE queries SET content = 'a', "
+            "embedding = NULL WHERE id = 'q3'",
+            "no model",
+        ),
+        ("ALTER TABLE items RENAME id TO rank", "has the name of a column of results"),
+    ],
+)
+def test_tables_that_cannot_be(
+    connection: Connection, items: str, statement: str, message: str
+) -> None:
+    if "[1]" in statement:
+        connection.execute("ALTER TABLE queries ALTER embedding TYPE vector")
+    for part in statement.split(";"):
+        connection.execute(unsafe(part))
+    if "rank" in statement:
+        connection.execute("UPDATE pgembed.embedding SET key_columns = '{rank}'")
+        connection.execute("UPDATE queries SET predicate = NULL")
+    with pytest.raises(SettingError, match=message):
+        run_batch(connection, items, "queries", "results", options=OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"queries": np.ones((1, 5))}, VectorError, "5 dimensions"),
+        ({"queries": np.zeros((1, 6))}, VectorError, "length zero"),
+        ({"filters": {"price": 1}}, FilterError, "no column price"),
+        ({"filters": {"n": "x"}}, FilterError, "is no value of"),
+        ({"predicates": "n < 5) OR (n > 7"}, FilterError, "syntax error"),
+        ({"predicates": "true; DROP TABLE items"}, FilterError, "multiple commands"),
+        ({"predicates": "nothing = 1"}, FilterError, "does not exist"),
+        ({"recall": 0}, SettingError, "recall"),
+        ({"memory": "1kB"}, SettingError, "memory"),
+    ],
+)
+def test_refused(
+    connection: Connection,
+    items: str,
+    arguments: dict[str, Any],
+    error: type[PgembedError],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        search_batch(connection, items, **{"queries": np.ones((1, 6)), **arguments})
+    assert connection.info.transaction_status.name == "IDLE"
+
+
+def test_the_snapshot_is_the_callers(
+    connection: Connection, dsn: str, items: str, connect: Connect
+) -> None:
+    query = np.ones((1, 6))
+    with connection.transaction(), pytest.raises(PgembedError, match="read committed"):
+        search_batch(connection, items, query)
+    other = connect(dsn)
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        before = search_batch(connection, items, query)
+        other.execute("DELETE FROM items")
+        assert search_batch(connection, items, query)[0] == before[0]
+    assert search_batch(connection, items, query)[0] == []
+
+
+def test_grants_and_row_security_count(
+    dsn: str, connection: Connection, items: str, connect: Connect, tmp_path: Path
+) -> None:
+    query = np.ones((1, 6), np.float32)
+    with ordinary_role(dsn, may_create=False) as role:
+        name = role.split("//")[1].split("@")[0]
+        for statement in (
+            "GRANT USAGE ON SCHEMA pgembed TO {}",
+            "GRANT SELECT ON ALL TABLES IN SCHEMA pgembed TO {}",
+            "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgembed TO {}",
+        ):
+            connection.execute(unsafe(statement.format(name)))
+        plain = connect(role)
+        with pytest.raises(Exception, match="permission denied"):
+            search_batch(plain, items, query)
+        connection.execute(unsafe(f"GRANT SELECT ON items TO {name}"))
+        connection.execute("CREATE POLICY fours ON items USING (n = 4)")
+        connection.execute("ALTER TABLE items ENABLE ROW LEVEL SECURITY")
+        expected = nearest(connection, "items", query[0], where="n = 4", k=100)
+        build_layout(connection, items, root=tmp_path)
+        for layout in (False, True):
+            found = search_batch(
+                plain,
+                items,
+                query,
+                k=100,
+                recall=1.0,
+                layout=layout,
+                layouts=tmp_path,
+                few_by_sql=False,
+            )
+            assert [key for key, _ in found[0]] == [key for key, _ in expected]
+            assert found.report.layout.startswith("not used") != layout
+        plain.close()
+
+
+def test_no_queries(connection: Connection, items: str) -> None:
+    result = search_batch(connection, items, np.empty((0, 6)))
+    assert (len(result), result.keys.shape) == (0, (0, 0))
+
+
+def test_chunks_count_as_their_row(connection: Connection) -> None:
+    from tests.harness.models import register_model
+
+    register_model(connection, "tiny", dimensions=4)
+    connection.execute("CREATE TABLE docs (id text PRIMARY KEY, n int, body text)")
+    connection.execute(
+        "INSERT INTO docs SELECT 'd' || i, i % 3, 'x' FROM generate_series(1, 40) i"
+    )
+    connection.execute(
+        "SELECT pgembed.create_embedding('docs', 'body', 'tiny', chunk_tokens => 8)"
+    )
+    random = np.random.default_rng(1)
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO docs_body_chunk VALUES (%s, %s, 'x', %s)",
+            [
+                (
+                    f"d{i}",
+                    c,
+                    random.integers(-2, 3, 4).astype(np.float32) + np.float32(0.5),
+                )
+                for i in range(1, 41)
+                for c in range(i % 9)
+            ],
+        )
+    queries = random.integers(-2, 3, (20, 4)).astype(np.float32) + np.float32(0.5)
+    result = search_batch(
+        connection, "docs_body", queries, filters={"n": [0, 1]}, k=15, recall=1.0
+    )
+    for i, query in enumerate(queries):
+        expected = connection.execute(
+            "SELECT d.id, min(c.embedding <=> %s) AS far FROM docs d "
+            "JOIN docs_body_chunk c USING (id) WHERE d.n IN (0, 1) "
+            "GROUP BY d.id ORDER BY far, d.id LIMIT 15",
+            [query],
+        ).fetchall()
+        assert result[i] == expected
+
+
+def test_few_queries_on_a_big_table_go_through_sql(connection: Connection) -> None:
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((9000, 8)).astype(np.float32)
+    create_items(connection, "many", vectors, columns={"n": ("int", list(range(9000)))})
+    name = adopt(connection, "many")
+    arguments: dict[str, Any] = {
+        "queries": vectors[:2] + np.float32(0.1),
+        "filters": [{"n": {"lt": 50}}, {"n": {"gt": 8990}}],
+        "k": [7, 12],
+        "recall": 1.0,
+    }
+    connection.execute("CREATE INDEX ON many (n)")
+    fast = search_batch(connection, name, **arguments)
+    slow = search_batch(connection, name, **arguments, few_by_sql=False)
+    assert fast.report.strategy == "one by one"
+    assert slow.report.strategy == "exact"
+    assert fast.counts.tolist() == slow.counts.tolist() == [7, 9]
+    assert (fast.keys == slow.keys).all()
+    np.testing.assert_allclose(fast.distances, slow.distances, atol=1e-6)
+    assert (fast.places == slow.places).all()
+    assert fast.tables == slow.tables

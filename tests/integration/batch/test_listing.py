@@ -1,0 +1,60 @@
+"""Rows and condition bits, in one answer of the server or in several."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pgembed.batch.passing import Conditions
+from pgembed.batch.predicates import compile_condition, read_listing
+from pgembed.batch.rows import Tables, look_up, rank_by_key
+from pgembed.batch.source import describe
+from pgembed.batch.workload import Condition
+from tests.integration.batch.test_layout_search import create
+from tests.integration.search.support import Connection
+
+
+@pytest.mark.parametrize("partitions", [0, 3])
+def test_pieces_make_the_whole(connection: Connection, partitions: int) -> None:
+    source = describe(connection, create(connection, partitions=partitions))
+    # More than one word of bits, all of which stand for known rows.
+    conditions = [
+        compile_condition(connection, source, Condition(f'{{"n": {i}}}'))
+        for i in range(70)
+    ]
+    tables = Tables()
+    whole = read_listing(connection, source, tables, conditions)
+    cut = read_listing(connection, source, tables, conditions, rows=6000, memory=20_000)
+    assert len(whole.ids) == 6000
+    one, other = np.argsort(whole.ids), np.argsort(cut.ids)
+    assert (whole.ids[one] == cut.ids[other]).all()
+    assert (whole.xmins[one] == cut.xmins[other]).all()
+    assert (whole.words[:, one] == cut.words[:, other]).all()
+    rows = look_up(connection, source, tables, cut.ids, "t.n")
+    numbers = np.zeros(6000, np.int64)
+    for place, number in rows:
+        numbers[place] = number
+    for i in (0, 62, 63, 69):
+        bits = cut.words[i // 63] >> np.uint64(i % 63) & np.uint64(1)
+        assert (bits.astype(bool) == (numbers == i)).all()
+
+
+def test_ranks_follow_the_keys(connection: Connection) -> None:
+    source = describe(connection, create(connection))
+    tables = Tables()
+    ids = read_listing(connection, source, tables).ids[::-7]
+    keys = [0] * len(ids)
+    for place, key in look_up(connection, source, tables, ids, "t.id"):
+        keys[place] = key
+    ranks = rank_by_key(connection, source, tables, ids)
+    assert np.argsort(ranks).tolist() == np.argsort(keys).tolist()
+
+
+def test_rounds_that_fit_into_memory(connection: Connection) -> None:
+    source = describe(connection, create(connection))
+    many = [Condition(f'{{"n": {i}}}') for i in range(300)]
+    conditions = Conditions(connection, source, many)
+    rounds = conditions.rounds(6000, 4 * 24 * 6000)
+    assert [len(part.shared) for part in rounds] == [63, 63, 63, 63, 48]
+    everything = [number for part in rounds for number in part.shared + part.alone]
+    assert sorted(everything) == list(range(300))

@@ -1,0 +1,113 @@
+"""The engine against NumPy's own sort."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgembed.batch.engine import Scan, Task
+from pgembed.batch.kmeans import assign, train
+from pgembed.batch.metric import Metric
+from pgembed.batch.topk import TopK
+from pgembed.batch.vectors import Spool, Vectors, squared_norms
+
+
+def vectors(count: int, width: int, seed: int = 0) -> Vectors:
+    values = np.random.default_rng(seed).standard_normal((count, width))
+    rows = values.astype(np.float32)
+    return Vectors([rows[: count // 3], rows[count // 3 :]], squared_norms(rows))
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2", "inner_product"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_scan_finds_the_best(distance: str, threads: int) -> None:
+    given_vectors = vectors(5000, 16)
+    queries = np.random.default_rng(1).standard_normal((300, 16)).astype(np.float32)
+    metric = Metric(distance, queries, given_vectors)
+    scan = Scan(metric, 12, tests=None, threads=threads)
+    chosen = np.arange(0, 5000, 3)
+    scan.run(
+        [
+            Task(np.arange(150), slice(0, 5000)),
+            Task(np.arange(150, 300), chosen[:900]),
+            Task(np.arange(150, 300), chosen[900:]),
+        ]
+    )
+    _, found = scan.best()
+    every = np.tile(np.arange(5000), (300, 1))
+    distances, _ = metric.exact(np.arange(300), every)
+    distances[150:, np.setdiff1d(np.arange(5000), chosen)] = np.inf
+    expected = np.argsort(distances, axis=1)[:, :12]
+    assert (np.sort(found, axis=1) == np.sort(expected, axis=1)).all()
+    assert scan.products == 150 * (5000 + len(chosen))
+
+
+def test_an_error_in_a_thread_is_raised() -> None:
+    metric = Metric("l2", np.ones((1, 4), np.float32), vectors(10, 4))
+    scan = Scan(metric, 2, tests=None, threads=2)
+    with pytest.raises(IndexError):
+        scan.run([Task(np.array([0]), np.array([99]))] * 5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    offers=st.lists(
+        st.lists(st.tuples(st.integers(0, 3), st.integers(-50, 50)), max_size=30),
+        max_size=12,
+    ),
+    width=st.integers(1, 5),
+)
+def test_topk_keeps_the_best(offers: list[list[tuple[int, int]]], width: int) -> None:
+    top = TopK(4, width)
+    every: list[list[float]] = [[] for _ in range(4)]
+    for offer in offers:
+        rows = sorted(offer)
+        if rows and max(np.bincount([q for q, _ in rows])) > top.room:
+            continue
+        queries = np.array([q for q, _ in rows], np.int64)
+        scores = np.array([s for _, s in rows], np.float32)
+        above = scores > top.threshold[queries] if len(rows) else scores > 0
+        top.push(queries[above], np.arange(len(rows))[above], scores[above])
+        for query, score in rows:
+            every[query].append(score)
+    scores, positions = top.best()
+    for query in range(4):
+        best = sorted(every[query], reverse=True)[:width]
+        found = scores[query][positions[query] >= 0]
+        assert sorted(found, reverse=True) == best
+
+
+def test_spooled_vectors_are_the_same() -> None:
+    values = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
+    kept, spooled = Spool(8, 1 << 20), Spool(8, 1000)
+    for block in np.split(values, 10):
+        kept.add(block)
+        spooled.add(block)
+    for each in (kept.finish(), spooled.finish()):
+        assert (each.slice(0, 100) == values).all()
+        assert (each.take(np.array([5, 99, 5])) == values[[5, 99, 5]]).all()
+        np.testing.assert_allclose(each.norms, (values**2).sum(axis=1), rtol=1e-5)
+
+
+def test_kmeans_finds_separate_clusters() -> None:
+    random = np.random.default_rng(3)
+    centres = random.standard_normal((8, 5)) * 50
+    labels = random.integers(0, 8, 2000)
+    rows = (centres[labels] + random.standard_normal((2000, 5))).astype(np.float32)
+    found = train(rows, 24, threads=2)
+    lists, distances = assign(found, len(rows), rows.__getitem__, 2)
+    for number in range(len(found)):
+        members = labels[lists == number]
+        assert len(members)
+        assert (members == members[0]).all()
+    assert distances.mean() < 6
+
+
+def test_kmeans_with_fewer_different_rows_than_centres() -> None:
+    rows = np.repeat(np.eye(3, dtype=np.float32), 10, axis=0)
+    found = train(rows, 10)
+    lists, distances = assign(found, len(rows), rows.__getitem__, 1)
+    assert len(np.unique(lists)) == len(found) >= 3
+    assert distances.max() < 1e-6

@@ -1,0 +1,86 @@
+"""Workloads: what is accepted, what is refused, which conditions are the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pgembed.batch.search import check_recall, memory_bytes
+from pgembed.batch.workload import Condition, Workload
+from pgembed.errors import FilterError, PgembedError, SettingError, VectorError
+
+QUERIES = np.ones((3, 2), np.float32)
+
+
+def test_equal_filters_are_one_condition() -> None:
+    workload = Workload.of(
+        QUERIES, [{"a": 1, "b": 2}, '{"b": 2, "a": 1}', None], [None, None, "x > 1"]
+    )
+    assert workload.conditions == (
+        Condition('{"a": 1, "b": 2}'),
+        Condition(predicate="x > 1"),
+    )
+    assert workload.members.tolist() == [0, 0, 1]
+
+
+def test_one_filter_and_one_k_count_for_all() -> None:
+    workload = Workload.of(QUERIES, {"a": 1}, "b > 0", k=7)
+    assert workload.conditions == (Condition('{"a": 1}', "b > 0"),)
+    assert workload.k.tolist() == [7, 7, 7]
+    assert str(workload.conditions[0]) == '{"a": 1} and b > 0'
+
+
+def test_no_queries() -> None:
+    workload = Workload.of(np.empty((0, 2)))
+    assert len(workload) == 0
+    assert workload.conditions == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"queries": np.ones(3)}, VectorError, r"\(q, d\)"),
+        ({"queries": [[1, np.nan]]}, VectorError, "query 0 holds NaN"),
+        ({"filters": [None]}, SettingError, "1 filters for 3 queries"),
+        ({"predicates": ["a"] * 4}, SettingError, "4 predicates for 3"),
+        ({"filters": ["{", None, None]}, FilterError, "no JSON"),
+        ({"filters": [{"a": object()}] * 3}, FilterError, "no JSON"),
+        ({"predicates": " \n"}, FilterError, "follows WHERE"),
+        ({"k": 0}, SettingError, "must be from 1 to 10000"),
+        ({"k": [1, 2]}, SettingError, "one per query"),
+        ({"k": 1.5}, SettingError, "must be an integer"),
+        ({"k": 10_001}, SettingError, "10001"),
+    ],
+)
+def test_refused(
+    arguments: dict[str, Any], error: type[PgembedError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Workload.of(**{"queries": QUERIES, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("512MB", 512 << 20),
+        ("2 GB", 2 << 30),
+        (1 << 27, 1 << 27),
+        ("65536kB", 64 << 20),
+    ],
+)
+def test_memory(given: str | int, expected: int) -> None:
+    assert memory_bytes(given) == expected
+
+
+@pytest.mark.parametrize("given", ["lots", "-5MB", "1MB", 5])
+def test_memory_refused(given: str | int) -> None:
+    with pytest.raises(SettingError):
+        memory_bytes(given)
+
+
+@pytest.mark.parametrize("given", [0, 1.1, float("nan")])
+def test_recall_refused(given: float) -> None:
+    with pytest.raises(SettingError):
+        check_recall(given)
