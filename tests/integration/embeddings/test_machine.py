@@ -193,7 +193,7 @@ def test_it_converges(prepared: Connection) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25,
+            max_examples=20,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

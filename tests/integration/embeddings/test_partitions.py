@@ -11,6 +11,7 @@ from tests.harness.sql_worker import (
     SqlWorker,
     assert_converged,
     expire,
+    job_table,
     rows,
     value,
 )
@@ -20,9 +21,9 @@ NAMES = ("docs_body", "cut")
 
 
 @pytest.fixture
-def partitioned(db: Connection, worker: SqlWorker) -> Iterator[Connection]:
+def partitioned(scratch: Connection, scratch_worker: SqlWorker) -> Iterator[Connection]:
     """Return a database with docs by region, one of them by year; kept twice."""
-    db.execute(
+    scratch.execute(
         """
         CREATE TABLE docs (region text, id int, year int, body text,
             PRIMARY KEY (id, region, year)) PARTITION BY LIST (region);
@@ -42,13 +43,13 @@ def partitioned(db: Connection, worker: SqlWorker) -> Iterator[Connection]:
             ('b', 1, 1990, 'two'), ('b', 2, 2020, 'three four five');
         """
     )
-    declare(db, "docs", "body")
-    declare(db, "docs", "{region} {body}", name="cut", chunk_tokens=8)
-    worker.drain()
-    yield db
-    converge(db, worker)
+    declare(scratch, "docs", "body")
+    declare(scratch, "docs", "{region} {body}", name="cut", chunk_tokens=8)
+    scratch_worker.drain()
+    yield scratch
+    converge(scratch, scratch_worker)
     for name in NAMES:
-        assert value(db, "SELECT pgembed.reconcile(%s)", name) == 0
+        assert value(scratch, "SELECT pgembed.reconcile(%s)", name) == 0
 
 
 def converge(connection: Connection, worker: SqlWorker) -> None:
@@ -78,24 +79,26 @@ def converge(connection: Connection, worker: SqlWorker) -> None:
         "DROP TABLE docs_a; SELECT pgembed.reconcile(name) FROM pgembed.embedding",
     ],
 )
-def test_changes(partitioned: Connection, worker: SqlWorker, change: str) -> None:
+def test_changes(
+    partitioned: Connection, scratch_worker: SqlWorker, change: str
+) -> None:
     partitioned.execute(change.encode())
-    converge(partitioned, worker)
+    converge(partitioned, scratch_worker)
 
 
 def test_row_that_moves_while_it_is_embedded(
-    partitioned: Connection, worker: SqlWorker
+    partitioned: Connection, scratch_worker: SqlWorker
 ) -> None:
     partitioned.execute("UPDATE docs SET body = body || '!'")
-    claims = [worker.claim(name) for name in NAMES]
+    claims = [scratch_worker.claim(name) for name in NAMES]
     partitioned.execute("UPDATE docs SET year = 2001 WHERE year = 1990")
     for claim in claims:
-        assert worker.complete(claim) == claim.slots
-    converge(partitioned, worker)
+        assert scratch_worker.complete(claim) == claim.slots
+    converge(partitioned, scratch_worker)
 
 
 def test_partitions_created_and_attached_later(
-    partitioned: Connection, worker: SqlWorker
+    partitioned: Connection, scratch_worker: SqlWorker
 ) -> None:
     partitioned.execute(
         """
@@ -106,16 +109,21 @@ def test_partitions_created_and_attached_later(
         ALTER TABLE docs ATTACH PARTITION docs_d FOR VALUES IN ('d');
         """
     )
-    converge(partitioned, worker)
-    assert value(partitioned, "SELECT count(*) FROM pgembed.job_1") == 6
+    converge(partitioned, scratch_worker)
+    assert (
+        value(
+            partitioned, f"SELECT count(*) FROM {job_table(partitioned, 'docs_body')}"
+        )
+        == 6
+    )
     partitioned.execute("TRUNCATE docs_c; TRUNCATE docs_d")
     for name in NAMES:
         assert_converged(partitioned, name)
 
 
-def test_partition_detached(partitioned: Connection, worker: SqlWorker) -> None:
+def test_partition_detached(partitioned: Connection, scratch_worker: SqlWorker) -> None:
     partitioned.execute("ALTER TABLE far.docs_b DETACH PARTITION docs_b_new")
-    converge(partitioned, worker)
+    converge(partitioned, scratch_worker)
     triggers = (
         "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'docs_b_new'::regclass "
         "AND tgname LIKE 'pgembed%'"
@@ -126,21 +134,21 @@ def test_partition_detached(partitioned: Connection, worker: SqlWorker) -> None:
 
 
 def test_jobs_of_a_partition_detached_while_they_are_claimed(
-    partitioned: Connection, worker: SqlWorker
+    partitioned: Connection, scratch_worker: SqlWorker
 ) -> None:
     partitioned.execute("UPDATE docs SET body = 'changed'")
-    claims = [worker.claim(name) for name in NAMES]
+    claims = [scratch_worker.claim(name) for name in NAMES]
     partitioned.execute("ALTER TABLE docs DETACH PARTITION docs_a")
     for claim in claims:
-        settled = worker.complete(claim)
+        settled = scratch_worker.complete(claim)
         assert len(settled) == 2
     for name in NAMES:
         expire(partitioned, name)
-    converge(partitioned, worker)
+    converge(partitioned, scratch_worker)
 
 
 def test_dropping_leaves_nothing_on_partitions(
-    partitioned: Connection, worker: SqlWorker
+    partitioned: Connection, scratch_worker: SqlWorker
 ) -> None:
     partitioned.execute("ALTER TABLE docs DETACH PARTITION docs_a")
     for name in NAMES:
@@ -151,14 +159,16 @@ def test_dropping_leaves_nothing_on_partitions(
     declare(partitioned, "docs", "body", name="cut", chunk_tokens=8)
 
 
-def test_a_partition_as_source(partitioned: Connection, worker: SqlWorker) -> None:
+def test_a_partition_as_source(
+    partitioned: Connection, scratch_worker: SqlWorker
+) -> None:
     partitioned.execute("ALTER TABLE docs ADD COLUMN v vector(3)")
     declare(partitioned, "docs_b_new", "body", name="part", target_column="v")
     declare(partitioned, "docs_b_new", "body", name="part_cut", chunk_tokens=8)
-    worker.drain()
+    scratch_worker.drain()
     partitioned.execute("UPDATE docs SET year = 2001 WHERE region = 'b'")
     partitioned.execute("INSERT INTO docs VALUES ('b', 4, 2001, 'four')")
-    worker.drain()
+    scratch_worker.drain()
     for name in ("part", "part_cut"):
         assert_converged(partitioned, name)
     partitioned.execute("UPDATE docs SET year = 1990 WHERE region = 'b'")
@@ -167,6 +177,6 @@ def test_a_partition_as_source(partitioned: Connection, worker: SqlWorker) -> No
         assert_converged(partitioned, name)
 
 
-def test_status(partitioned: Connection, worker: SqlWorker) -> None:
+def test_status(partitioned: Connection, scratch_worker: SqlWorker) -> None:
     found = status(partitioned, "docs_body")
     assert (found["rows"], found["embedded"], found["pending"]) == (3, 3, 0)
