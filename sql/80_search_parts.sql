@@ -140,7 +140,7 @@ COMMENT ON FUNCTION pgembed._distance_operator(pgembed.embedding) IS
 'pgvector''s operator for an embedding''s distance; Hamming for bits.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._vector_indexes(e pgembed.embedding)
+CREATE OR REPLACE FUNCTION pgembed._vector_indexes(e pgembed.embedding, named text[] DEFAULT NULL)
 RETURNS TABLE (index regclass, name text, method text, partial boolean, rows float8, lists integer)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -156,6 +156,7 @@ BEGIN
     INNER JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
     INNER JOIN pg_catalog.pg_opclass AS f ON f.oid = i.indclass[0]
     WHERE i.indrelid = e.target AND i.indisvalid AND i.indnatts = 1
+        AND (named IS NULL OR c.relname = ANY (named) OR i.indpred IS NULL AND named = '{}')
         AND i.indkey[0] = (
             SELECT a.attnum FROM pg_catalog.pg_attribute AS a
             WHERE a.attrelid = e.target AND a.attname = e.target_column)
@@ -167,8 +168,8 @@ BEGIN
     ORDER BY i.indpred IS NOT NULL, m.amname, i.indexrelid;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._vector_indexes(pgembed.embedding) IS
-'The valid indexes on the vectors of an embedding that serve its distance: those over all rows first, HNSW before IVFFlat.';
+COMMENT ON FUNCTION pgembed._vector_indexes(pgembed.embedding, text[]) IS
+'The valid indexes on the vectors of an embedding that serve its distance: those over all rows first, HNSW before IVFFlat. named: only these; with no names, only those over all rows.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._table_size(relation regclass, OUT rows float8, OUT pages float8)

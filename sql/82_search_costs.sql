@@ -44,7 +44,7 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN pages * pgembed._cost('page', 2.5) + vectors * (
+    RETURN pages * pgembed._cost('page', 1.5) + vectors * (
         pgembed._cost('distance', 0.1) + pgembed._cost('dimension', 0.0015) * e.dimensions);
 END;
 $$;
@@ -61,31 +61,57 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     wanted float8 := 2 * k / greatest(share, 1e-9);
+    -- A graph of fewer rows is searched as well with less effort, at a lower price.
+    scale float8 := least(1, cbrt(total / 200000));
     effort float8;
 BEGIN
     -- Without sorts the planner reads the vector index; what it thinks of their price is no
     -- reason to compile the statement.
     settings := jsonb_build_object('enable_sort', 'off', 'jit', 'off');
     IF method = 'hnsw' THEN
-        effort := greatest(25 * sqrt(k / greatest(1 - recall, 0.0001)), 1.5 * wanted);
+        effort := greatest(16 * sqrt(k / greatest(1 - recall, 0.0001)) * scale, 2 * k, 1.5 * wanted);
         settings := settings || jsonb_build_object(
             'hnsw.iterative_scan', 'relaxed_order',
             'hnsw.ef_search', ceil(least(effort, 1000))::text,
             -- Where the rows that pass lie elsewhere than the query, fewer than k are met
             -- by then, and the exact search follows: looking on would find the wrong ones.
             'hnsw.max_scan_tuples', ceil(least(effort, 40000))::text);
-        cost := pgembed._cost('search', 500) + effort * (pgembed._cost('visit', 2)
-            + pgembed._cost('visit_dimension', 0.04) * e.dimensions
-            + CASE WHEN share < 1 THEN pgembed._cost('page', 2.5) ELSE 0 END);
+        cost := scale * pgembed._cost('search', 900) + effort * (
+            scale * (pgembed._cost('visit', 1) + pgembed._cost('visit_dimension', 0.03) * e.dimensions)
+            + CASE WHEN share < 1 THEN pgembed._cost('page', 1.5) ELSE 0 END);
     ELSE
         effort := least(lists, ceil(greatest(1.5 * sqrt(lists) / (1.0001 - recall) ^ 0.25,
             2 * wanted / greatest(total, 1) * lists)));
         settings := settings || jsonb_build_object(
             'ivfflat.iterative_scan', 'relaxed_order', 'ivfflat.probes', effort::text,
             'ivfflat.max_probes', least(lists, 4 * effort)::text);
-        cost := pgembed._cost('search', 500) + pgembed._exact_cost(e, 0, total * effort / lists);
+        cost := pgembed._cost('search', 900) + pgembed._exact_cost(e, 0, total * effort / lists);
     END IF;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._index_settings(pgembed.embedding, text, integer, float8, integer, float8, float8) IS
 'How hard to look into an index for a recall, when that share of its rows passes: the settings, and the cost. It grows when few rows pass: 2 k of them are met only among 2 k / share.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._sentinels(relation regclass, OUT places tid[], OUT share float8)
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    size record := pgembed._table_size(relation);
+    per_page integer := greatest(1, ceil(size.rows / greatest(size.pages, 1)));
+BEGIN
+    IF size.rows < 20000 OR (SELECT c.relkind FROM pg_catalog.pg_class AS c WHERE c.oid = relation) <> 'r' THEN
+        share := 0;
+        RETURN;
+    END IF;
+    -- Always the same places, spread by the golden ratio: they stay in memory.
+    places := ARRAY(
+        SELECT ('(' || floor(size.pages * (i * 0.6180339887498949::float8 - floor(i * 0.6180339887498949::float8)))
+            || ',' || 1 + i % per_page || ')')::tid
+        FROM generate_series(1, 512) AS i);
+    share := 512 / size.rows;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._sentinels(regclass) IS
+'A sample of the places of a table''s rows, and the share of the rows that it is; NULL and 0 for a table too small, or one with partitions. A graph index that loses its way returns rows that are all too far: then many of these are nearer.';

@@ -9,12 +9,12 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     before jsonb := '{}';
-    s record;
 BEGIN
-    FOR s IN SELECT e.key, e.value FROM jsonb_each_text(settings) AS e LOOP
-        before := before || jsonb_build_object(s.key, current_setting(s.key, true));
-        PERFORM set_config(s.key, s.value, true);
-    END LOOP;
+    IF settings <> '{}' THEN
+        SELECT jsonb_object_agg(e.key, current_setting(e.key, true)) INTO before
+        FROM jsonb_each_text(settings) AS e;
+        PERFORM set_config(e.key, e.value, true) FROM jsonb_each_text(settings) AS e;
+    END IF;
     RETURN before;
 END;
 $$;
@@ -24,18 +24,18 @@ COMMENT ON FUNCTION pgembed._apply_settings(jsonb) IS
 
 CREATE OR REPLACE FUNCTION pgembed._run_search(
     source anyelement, query @extschema:vector@.vector, k integer,
-    statement text, settings jsonb, arguments text[]
+    statement text, settings jsonb, arguments text[], sentinels tid[]
 )
 RETURNS TABLE (item anyelement, distance float8)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10
 AS $$
 BEGIN
     settings := pgembed._apply_settings(settings);
-    RETURN QUERY EXECUTE statement USING query, k, arguments, k OPERATOR(pg_catalog.*) 8;
+    RETURN QUERY EXECUTE statement USING query, k, arguments, k OPERATOR(pg_catalog.*) 8, sentinels;
     PERFORM pgembed._apply_settings(settings);
 END;
 $$;
-COMMENT ON FUNCTION pgembed._run_search(anyelement, @extschema:vector@.vector, integer, text, jsonb, text[]) IS
+COMMENT ON FUNCTION pgembed._run_search(anyelement, @extschema:vector@.vector, integer, text, jsonb, text[], tid[]) IS
 'Runs the statement of a search under its settings, which are over when it returns.';
 
 
@@ -54,13 +54,21 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10 COST 100000
 AS $$
 DECLARE
     p pg_catalog.record;
+    before pg_catalog.jsonb;
+    complete pg_catalog.bool;
 BEGIN
     p := pgembed._plan_search(pg_catalog.pg_typeof(source), query, k, filter, predicate, embedding, mode, recall);
-    RETURN QUERY SELECT r.item, r.distance FROM pgembed._run_search(
-        source, query, k, p.statement, p.settings, p.arguments) AS r;
-    IF NOT FOUND AND p.index IS NOT NULL THEN
-        RETURN QUERY SELECT r.item, r.distance FROM pgembed._run_search(
-            source, query, k, pgembed._fallback_statement(p.name, p.condition), '{}', p.arguments) AS r;
+    IF filter IS NOT NULL AND pgembed._records_filter() THEN
+        PERFORM pgembed._record_filter(p.id, filter);
+    END IF;
+    before := pgembed._apply_settings(p.settings);
+    RETURN QUERY EXECUTE p.statement
+    USING query, k, p.arguments, k OPERATOR(pg_catalog.*) 8, p.sentinels;
+    complete := FOUND OR p.index IS NULL;
+    PERFORM pgembed._apply_settings(before);
+    IF NOT complete THEN
+        RETURN QUERY EXECUTE pgembed._fallback_statement(p.name, p.condition)
+        USING query, k, p.arguments;
     END IF;
 END;
 $$;
@@ -114,12 +122,12 @@ BEGIN
     p := pgembed._plan_search(pg_catalog.pg_typeof(source), query, k, filter, predicate, embedding, mode, recall);
     times[2] := pg_catalog.clock_timestamp();
     SELECT pg_catalog.count(*) INTO found_rows FROM pgembed._run_search(
-        source, query, k, p.statement, p.settings, p.arguments) AS r;
+        source, query, k, p.statement, p.settings, p.arguments, p.sentinels) AS r;
     IF found_rows OPERATOR(pg_catalog.=) 0 AND p.index IS NOT NULL THEN
         fell_back := true;
         p.statement := pgembed._fallback_statement(p.name, p.condition);
         SELECT pg_catalog.count(*) INTO found_rows FROM pgembed._run_search(
-            source, query, k, p.statement, '{}', p.arguments) AS r;
+            source, query, k, p.statement, '{}', p.arguments, NULL) AS r;
     END IF;
     times[3] := pg_catalog.clock_timestamp();
     RETURN pgembed._search_report(

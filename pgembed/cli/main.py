@@ -13,12 +13,15 @@ import psycopg
 
 from pgembed import __version__
 from pgembed.cli import (
+    advise,
     batch,
+    calibrate,
     database,
     demo,
     embedding,
     layout,
     model,
+    recall,
     search,
     up,
     worker,
@@ -53,6 +56,9 @@ for command in (
     model.model,
     embedding.embedding,
     search.search,
+    recall.recall,
+    advise.advise,
+    calibrate.calibrate,
     batch.batch,
     layout.layout,
 ):

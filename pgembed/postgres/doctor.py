@@ -167,7 +167,7 @@ def _transport(connection: Connection) -> Iterator[Finding]:
             "without dblink SQL functions cannot ask a worker to embed a text",
             "let a superuser run 'CREATE EXTENSION dblink', then run 'pgembed install'",
         )
-    elif not fetch_one(connection, "SELECT pgembed._dblink_is_private()")[0]:
+    elif not _dblink_is_private(connection):
         yield warning(
             "transport",
             "others may execute dblink, so each call opens a connection of its own",
@@ -175,6 +175,14 @@ def _transport(connection: Connection) -> Iterator[Finding]:
         )
     else:
         yield ok("transport", "dblink")
+
+
+def _dblink_is_private(connection: Connection) -> bool:
+    function = "pgembed._dblink_is_private()"  # absent from a schema without calls
+    row = fetch_one(connection, "SELECT pg_catalog.to_regprocedure(%s)", (function,))
+    if row[0] is None:
+        return True
+    return bool(fetch_one(connection, f"SELECT {function}".encode())[0])
 
 
 def _workers(connection: Connection) -> Iterator[Finding]:

@@ -95,12 +95,13 @@ def plan_of(connection: Connection, report: dict[str, Any], query: NDArray[Any])
             cursor.execute("SELECT set_config($1, $2, true)", [name, value])
         cursor.execute(
             unsafe(
-                "PREPARE searched (public.vector, int, text[], int) AS "
+                "PREPARE searched (public.vector, int, text[], int, tid[]) AS "
                 + report["statement"]
             )
         )
+        k = report["k"]
         values = sql.SQL(", ").join(
-            (vector_text(query), report["k"], report["arguments"], report["k"] * 8)
+            (vector_text(query), k, report["arguments"], k * 8, sql.NULL)
         )
         try:
             rows = connection.execute(

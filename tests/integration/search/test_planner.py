@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import psycopg
+import psycopg.types.json
 import pytest
 
 from tests.integration.search.support import (
@@ -169,3 +170,38 @@ def test_calibration_needs_rows(planned: Connection) -> None:
         adopt(planned, "tiny")
         with pytest.raises(psycopg.Error, match="too small"):
             planned.execute("SELECT pgembed.calibrate('tiny_v')")
+
+
+def test_an_index_that_lost_its_way_is_not_believed(planned: Connection) -> None:
+    """More sentinels than can be are nearer than what the index found."""
+    query = np.zeros(WIDTH, dtype=np.float32)
+    report = explain(planned, "items", query, mode="index")
+    assert "ANY ($5)" in report["statement"]
+    assert (report["rows"], report["fallback"]) == (10, False)
+    row = planned.execute(
+        "SELECT cardinality(places), share FROM pgembed._sentinels('items')"
+    ).fetchone()
+    assert row == (512, pytest.approx(512 / ROWS))
+    # The rows around the query are hidden from the graph, not from the sentinels.
+    with planned.transaction(force_rollback=True):
+        planned.execute("CREATE TABLE moved (LIKE items)")
+        planned.execute("ALTER TABLE moved ADD PRIMARY KEY (id)")
+        planned.execute("INSERT INTO moved SELECT * FROM items WHERE id % 2 = 0")
+        planned.execute("INSERT INTO moved SELECT * FROM items WHERE id % 2 = 1")
+        planned.execute("ANALYZE moved")
+        planned.execute("CREATE INDEX moved_v ON moved USING hnsw (v vector_l2_ops)")
+        adopt(planned, "moved", distance="l2")
+        near = explain(planned, "moved", query, mode="index")
+        assert not near["fallback"]
+        lost = planned.execute(
+            "SELECT count(*) FROM pgembed._run_search(NULL::moved, %s::vector, 10, "
+            "%s, %s, NULL, (SELECT array_agg(ctid) FROM (SELECT ctid FROM moved "
+            "ORDER BY v <-> %s::vector LIMIT 50) AS nearest))",
+            (
+                str(query.tolist()),
+                near["statement"],
+                psycopg.types.json.Jsonb(near["settings"]),
+                str(query.tolist()),
+            ),
+        ).fetchone()
+        assert lost == (0,)

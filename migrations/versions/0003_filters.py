@@ -1,0 +1,18 @@
+"""Recorded filters: what advice on indexes is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import context, op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create the table."""
+    text = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+    op.execute(context.config.attributes["resolve_schemas"](text))

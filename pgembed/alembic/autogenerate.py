@@ -1,0 +1,204 @@
+"""Autogenerate: the embeddings of models compared with those of the database."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from alembic.autogenerate import comparators
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import ops
+from sqlalchemy import Table
+
+from pgembed.alembic import vector_indexes
+from pgembed.alembic.inventory import Inventory, Place
+from pgembed.alembic.operations import (
+    CHANGEABLE,
+    AlterEmbeddingOp,
+    CreateEmbeddingOp,
+    DropEmbeddingOp,
+    InstallPgembedOp,
+)
+from pgembed.alembic.render import render_vectors
+from pgembed.sqlalchemy.declaration import INFO, EmbeddingSpec, specs
+
+Schemas = set[str | None]
+
+
+def register() -> None:
+    """Compare before and after Alembic does."""
+    try:
+        from alembic.util import DispatchPriority
+    except ImportError:  # before Alembic 1.18
+        comparators.dispatch_for("schema")(_compare)
+        return
+    comparators.dispatch_for("schema", priority=DispatchPriority.FIRST)(_hide)
+    comparators.dispatch_for("schema", priority=DispatchPriority.LAST)(_compare)
+
+
+def _hide(context: AutogenContext, upgrade: ops.UpgradeOps, schemas: Schemas) -> None:
+    """Keep Alembic from reading pgembed's own schema."""
+    schemas.discard("pgembed")
+
+
+def _compare(
+    context: AutogenContext, upgrade: ops.UpgradeOps, schemas: Schemas
+) -> None:
+    if context.connection is None or context.connection.dialect.name != "postgresql":
+        return
+    render_vectors(context)
+    inventory = Inventory.of(context.connection)
+    default = context.connection.dialect.default_schema_name
+    tables = [
+        table
+        for table in context.sorted_tables
+        if (None if table.schema == default else table.schema) in schemas
+        and _included(context, table)
+    ]
+    declared = {spec.name: _at_home(spec, default) for spec in specs(tables)}
+    removed = _removed_tables(upgrade)
+    present = {
+        name: spec
+        for name, spec in inventory.embeddings.items()
+        if (spec.schema, spec.table) in removed | {_place(t, default) for t in tables}
+    }
+    upgrade.ops[:] = list(_cleaned(upgrade.ops, inventory))
+    vector_indexes.compare(context.connection, tables, upgrade)
+    _add(upgrade, declared, present, inventory.installed)
+
+
+def _included(context: AutogenContext, table: Table) -> bool:
+    return context.run_object_filters(table, table.name, "table", False, None)
+
+
+def _place(table: Table, default: str | None) -> Place:
+    return (None if table.schema == default else table.schema, table.name)
+
+
+def _at_home(spec: EmbeddingSpec, default: str | None) -> EmbeddingSpec:
+    if spec.schema == default:
+        return dataclasses.replace(spec, schema=None)
+    return spec
+
+
+def _removed_tables(upgrade: ops.UpgradeOps) -> set[Place]:
+    return {
+        (operation.schema, operation.table_name)
+        for operation in upgrade.ops
+        if isinstance(operation, ops.DropTableOp)
+    }
+
+
+def _add(
+    upgrade: ops.UpgradeOps,
+    declared: dict[str, EmbeddingSpec],
+    present: dict[str, EmbeddingSpec],
+    installed: bool,
+) -> None:
+    """Add our operations: what is dropped, first; what is made or changed, last."""
+    first: list[ops.MigrateOperation] = []
+    last: list[ops.MigrateOperation] = []
+    for name, spec in present.items():
+        if name not in declared:
+            first.append(DropEmbeddingOp(name, spec=spec))
+    gone = set(_removed_columns(upgrade.ops))
+    for name, spec in declared.items():
+        before = present.get(name)
+        if before is None:
+            last.append(CreateEmbeddingOp(spec))
+        elif before != spec and _must_be_anew(before, spec, gone):
+            first.append(DropEmbeddingOp(name, spec=before))
+            last.append(CreateEmbeddingOp(spec))
+        elif before != spec:
+            last.append(_alteration(before, spec))
+    if declared and not installed:
+        first.insert(0, InstallPgembedOp())
+    upgrade.ops[:] = [*first, *upgrade.ops, *last]
+
+
+def _must_be_anew(
+    before: EmbeddingSpec, after: EmbeddingSpec, gone: set[tuple[Place, str]]
+) -> bool:
+    """Whether it moves, or loses a column of its content, so that it must go first."""
+    place = (before.schema, before.table)
+    return (
+        place != (after.schema, after.table)
+        or before.target_column != after.target_column
+        or any((place, column) in gone for column in before.content_columns())
+    )
+
+
+def _alteration(before: EmbeddingSpec, after: EmbeddingSpec) -> AlterEmbeddingOp:
+    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
+    changed = [name for name in CHANGEABLE if old[name] != new[name]]
+    return AlterEmbeddingOp(
+        after.name,
+        {name: new[name] for name in changed},
+        {name: old[name] for name in changed},
+    )
+
+
+def _removed_columns(
+    operations: Iterable[ops.MigrateOperation],
+) -> Iterator[tuple[Place, str]]:
+    for operation in operations:
+        if isinstance(operation, ops.ModifyTableOps):
+            yield from _removed_columns(operation.ops)
+        elif isinstance(operation, ops.DropColumnOp):
+            yield (operation.schema, operation.table_name), operation.column_name
+
+
+def _cleaned(
+    operations: Iterable[ops.MigrateOperation], inventory: Inventory
+) -> Iterator[ops.MigrateOperation]:
+    """Yield the operations that are not about something that pgembed made."""
+    for operation in operations:
+        if isinstance(operation, ops.ModifyTableOps):
+            operation.ops[:] = list(_cleaned(operation.ops, inventory))
+            if operation.ops:
+                yield operation
+        elif not _is_ours(operation, inventory):
+            _forget_columns(operation, inventory)
+            yield operation
+
+
+def _is_ours(operation: Any, inventory: Inventory) -> bool:
+    schema = getattr(operation, "schema", None)
+    table: Place = (schema, str(getattr(operation, "table_name", "")))
+    if schema == "pgembed" or table in inventory.tables:
+        return True
+    if isinstance(operation, ops.DropColumnOp):
+        return (table, operation.column_name) in inventory.columns
+    if isinstance(operation, ops.DropIndexOp):
+        return (schema, str(operation.index_name)) in inventory.indexes
+    return False
+
+
+def _forget_columns(operation: ops.MigrateOperation, inventory: Inventory) -> None:
+    """Leave the vector columns out of a CREATE TABLE: create_embedding adds them."""
+    if isinstance(operation, ops.DropTableOp):
+        _strip(operation._reverse, inventory)
+        operation.info = _plain(operation.info)
+    elif isinstance(operation, ops.CreateTableOp):
+        _strip(operation, inventory)
+
+
+def _strip(operation: ops.CreateTableOp | None, inventory: Inventory) -> None:
+    if operation is None:
+        return
+    place: Place = (operation.schema, operation.table_name)
+    operation.info = _plain(operation.info)
+    operation.columns = [
+        column
+        for column in operation.columns
+        if INFO not in column.info and (place, _name(column)) not in inventory.columns
+    ]
+
+
+def _name(item: Any) -> str:
+    return str(getattr(item, "name", ""))
+
+
+def _plain(info: Any) -> dict[Any, Any]:
+    return {key: value for key, value in (info or {}).items() if key != INFO}

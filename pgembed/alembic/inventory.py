@@ -1,0 +1,61 @@
+"""What pgembed made in a database: embeddings, columns, tables, indexes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sqlalchemy import Connection, text
+
+from pgembed.sqlalchemy.declaration import EmbeddingSpec
+
+Place = tuple[str | None, str]
+"""Schema, None for the default one, and name."""
+
+_KEPT = text(
+    """
+    SELECT e.name, s.nspname AS schema, c.relname AS table, e.content, e.model,
+        CASE WHEN e.target = e.source THEN e.target_column END AS target_column,
+        e.chunk_tokens, e.chunk_overlap, e.storage, e.index_method AS index,
+        e.on_change, t.relname AS target, e.index_name
+    FROM pgembed.embedding AS e
+    JOIN pg_catalog.pg_class AS c ON c.oid = e.source
+    JOIN pg_catalog.pg_class AS t ON t.oid = e.target
+    JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace
+    WHERE e.kind = 'kept'
+    ORDER BY e.id
+    """
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inventory:
+    """The embeddings in a database, and what belongs to them."""
+
+    installed: bool
+    embeddings: dict[str, EmbeddingSpec]
+    columns: frozenset[tuple[Place, str]]
+    tables: frozenset[Place]
+    indexes: frozenset[Place]
+
+    @classmethod
+    def of(cls, connection: Connection) -> Inventory:
+        """Read the registry; it is empty when pgembed is not installed."""
+        known = text("SELECT pg_catalog.to_regclass('pgembed.embedding') IS NOT NULL")
+        if not connection.scalar(known):
+            return cls(False, {}, frozenset(), frozenset(), frozenset())
+        default = connection.dialect.default_schema_name
+        rows = [row._mapping for row in connection.execute(_KEPT)]
+        specs: dict[str, EmbeddingSpec] = {}
+        columns, tables, indexes = set(), set(), set()
+        for row in rows:
+            schema = None if row["schema"] == default else row["schema"]
+            fields = {f.name: row[f.name] for f in dataclasses.fields(EmbeddingSpec)}
+            specs[row["name"]] = EmbeddingSpec(**{**fields, "schema": schema})
+            if row["target_column"] is not None:
+                columns.add(((schema, row["table"]), row["target_column"]))
+            else:
+                tables.add((schema, row["target"]))
+            indexes.add((schema, row["index_name"]))
+        return cls(
+            True, specs, frozenset(columns), frozenset(tables), frozenset(indexes)
+        )

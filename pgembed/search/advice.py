@@ -1,0 +1,196 @@
+"""Partial vector indexes on advice: proposed, created, dropped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg import sql
+from psycopg.rows import class_row
+
+from pgembed.errors import EmbeddingError
+from pgembed.postgres.connection import Connection, fetch_all, require_idle
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """A partial index that would pay, as pgembed.advise tells it."""
+
+    index_name: str
+    filter: dict[str, Any]
+    searches: float
+    """The share of the searches that it serves, 0 to 1."""
+    rows: int
+    bytes: int
+    saved_ms: float
+    """What it saves, on average over all searches."""
+    speedup: float
+    """Of the workload, with this index and those before it, by the cost model."""
+    present: bool
+    statement: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvisedIndex:
+    """A partial index that was created on advice."""
+
+    index_name: str
+    """Qualified and quoted, as SQL needs it."""
+    filter: dict[str, Any] | None
+    bytes: int
+    scans: int
+    searches: int
+    """How many searches of the workload it serves."""
+    valid: bool
+
+
+def advise(
+    connection: Connection,
+    embedding: str,
+    *,
+    budget_mb: float | None = None,
+    workload: str | None = None,
+) -> list[Advice]:
+    """Return the partial indexes that pay most for their size, best first.
+
+    They serve the filters in the table *workload* (a column ``filter``), or those
+    that searches recorded under the setting pgembed.record_filters. *budget_mb* is
+    what all of them may take; None: as much as an index over all rows.
+    """
+    with connection.cursor(row_factory=class_row(Advice)) as cursor:
+        return cursor.execute(
+            "SELECT * FROM pgembed.advise(%s, %s, %s::text::regclass)",
+            (embedding, budget_mb, workload),
+        ).fetchall()
+
+
+def apply(connection: Connection, advice: Advice) -> None:
+    """Create the index while others read and write; what is there stays.
+
+    The connection must be in autocommit mode and outside a transaction. An index that
+    an interrupted build left behind is built anew.
+    """
+    require_idle(connection, "create an index concurrently")
+    name = _qualified_name(connection, advice)
+    if not _is_valid(connection, name):
+        connection.execute(b"DROP INDEX CONCURRENTLY IF EXISTS " + name.encode())
+        connection.execute(advice.statement.encode())
+    comment = sql.Literal("pgembed: " + json.dumps(advice.filter))
+    connection.execute(
+        sql.SQL("COMMENT ON INDEX {} IS {}").format(_trusted(name), comment)
+    )
+
+
+def advised_indexes(
+    connection: Connection, embedding: str, *, workload: str | None = None
+) -> list[AdvisedIndex]:
+    """Return the indexes created on advice, and how much use they are."""
+    with connection.cursor(row_factory=class_row(AdvisedIndex)) as cursor:
+        return cursor.execute(
+            "SELECT * FROM pgembed.advised_indexes(%s, %s::text::regclass)",
+            (embedding, workload),
+        ).fetchall()
+
+
+def drop_unused(
+    connection: Connection, embedding: str, *, workload: str | None = None
+) -> list[AdvisedIndex]:
+    """Drop the advised indexes that serve no search of the workload; return them.
+
+    Raises EmbeddingError, and drops nothing, when the workload is empty: then nobody
+    knows what is used.
+    """
+    require_idle(connection, "drop an index concurrently")
+    known = advised_indexes(connection, embedding, workload=workload)
+    unused = [index for index in known if not index.searches or not index.valid]
+    if known and not any(index.searches for index in known):
+        _require_workload(connection, embedding, workload)
+    for index in unused:
+        statement = b"DROP INDEX CONCURRENTLY IF EXISTS " + index.index_name.encode()
+        connection.execute(statement)
+    return unused
+
+
+def measure(
+    connection: Connection,
+    embedding: str,
+    filters: Sequence[dict[str, Any]],
+    *,
+    sample: int = 5,
+) -> tuple[float, float]:
+    """Return the mean recall and milliseconds of searches under some filters.
+
+    Each of *sample* vectors of the table is searched for under each filter.
+    """
+    if not filters:
+        return 1.0, 0.0
+    rows = fetch_all(
+        connection,
+        "SELECT queries, recall, ms FROM pgembed.recall(%s, sample => %s, "
+        "filter => %s::jsonb)",
+        (embedding, sample, json.dumps(list(filters))),
+    )
+    queries = sum(row[0] for row in rows)
+    return (
+        sum(row[0] * row[1] for row in rows) / queries,
+        sum(row[0] * row[2] for row in rows) / queries,
+    )
+
+
+def workload_filters(
+    connection: Connection,
+    embedding: str,
+    *,
+    workload: str | None = None,
+    count: int = 20,
+) -> list[dict[str, Any]]:
+    """Return the filters that the workload uses most."""
+    rows = fetch_all(
+        connection,
+        "SELECT w.filter FROM pgembed._workload_filters("
+        "pgembed._find_embedding(%s), %s::text::regclass) AS w LIMIT %s",
+        (embedding, workload, count),
+    )
+    return [row[0] for row in rows]
+
+
+def _require_workload(
+    connection: Connection, embedding: str, workload: str | None
+) -> None:
+    if not workload_filters(connection, embedding, workload=workload, count=1):
+        raise EmbeddingError(
+            f"no filters are recorded for embedding {embedding!r}, so nothing can be "
+            "called unused: SET pgembed.record_filters = 0.01 for a while, or name a "
+            "workload table"
+        )
+
+
+def _qualified_name(connection: Connection, advice: Advice) -> str:
+    rows = fetch_all(
+        connection,
+        "SELECT pgembed._in_schema_of(e.target, %(name)s) FROM pgembed.embedding AS e "
+        "WHERE e.id = split_part(%(name)s, '_', 2)::int",
+        {"name": advice.index_name},
+    )
+    if not rows:
+        raise EmbeddingError(
+            f"the embedding that index {advice.index_name} is for was dropped"
+        )
+    return str(rows[0][0])
+
+
+def _is_valid(connection: Connection, name: str) -> bool:
+    rows = fetch_all(
+        connection,
+        "SELECT i.indisvalid FROM pg_catalog.pg_index AS i "
+        "WHERE i.indexrelid = to_regclass(%s)",
+        (name,),
+    )
+    return bool(rows and rows[0][0])
+
+
+def _trusted(name: str) -> sql.SQL:
+    """Return a name that the database quoted as SQL."""
+    return sql.SQL(name)

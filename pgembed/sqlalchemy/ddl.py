@@ -1,0 +1,130 @@
+"""DDL: create_all() declares the embeddings of a table, drop_all() drops them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection, String, Table, event, func, select, table, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.sql.compiler import DDLCompiler
+
+from pgembed.errors import EmbeddingError, PgembedError
+from pgembed.sqlalchemy.declaration import Declaration, EmbeddingSpec, declarations
+
+_UNDEFINED = ("3F000", "42883", "42P01")
+
+
+class CreateEmbedding(ExecutableDDLElement):
+    """``SELECT pgembed.create_embedding(…)``."""
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
+        self.spec = spec
+
+
+class DropEmbedding(ExecutableDDLElement):
+    """``SELECT pgembed.drop_embedding(…)``; with drop_vectors the column goes, too."""
+
+    def __init__(self, name: str, *, drop_vectors: bool = True) -> None:
+        self.name = name
+        self.drop_vectors = drop_vectors
+
+
+@compiles(CreateEmbedding)
+def _create_embedding(element: CreateEmbedding, compiler: DDLCompiler, **_: Any) -> str:
+    spec = element.spec
+    source = compiler.preparer.format_table(table(spec.table, schema=spec.schema))
+    arguments = [
+        f"{literal(compiler, source)}::pg_catalog.regclass",
+        literal(compiler, spec.content),
+        literal(compiler, spec.model),
+        *(
+            f"{name} => {literal(compiler, value)}"
+            for name, value in spec.options().items()
+        ),
+    ]
+    return f"SELECT pgembed.create_embedding({', '.join(arguments)})"
+
+
+@compiles(DropEmbedding)
+def _drop_embedding(element: DropEmbedding, compiler: DDLCompiler, **_: Any) -> str:
+    flag = ", drop_vectors => true" if element.drop_vectors else ""
+    return f"SELECT pgembed.drop_embedding({literal(compiler, element.name)}{flag})"
+
+
+def literal(compiler: DDLCompiler, value: str | int) -> str:
+    """Return a number or a string as SQL, quoted for the driver as well."""
+    if isinstance(value, int):
+        return str(value)
+    return str(compiler.sql_compiler.render_literal_value(value, String()))
+
+
+def follow(source: Table) -> None:
+    """Create and drop the embeddings of *source* together with the table."""
+    event.listen(source, "after_create", _after_create)
+    event.listen(source, "before_drop", _before_drop)
+
+
+def _after_create(source: Table, connection: Any, **_: Any) -> None:
+    for declaration, spec in declarations(source):
+        with explained():
+            if isinstance(connection, Connection):
+                _require_dimensions(connection, declaration, spec)
+            connection.execute(CreateEmbedding(spec))
+
+
+def _require_dimensions(
+    connection: Connection, declaration: Declaration, spec: EmbeddingSpec
+) -> None:
+    if declaration.dimensions is None:
+        return
+    model = table("model", schema="pgembed")
+    query = select(text("dimensions")).select_from(model)
+    found = connection.scalar(query.where(text("name = :name")), {"name": spec.model})
+    if found is not None and found != declaration.dimensions:
+        raise EmbeddingError(
+            f"the embedding {spec.name!r} says dimensions={declaration.dimensions}, "
+            f"but model {spec.model!r} has {found}: name another model, or leave "
+            "dimensions out"
+        )
+
+
+def _before_drop(source: Table, connection: Any, **_: Any) -> None:
+    for _declaration, spec in declarations(source):
+        if not isinstance(connection, Connection) or _exists(connection, spec.name):
+            with explained():
+                connection.execute(DropEmbedding(spec.name))
+
+
+def _exists(connection: Connection, name: str) -> bool:
+    registry = func.pg_catalog.to_regclass("pgembed.embedding")
+    if connection.scalar(select(registry.is_(None))):
+        return False
+    query = text("SELECT EXISTS (SELECT FROM pgembed.embedding WHERE name = :name)")
+    return bool(connection.scalar(query, {"name": name}))
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Raise EmbeddingError, with PostgreSQL's hint, for what pgembed refuses."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise explain(error) from error
+
+
+def explain(error: DBAPIError) -> PgembedError:
+    """Return the error of the database as one that says what to do."""
+    diagnosis = getattr(error.orig, "diag", None)
+    message = getattr(diagnosis, "message_primary", None) or str(error.orig)
+    state = getattr(error.orig, "sqlstate", None)
+    if state in _UNDEFINED and "pgembed" in message:
+        return EmbeddingError(
+            f"pgembed is not installed in this database ({message}): run "
+            "'pgembed install', or op.install_pgembed() in a migration before this one"
+        )
+    hint = getattr(diagnosis, "message_hint", None)
+    return EmbeddingError(f"{message}: {hint}" if hint else message)

@@ -1,0 +1,216 @@
+"""The WHERE clause of a statement, and its joins, as the predicate of a search.
+
+A predicate is SQL text, and text cannot hold parameters. So it is composed on the
+server: ``format('article.year >= %L::INTEGER', $1)``, where PostgreSQL quotes what the
+driver bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import (
+    ColumnClause,
+    ColumnElement,
+    FromClause,
+    Table,
+    TableValuedAlias,
+    and_,
+    exists,
+    select,
+)
+from sqlalchemy.sql import operators, visitors
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import BinaryExpression
+from sqlalchemy.sql.selectable import Alias, AliasedReturnsRows, Join
+
+from pgembed.errors import FilterError
+from pgembed.sqlalchemy.template import Template
+
+_UPPER_BOUNDS = (operators.lt, operators.le)
+
+
+def predicate(
+    source: Table, compiler: SQLCompiler, options: Mapping[str, Any]
+) -> str | None:
+    """Return the SQL of the predicate for the search that is being compiled.
+
+    It is an expression of type text, in the language of *compiler*; None when every
+    row of *source* passes. Raises FilterError for criteria that cannot take part.
+    """
+    statement = _Statement.around(source, compiler)
+    template = statement.template(compiler)
+    return None if template is None else template.expression(compiler, options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Statement:
+    """The SELECT around a search, without the search itself."""
+
+    source: Table
+    place: FromClause
+    """The source, or the alias of it, whose rows are searched."""
+    froms: list[FromClause]
+    criteria: list[ColumnElement[Any]]
+
+    @classmethod
+    def around(cls, source: Table, compiler: SQLCompiler) -> _Statement:
+        entry: Any = compiler.stack[-1] if compiler.stack else {}
+        if "compile_state" not in entry:
+            raise FilterError("a search is part of a SELECT: build it with search()")
+        froms = entry["compile_state"].froms
+        joins = [join for each in froms for join in _search_joins(each)]
+        if len(joins) != 1:
+            raise FilterError(
+                f"a statement has {len(joins)} searches beside each other, but "
+                "can have one: make the others subqueries, with .subquery()"
+            )
+        rows = joins[0].right
+        return cls(
+            source,
+            _searched(joins[0]),
+            [_without(each, rows) for each in froms],
+            [c for c in entry["selectable"]._where_criteria if not _on_rows(c, rows)],
+        )
+
+    def template(self, compiler: SQLCompiler) -> Template | None:
+        tables, conditions = self._flat()
+        if tables is None:
+            return self._by_keys(compiler)
+        others = [each for each in tables if each != self.place]
+        if not others and not conditions:
+            return None
+        if self._repeats_source([*others, *conditions]):
+            return self._by_keys(compiler)
+        condition = self._to_source(and_(True, *conditions))
+        if others:
+            condition = (
+                exists().select_from(*others).where(condition).correlate(self.source)
+            )
+        template = Template.of_condition(condition, self.source, compiler)
+        return self._by_keys(compiler) if template is None else template
+
+    def _flat(self) -> tuple[list[FromClause] | None, list[ColumnElement[Any]]]:
+        """The tables and conditions of inner joins; None when there are others."""
+        wanted = _tables_of(self.criteria)
+        tables: list[FromClause] = []
+        conditions = list(self.criteria)
+        waiting = list(self.froms)
+        while waiting:
+            each = waiting.pop()
+            if not isinstance(each, Join):
+                tables.append(each)
+            elif each.full or (each.isouter and wanted & _tables_of([each.right])):
+                return None, []
+            elif each.isouter:
+                waiting.append(each.left)
+            else:
+                waiting += [each.left, each.right]
+                if each.onclause is None:
+                    return None, []
+                conditions.append(each.onclause)
+                if _tables_of([each.onclause]) & _optional(self.froms):
+                    return None, []
+        return tables, conditions
+
+    def _repeats_source(self, clauses: Iterable[Any]) -> bool:
+        """Whether the name of the source means another row in these clauses."""
+        return self.place != self.source and self.source in _tables_of(clauses)
+
+    def _to_source(self, condition: ColumnElement[Any]) -> ColumnElement[Any]:
+        if self.place == self.source:
+            return condition
+
+        def replace(element: Any, **_: Any) -> Any:
+            if getattr(element, "table", None) == self.place:
+                return self.source.c[element.key]
+            return None
+
+        replaced: ColumnElement[Any] = visitors.replacement_traverse(
+            condition, {}, replace
+        )
+        return replaced
+
+    def _by_keys(self, compiler: SQLCompiler) -> Template:
+        """The keys of the rows that the statement would return."""
+        keys = [_column(self.place, each.key) for each in self.source.primary_key]
+        query = (
+            select(*keys).select_from(*self.froms).where(*self.criteria).correlate(None)
+        )
+        return Template.of_keys(list(self.source.primary_key), query, compiler)
+
+
+def _column(place: FromClause, key: str) -> ColumnElement[Any]:
+    return place.c[key]
+
+
+def _is_search(clause: Any) -> bool:
+    from pgembed.sqlalchemy.call import SearchCall
+
+    return isinstance(clause, TableValuedAlias) and isinstance(
+        clause.element, SearchCall
+    )
+
+
+def _search_joins(clause: FromClause) -> list[Join]:
+    if not isinstance(clause, Join):
+        return []
+    inner = _search_joins(clause.left) + _search_joins(clause.right)
+    return [clause, *inner] if _is_search(clause.right) else inner
+
+
+def _searched(join: Join) -> FromClause:
+    """The table whose key the search is joined to."""
+    for element in visitors.iterate(join.onclause):
+        place = getattr(element, "table", None)
+        if place is not None and place != join.right:
+            assert isinstance(place, Table | Alias)  # noqa: S101 - search() saw to it
+            return place
+    raise AssertionError(join)
+
+
+def _without(clause: FromClause, rows: FromClause) -> FromClause:
+    if not isinstance(clause, Join):
+        return clause
+    if clause.right == rows:
+        return clause.left
+    left, right = _without(clause.left, rows), _without(clause.right, rows)
+    return Join(left, right, clause.onclause, clause.isouter, clause.full)
+
+
+def _on_rows(criterion: ColumnElement[Any], rows: FromClause) -> bool:
+    """Whether a criterion is an upper bound on the distance, which a search keeps."""
+    if rows not in _tables_of([criterion]):
+        return False
+    if (
+        isinstance(criterion, BinaryExpression)
+        and criterion.operator in _UPPER_BOUNDS
+        and getattr(criterion.left, "table", None) == rows
+    ):
+        return True
+    raise FilterError(
+        "in a search, the distance can only be compared as in 'distance < 0.5': "
+        "for another condition on it make the search a subquery, with .subquery()"
+    )
+
+
+def _tables_of(clauses: Iterable[Any]) -> set[FromClause]:
+    """The FROM clauses that clauses name, their subqueries included."""
+    found: set[FromClause] = set()
+    waiting = list(clauses)
+    while waiting:
+        element = waiting.pop()
+        place = getattr(element, "table", element)
+        if isinstance(place, FromClause):
+            found.add(place)
+        if not isinstance(element, AliasedReturnsRows | ColumnClause):
+            waiting += element.get_children()
+    return found
+
+
+def _optional(froms: Iterable[FromClause]) -> set[FromClause]:
+    """The tables on the optional side of outer joins."""
+    joins = (e for each in froms for e in visitors.iterate(each) if isinstance(e, Join))
+    return _tables_of([join.right for join in joins if join.isouter])

@@ -1,0 +1,236 @@
+"""``search`` and ``hybrid_search``: the nearest rows, as a SELECT to go on with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from pgvector.sqlalchemy import VECTOR
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    FromClause,
+    Integer,
+    Select,
+    Table,
+    Text,
+    and_,
+    func,
+    inspect,
+    literal,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.postgresql import JSONB, REGCONFIG
+from sqlalchemy.orm import QueryableAttribute
+from sqlalchemy.sql.selectable import Alias
+
+from pgembed.errors import EmbeddingError
+from pgembed.sqlalchemy.call import SearchCall, Signature
+from pgembed.sqlalchemy.chunks import Chunks
+from pgembed.sqlalchemy.declaration import INFO, Declaration
+from pgembed.sqlalchemy.vectors import VectorText, vector_text
+
+Query = str | Sequence[float] | Any
+"""A text; or a vector, as a list, an array or an SQL expression."""
+
+
+class Embedder(Protocol):
+    """A model in this process, such as pgembed.models.session.Model."""
+
+    def embed(self, texts: Sequence[str], side: str = ...) -> Any:
+        """Return an array (n, d) of the vectors of these texts."""
+
+
+# A NULL vector: it lends its type, wherever pgvector was installed.
+_NULL_VECTOR = literal_column("((NULL::pgembed.call).vectors)[1]", VECTOR())
+
+
+def search(
+    embedding: Any,
+    query: Query,
+    *,
+    k: int = 10,
+    filter: Any = None,  # noqa: A002 - the name it has in SQL
+    mode: str = "auto",
+    recall: float = 0.99,
+    embedder: Embedder | Callable[[str], Any] | None = None,
+    name: str | None = None,
+) -> Select[Any, float]:
+    """Return a SELECT of the *k* rows nearest to *query*: (entity, distance).
+
+    *embedding* is an attribute that Embedding() made (or its column in a Core table);
+    or any vector column, whose embedding is then called *name*, or is the only one of
+    its table. *query* is a text, which a worker embeds, or *embedder* in this process,
+    or a vector.
+
+    Go on with where(), join(), options(), limit() as with any SELECT. All criteria
+    take part in the search: the rows are the k nearest of those that pass, whatever
+    the criteria are. The nearest comes first; ``selected_columns.distance`` is the
+    distance. *filter* is pgembed's JSON filter, safe to take from a user.
+    *mode* and *recall* are those of pgembed.search.
+
+    Raises EmbeddingError when *embedding* is not one; FilterError, when the statement
+    is compiled, for criteria that cannot take part.
+    """
+    target = _target(embedding, name)
+    vector = _vector(query, embedder)
+    arguments = {
+        "query": literal(query, Text) if vector is None else vector,
+        **_common(k, filter, mode, recall),
+    }
+    return target.statement("search", "distance", arguments, descending=False)
+
+
+def hybrid_search(
+    embedding: Any,
+    query: str,
+    *,
+    k: int = 10,
+    filter: Any = None,  # noqa: A002
+    mode: str = "auto",
+    recall: float = 0.99,
+    embedder: Embedder | Callable[[str], Any] | None = None,
+    name: str | None = None,
+    words: str | None = None,
+    language: str | None = None,
+    fusion: str = "rrf",
+    word_weight: float = 1.0,
+    vector_weight: float = 1.0,
+) -> Select[Any, float]:
+    """Return a SELECT of the *k* best rows by words and vectors: (entity, score).
+
+    The best comes first. *words*, *language*, *fusion* and the weights are those of
+    pgembed.hybrid_search; everything else is as in search().
+    """
+    target = _target(embedding, name)
+    vector = _vector(query, embedder)
+    arguments = {
+        "query": literal(query, Text),
+        **_common(k, filter, mode, recall),
+        "fusion": literal(fusion, Text),
+        "word_weight": literal(word_weight, Float),
+        "vector_weight": literal(vector_weight, Float),
+    }
+    if vector is not None:
+        arguments["query_vector"] = vector
+    if words is not None:
+        arguments["words"] = literal(words, Text)
+    if language is not None:
+        arguments["language"] = literal(language, REGCONFIG)
+    return target.statement("hybrid_search", "score", arguments, descending=True)
+
+
+def _common(
+    k: int, filter_: Any, mode: str, recall: float
+) -> dict[str, ColumnElement[Any]]:
+    arguments: dict[str, ColumnElement[Any]] = {
+        "k": literal(k, Integer),
+        "mode": literal(mode, Text),
+        "recall": literal(recall, Float),
+    }
+    if filter_ is not None:
+        arguments["filter"] = literal(filter_, JSONB)
+    return arguments
+
+
+def _vector(
+    query: Query, embedder: Embedder | Callable[[str], Any] | None
+) -> ColumnElement[Any] | None:
+    """Return the query as a vector; None for a text that the database embeds."""
+    if isinstance(query, ColumnElement):
+        return query
+    if isinstance(query, str):
+        if embedder is None:
+            return None
+        embed = getattr(embedder, "embed", None)
+        query = embed([query], side="query")[0] if embed else embedder(query)  # type: ignore[operator]
+    return func.coalesce(_NULL_VECTOR, literal(vector_text(query), VectorText()))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """What is searched: whose rows, and by which embedding."""
+
+    entity: Any
+    source: Table
+    keys: Sequence[ColumnElement[Any]]
+    """The columns of the source's key, as the statement names them."""
+    name: str | None
+
+    def statement(
+        self,
+        function: str,
+        result: str,
+        arguments: dict[str, ColumnElement[Any]],
+        *,
+        descending: bool,
+    ) -> Select[Any, float]:
+        if self.name is not None:
+            arguments["embedding"] = literal(self.name, Text)
+        signature = Signature(function, result, self.source, tuple(arguments))
+        rows = SearchCall(signature, list(arguments.values())).rows()
+        match = and_(
+            *(
+                key == rows.c[name]
+                for key, name in zip(self.keys, signature.keys, strict=True)
+            )
+        )
+        number = rows.c[result]
+        return (
+            select(self.entity, number)
+            .join_from(self.entity, rows, match)
+            .order_by(number.desc() if descending else number, *self.keys)
+        )
+
+
+def _target(embedding: Any, name: str | None) -> _Target:
+    if isinstance(embedding, QueryableAttribute):
+        return _attribute_target(embedding, name)
+    if isinstance(embedding, ColumnElement) and hasattr(embedding, "table"):
+        return _column_target(embedding, name)
+    raise EmbeddingError(
+        f"{embedding!r} is not an embedding: search(Model.body_embedding, …) takes "
+        "an attribute made by Embedding(), or a vector column"
+    )
+
+
+def _attribute_target(attribute: QueryableAttribute[Any], name: str | None) -> _Target:
+    found = attribute.property.info.get(INFO)
+    if isinstance(found, Chunks):
+        source: Table = found.source
+        known: str | None = name or found.spec.name
+    else:
+        base = attribute.property.columns[0]
+        source, known = base.table, name or _column_name(base)
+    parent = inspect(attribute.parent)
+    keys = _keys(parent.selectable, source)
+    return _Target(parent.entity, source, keys, known)
+
+
+def _column_target(column: ColumnElement[Any], name: str | None) -> _Target:
+    place: FromClause = column.table
+    base = next(iter(column.base_columns))
+    source: Table = base.table
+    return _Target(place, source, _keys(place, source), name or _column_name(base))
+
+
+def _column_name(column: Any) -> str | None:
+    declaration = column.info.get(INFO)
+    if not isinstance(declaration, Declaration):
+        return None
+    return declaration.spec(column.table, column.name).name
+
+
+def _keys(selectable: FromClause, source: Table) -> Sequence[ColumnElement[Any]]:
+    found = [selectable.corresponding_column(key) for key in source.primary_key]
+    keys = [key for key in found if key is not None]
+    places = {type(getattr(key, "table", None)) for key in keys}
+    if len(keys) != len(found) or not keys or not places <= {Table, Alias}:
+        raise EmbeddingError(
+            f"a search needs the table {source.fullname} with its primary key, or an "
+            f"alias of it, and finds {selectable.description!r}: "
+            "alias an inherited class with aliased(…, flat=True)"
+        )
+    return keys

@@ -1,0 +1,184 @@
+"""SQL text with holes: compiled conditions whose parameters the server puts in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    ColumnElement,
+    Select,
+    String,
+    Table,
+    TupleType,
+    TypeDecorator,
+)
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from pgembed.errors import FilterError
+
+_HOLE = "\x00{}\x00"
+
+
+class Template:
+    """A condition as text, and the parameters that belong into it."""
+
+    def __init__(self, text: str, parameters: Sequence[BindParameter[Any]]) -> None:
+        self._text = text
+        self._parameters = parameters
+
+    @classmethod
+    def of_condition(
+        cls, condition: ColumnElement[Any], source: Table, compiler: SQLCompiler
+    ) -> Template | None:
+        """Return the template of a condition on *source*; None if it needs a WITH."""
+        writer = _writer(compiler)
+        writer.stack.append({"correlate_froms": {source}, "asfrom_froms": {source}})
+        text = writer.process(condition)
+        return None if writer.ctes else cls(text, writer.parameters)
+
+    @classmethod
+    def of_keys(
+        cls,
+        keys: Sequence[ColumnElement[Any]],
+        query: Select[Any],
+        compiler: SQLCompiler,
+    ) -> Template:
+        """Return the template of ``(keys) IN (query)``."""
+        writer = _writer(compiler)
+        names = ", ".join(writer.process(key) for key in keys)
+        return cls(f"({names}) IN ({writer.process(query)})", writer.parameters)
+
+    def expression(self, compiler: SQLCompiler, options: Mapping[str, Any]) -> str:
+        """Return SQL that makes the finished text on the server."""
+        text = self._text.replace(_percent(compiler), "%")
+        if not self._parameters:
+            return str(compiler.render_literal_value(text, String()))
+        text = text.replace("%", "%%")
+        values = []
+        for number, parameter in enumerate(self._parameters):
+            value = compiler.process(parameter, **options)
+            cast = "" if options else _cast(parameter, value, compiler)
+            text = text.replace(_HOLE.format(number), f"%L{cast}")
+            if not cast:
+                twin = compiler.process(_twin(parameter, compiler), **options)
+                value = f"CAST({twin} AS TEXT)"
+            values.append(value)
+        template = compiler.render_literal_value(text, String())
+        return f"pg_catalog.format({template}, {', '.join(values)})"
+
+
+def _percent(compiler: Any) -> str:
+    """Return how a percent sign stands in a statement, for drivers that double it."""
+    return str(compiler.escape_literal_column("%"))
+
+
+def _cast(parameter: BindParameter[Any], value: str, compiler: SQLCompiler) -> str:
+    """Return the cast that SQLAlchemy writes behind the parameter, if it does."""
+    type_ = parameter.type.dialect_impl(compiler.dialect)
+    if isinstance(type_, TypeDecorator):
+        type_ = type_.impl_instance
+    if not type_.render_bind_cast:
+        return ""
+    _, sign, name = value.rpartition("::")
+    return sign + name
+
+
+def _twin(parameter: BindParameter[Any], compiler: SQLCompiler) -> BindParameter[Any]:
+    """Return a parameter of the same value that is sent apart.
+
+    Sent once, it could not be of type text here and of a column's type elsewhere.
+    """
+    made: BindParameter[Any] = parameter._clone()
+    if not parameter.unique:
+        compiler.bind_names[made] = f"{parameter.key}_text"
+    return made
+
+
+class _Writer(SQLCompiler):
+    """Writes holes for parameters, and arrays for lists."""
+
+    parameters: list[BindParameter[Any]]
+
+    def visit_bindparam(  # type: ignore[override]
+        self, bindparam: BindParameter[Any], **_: Any
+    ) -> str:
+        if bindparam.expanding:
+            raise FilterError(
+                f"parameter {bindparam.key!r} is a list outside of IN, which a search "
+                "cannot filter by: pass an array"
+            )
+        self.parameters.append(bindparam)
+        return _HOLE.format(len(self.parameters) - 1)
+
+    def visit_in_op_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        return self._membership(binary, "IN", "= ANY", options)
+
+    def visit_not_in_op_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        return self._membership(binary, "NOT IN", "<> ALL", options)
+
+    def _membership(
+        self, binary: Any, words: str, operator: str, options: dict[str, Any]
+    ) -> str:
+        left = self.process(binary.left, **options)
+        right = binary.right
+        if not isinstance(right, BindParameter) or not right.expanding:
+            return f"({left} {words} {self.process(right, **options)})"
+        if isinstance(right.type, TupleType):
+            columns = [
+                self.process(_as_array(right, type_, position))
+                for position, type_ in enumerate(right.type.types)
+            ]
+            rows = f"SELECT * FROM unnest({', '.join(columns)})"  # noqa: S608 - compiled
+            return f"({left} {words} ({rows}))"
+        return f"({left} {operator} ({self.process(_as_array(right, right.type))}))"
+
+
+def _as_array(
+    parameter: BindParameter[Any], type_: Any, position: int | None = None
+) -> BindParameter[Any]:
+    """Return a parameter that takes the same list, and sends it as an array.
+
+    As a clone it gets the values of later executions, too.
+    """
+    if not parameter.unique:
+        raise FilterError(
+            f"the named parameter {parameter.key!r} is a list, which a search cannot "
+            "filter by: pass the list itself to in_()"
+        )
+    made: BindParameter[Any] = parameter._clone()
+    made.expanding = False
+    made.expand_op = None
+    made.type = ARRAY(type_) if position is None else _Position(type_, position)
+    return made
+
+
+class _Position(TypeDecorator[Any]):
+    """The array of what stands at one position of each tuple in a list."""
+
+    impl = ARRAY
+    cache_ok = True
+
+    def __init__(self, item_type: Any, position: int) -> None:
+        super().__init__(item_type)
+        self.position = position
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else [each[self.position] for each in value]
+
+
+@functools.cache
+def _writer_class(base: Any) -> type[Any]:
+    return type("PredicateWriter", (_Writer, base), {})
+
+
+def _writer(compiler: SQLCompiler) -> Any:
+    kind: Any = type(compiler)
+    writer = _writer_class(kind)(
+        compiler.dialect, None, schema_translate_map=compiler.schema_translate_map
+    )
+    writer.parameters = []
+    return writer

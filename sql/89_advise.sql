@@ -1,0 +1,254 @@
+-- Advice: which partial vector indexes would make a workload faster, for their size.
+-- Greedy by benefit per byte over the filters seen and their parts, after SIEVE
+-- (PVLDB 18(11)); costs are those of the planner.
+
+CREATE OR REPLACE FUNCTION pgembed._filter_literal(source regclass, filter jsonb)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Nobody can have named a column like this.
+    token text := 'r' || replace(gen_random_uuid()::text, '-', '');
+    c record := pgembed._compile_filter(source, filter, token);
+    written text := c.condition;
+BEGIN
+    FOR i IN 1..cardinality(c.arguments) LOOP
+        written := regexp_replace(replace(written, format('((%s)[%s])::', token, i),
+                quote_literal(c.arguments[i]) || '::'),
+            format('pgembed\._value\(\(%s\)\[%s\], NULL::((?:[^")]|"(?:[^"]|"")*")+)\)', token, i),
+            replace(quote_literal(c.arguments[i]), '\', '\\') || '::\1', 'g');
+    END LOOP;
+    RETURN written;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._filter_literal(regclass, jsonb) IS
+'A filter as SQL with its values written out, as the predicate of an index needs them.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._advice_candidates(filters jsonb[])
+RETURNS TABLE (filter jsonb)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH parts AS (
+        SELECT f.ordinality, t.name, jsonb_object_agg(t.word, t.value) AS terms
+        FROM unnest(filters) WITH ORDINALITY AS f (filter, ordinality)
+        CROSS JOIN LATERAL pgembed._filter_terms(f.filter) AS t
+        WHERE t.name NOT IN ('or', 'not')
+        GROUP BY f.ordinality, t.name
+    )
+    SELECT jsonb_build_object(p.name, p.terms) FROM parts AS p
+    UNION
+    SELECT jsonb_object_agg(p.name, p.terms) FROM parts AS p GROUP BY p.ordinality;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._advice_candidates(jsonb[]) IS
+'What an index could be limited to: what each filter says about all its columns, and about each.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._filter_estimate(e pgembed.embedding, filter jsonb)
+RETURNS json
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    c record;
+BEGIN
+    c := pgembed._search_condition(e, filter, NULL);
+    RETURN pgembed._estimate(c.probe, NULL, 1, c.arguments);
+EXCEPTION
+    WHEN invalid_parameter_value OR undefined_column THEN
+        RETURN NULL;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._filter_estimate(pgembed.embedding, jsonb) IS
+'PostgreSQL''s plan for the rows that pass a filter; NULL for a filter that the table no longer understands.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._index_row_bytes(e pgembed.embedding)
+RETURNS float8
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce((
+        SELECT pg_relation_size(i.index) / i.rows FROM pgembed._vector_indexes(e) AS i
+        WHERE i.method = 'hnsw' AND NOT i.partial AND i.rows >= 1000 LIMIT 1),
+        320 + e.dimensions * CASE e.storage WHEN 'bit' THEN 0.125 WHEN 'halfvec' THEN 2 ELSE 4 END);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._index_row_bytes(pgembed.embedding) IS
+'The bytes that an HNSW index takes for a row: measured where there is one.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._advice_filters(e pgembed.embedding, workload regclass, k integer, recall float8)
+RETURNS TABLE (filter jsonb, weight float8, rows float8, us float8)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT w.filter, w.searches::float8, s.estimated_rows, least(s.exact_us, coalesce(s.index_us, s.exact_us))
+    FROM pgembed._workload_filters(e, workload) AS w
+    CROSS JOIN LATERAL pgembed._filter_estimate(e, w.filter) AS p (plan)
+    CROSS JOIN LATERAL pgembed._search_strategy(e, 'auto', k, recall, p.plan, NULL) AS s
+    WHERE p.plan IS NOT NULL;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._advice_filters(pgembed.embedding, regclass, integer, float8) IS
+'The filters of a workload, how many rows pass each and what a search costs without partial indexes, in microseconds.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._advice_savings(
+    e pgembed.embedding, workload regclass, k integer, recall float8
+)
+RETURNS TABLE (candidate jsonb, rows float8, filter jsonb, weight float8, us float8, indexed_us float8)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH f AS MATERIALIZED (
+        SELECT a.* FROM pgembed._advice_filters(e, workload, k, recall) AS a
+    ), c AS MATERIALIZED (
+        SELECT n.filter, (p.plan #>> '{0,Plan,Plan Rows}')::float8 AS rows
+        FROM pgembed._advice_candidates((SELECT array_agg(f.filter) FROM f)) AS n
+        CROSS JOIN LATERAL pgembed._filter_estimate(e, n.filter) AS p (plan)
+        -- For fewer rows an index on the columns does as well.
+        WHERE (p.plan #>> '{0,Plan,Plan Rows}')::float8 >= 20 * k
+    )
+    SELECT c.filter, c.rows, f.filter, f.weight, f.us, s.cost
+    FROM c INNER JOIN f ON pgembed._filter_implies(f.filter, c.filter)
+    CROSS JOIN LATERAL pgembed._index_settings(
+        e, 'hnsw', 0, c.rows, k, recall, least(1, f.rows / greatest(c.rows, 1))) AS s
+    WHERE s.cost < f.us;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._advice_savings(pgembed.embedding, regclass, integer, float8) IS
+'For each candidate of a partial index the filters that it makes cheaper: from how many microseconds to how many.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._advised_name(e pgembed.embedding, filter jsonb)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN format('pgembed_%s_%s', (e).id, left(md5(filter::text), 12));
+COMMENT ON FUNCTION pgembed._advised_name(pgembed.embedding, jsonb) IS
+'The name of the partial index for a filter.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.advise(
+    embedding text,
+    budget_mb float8 DEFAULT NULL,
+    workload regclass DEFAULT NULL,
+    k integer DEFAULT 10,
+    recall float8 DEFAULT 0.99
+)
+RETURNS TABLE (
+    index_name text, filter jsonb, searches float8, rows bigint, bytes bigint,
+    saved_ms float8, speedup float8, present boolean, statement text
+)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(embedding);
+    per_row float8 := pgembed._index_row_bytes(e);
+    budget float8 := coalesce(budget_mb * 1048576, per_row * (pgembed._table_size(e.target)).rows);
+    savings jsonb := (SELECT jsonb_agg(to_jsonb(s)) FROM pgembed._advice_savings(e, workload, k, recall) AS s);
+    best jsonb := (SELECT jsonb_object_agg(f.filter::text, f.us) FROM pgembed._advice_filters(e, workload, k, recall) AS f);
+    total record;
+    chosen record;
+BEGIN
+    PERFORM pgembed._check_advice(e, budget_mb);
+    SELECT sum(f.weight) AS searches, sum(f.weight * f.us) AS us, sum(f.weight * f.us) AS left_us INTO total
+    FROM pgembed._advice_filters(e, workload, k, recall) AS f;
+    LOOP
+        SELECT s.candidate, max(s.rows) AS rows, sum(s.weight) AS weight,
+            sum(s.weight * ((best ->> s.filter::text)::float8 - s.indexed_us)) AS gain,
+            jsonb_object_agg(s.filter::text, s.indexed_us) AS costs
+        INTO chosen
+        FROM jsonb_to_recordset(savings) AS s (
+            candidate jsonb, rows float8, filter jsonb, weight float8, indexed_us float8)
+        WHERE s.indexed_us < (best ->> s.filter::text)::float8 AND s.rows * per_row <= budget
+        GROUP BY s.candidate
+        HAVING sum(s.weight * ((best ->> s.filter::text)::float8 - s.indexed_us)) > 0.002 * total.us
+        ORDER BY sum(s.weight * ((best ->> s.filter::text)::float8 - s.indexed_us)) / max(s.rows + 10) DESC, s.candidate
+        LIMIT 1;
+        EXIT WHEN chosen.candidate IS NULL;
+        best := best || chosen.costs;
+        budget := budget - chosen.rows * per_row;
+        index_name := pgembed._advised_name(e, chosen.candidate);
+        filter := chosen.candidate;
+        searches := chosen.weight / total.searches;
+        rows := chosen.rows;
+        bytes := chosen.rows * per_row;
+        saved_ms := chosen.gain / total.searches / 1000;
+        total.left_us := total.left_us - chosen.gain;
+        speedup := total.us / total.left_us;
+        present := to_regclass(pgembed._in_schema_of(e.target, index_name)) IS NOT NULL;
+        statement := format('CREATE INDEX CONCURRENTLY %I ON %s USING hnsw (%I @extschema:vector@.%s) WHERE %s',
+            index_name, e.target, e.target_column, pgembed._operator_class(e.storage, e.distance),
+            pgembed._filter_literal(e.source, filter));
+        RETURN NEXT;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.advise(text, float8, regclass, integer, float8) IS
+'Partial HNSW indexes that would make searches faster, for the filters that were recorded (SET pgembed.record_filters = 0.01) or those of a workload table with a column filter: greedily by benefit per byte, within a budget (default: the size of an index over all rows). searches is the share of the searches that an index serves, saved_ms what it saves on average over all, speedup that of the workload with this index and those before it, by the cost model; statement creates it, outside a transaction.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._check_advice(e pgembed.embedding, budget_mb float8)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF e.target <> e.source
+        OR (SELECT c.relkind FROM pg_catalog.pg_class AS c WHERE c.oid = e.target) <> 'r'
+    THEN
+        RAISE EXCEPTION 'there is no advice for the embedding %: its vectors are in %', quote_literal(e.name),
+            CASE WHEN e.target <> e.source THEN 'a table of chunks' ELSE 'a partitioned table' END
+            USING ERRCODE = 'feature_not_supported',
+            HINT = 'Partial indexes serve filters only where vectors and columns are in one plain table.';
+    ELSIF budget_mb < 0 OR budget_mb = 'NaN' THEN
+        RAISE EXCEPTION 'the budget is % MB, but must not be negative', budget_mb
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave it out for the size of an index over all rows.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_advice(pgembed.embedding, float8) IS
+'An error when no advice can be given.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.advised_indexes(embedding text, workload regclass DEFAULT NULL)
+RETURNS TABLE (index_name text, filter jsonb, bytes bigint, scans bigint, searches bigint, valid boolean)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(embedding);
+BEGIN
+    RETURN QUERY
+    WITH given AS MATERIALIZED (SELECT w.* FROM pgembed._workload_filters(e, workload) AS w)
+    SELECT pgembed._in_schema_of(e.target, c.relname::text), d.filter, pg_relation_size(c.oid), pg_stat_get_numscans(c.oid),
+        coalesce((SELECT sum(g.searches)::bigint FROM given AS g
+                  WHERE pgembed._filter_implies(g.filter, d.filter)), 0), i.indisvalid
+    FROM pg_catalog.pg_index AS i
+    INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+    CROSS JOIN LATERAL (
+        SELECT substring(obj_description(c.oid, 'pg_class') FROM '^pgembed: (.*)$')::jsonb) AS d (filter)
+    WHERE i.indrelid = e.target AND starts_with(c.relname, format('pgembed_%s_', e.id))
+    ORDER BY c.relname;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.advised_indexes(text, regclass) IS
+'The partial indexes that were created on advice, how often they were read, and how many searches of the workload (those recorded, or those of a table) they serve.';

@@ -1,0 +1,254 @@
+"""Autogenerate, upgrade, nothing left, downgrade: the catalog is what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pgvector.sqlalchemy import HALFVEC, VECTOR
+from sqlalchemy import (
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.orm import declarative_base, mapped_column
+
+from pgembed.sqlalchemy import Embedding
+from tests.integration.alembic.project import Project
+
+Model = Callable[[], MetaData]
+
+CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+}
+
+
+def model(schema: str | None = None, **attributes: Any) -> Model:
+    """Return a model of table article, with more attributes than these."""
+
+    def make() -> MetaData:
+        base: Any = declarative_base(
+            metadata=MetaData(schema=schema, naming_convention=CONVENTION)
+        )
+        columns = {
+            "__tablename__": "article",
+            "id": mapped_column(Integer, primary_key=True),
+            "title": mapped_column(String(80)),
+            "body": mapped_column(Text, index=True),
+            **{
+                name: value() if callable(value) else value
+                for name, value in attributes.items()
+            },
+        }
+        type("Article", (base,), {k: v for k, v in columns.items() if v is not None})
+        metadata = base.metadata
+        assert isinstance(metadata, MetaData)
+        return metadata
+
+    return make
+
+
+def nothing() -> MetaData:
+    """Return a model without tables."""
+    return MetaData()
+
+
+def embedding(**options: Any) -> Callable[[], Any]:
+    """Return an embedding, made anew for each model."""
+    return lambda: Embedding(**{"content": "body", "model": "tiny", **options})
+
+
+def indexed(*indexes: Callable[[Any], Index]) -> Model:
+    """Return a model of items with vectors of their own and these indexes."""
+
+    def make() -> MetaData:
+        metadata = MetaData(naming_convention=CONVENTION)
+        from sqlalchemy import Table
+
+        table = Table(
+            "item",
+            metadata,
+            Column("id", Integer, primary_key=True),
+            Column("state", String),
+            Column("v", VECTOR(3)),
+            Column("h", HALFVEC(4)),
+        )
+        for index in indexes:
+            index(table)
+        return metadata
+
+    return make
+
+
+def hnsw(
+    name: str = "ix_v",
+    column: str = "v",
+    ops: str = "vector_l2_ops",
+    where: str | None = None,
+    **options: Any,
+) -> Callable[[Any], Index]:
+    """Return an HNSW index of an item."""
+    return lambda table: Index(
+        name,
+        table.c[column],
+        postgresql_using="hnsw",
+        postgresql_ops={column: ops},
+        postgresql_with=options,
+        postgresql_where=None if where is None else text(where),
+    )
+
+
+def ivfflat(table: Any) -> Index:
+    """Return an IVFFlat index with its default class."""
+    return Index(
+        "ix_v", table.c.v, postgresql_using="ivfflat", postgresql_with={"lists": 3}
+    )
+
+
+def of_expression(table: Any) -> Index:
+    """Return an index of an expression."""
+    return Index(
+        "ix_e",
+        func.subvector(table.c.v, 1, 2).cast(VECTOR(2)).label("e"),
+        postgresql_using="hnsw",
+        postgresql_ops={"e": "vector_cosine_ops"},
+    )
+
+
+PLAIN = model()
+EMBEDDED = model(body_embedding=embedding())
+CHUNKED = model(chunks=embedding(chunk_tokens=16, chunk_overlap=2))
+LIVE = "state = 'live' AND id > 5"
+
+CASES: dict[str, tuple[Model, Model]] = {
+    "table and embedding": (nothing, EMBEDDED),
+    "table and chunks": (nothing, CHUNKED),
+    "embedding of a table": (PLAIN, EMBEDDED),
+    "chunks of a table": (PLAIN, CHUNKED),
+    "all options": (
+        PLAIN,
+        model(
+            one=embedding(
+                content="{title}: 100% {body} 'x'",
+                name="it's",
+                target_column='The "vector"',
+                storage="halfvec",
+                index="ivfflat",
+                on_change="clear",
+            ),
+            two=embedding(content="title", storage="bit", index="none", name="two"),
+        ),
+    ),
+    "several at once": (
+        EMBEDDED,
+        model(
+            title_embedding=embedding(content="title"),
+            chunks=embedding(chunk_tokens=9, name="parts"),
+        ),
+    ),
+    "index": (EMBEDDED, model(body_embedding=embedding(index="none"))),
+    "index of another kind": (
+        EMBEDDED, model(body_embedding=embedding(index="ivfflat")),
+    ),
+    "on_change": (EMBEDDED, model(body_embedding=embedding(on_change="clear"))),
+    "content": (
+        EMBEDDED,
+        model(body_embedding=embedding(content="{title} {body}", name="article_body")),
+    ),
+    "content of chunks": (
+        CHUNKED,
+        model(
+            chunks=embedding(
+                content="title", name="article_body", chunk_tokens=16, chunk_overlap=2
+            )
+        ),
+    ),
+    "model": (EMBEDDED, model(body_embedding=embedding(model="wide"))),
+    "storage": (EMBEDDED, model(body_embedding=embedding(storage="halfvec"))),
+    "size of chunks": (CHUNKED, model(chunks=embedding(chunk_tokens=32))),
+    "from a vector to chunks": (EMBEDDED, CHUNKED),
+    "another column": (EMBEDDED, model(vector=embedding())),
+    "another name": (EMBEDDED, model(body_embedding=embedding(name="other"))),
+    "content that goes": (
+        EMBEDDED,
+        model(
+            body=None,
+            text=lambda: mapped_column(Text),
+            body_embedding=embedding(content="text", name="article_body"),
+        ),
+    ),
+    "another schema": (model("app"), model("app", body_embedding=embedding())),
+    "chunks in another schema": (
+        model("app"), model("app", parts=embedding(chunk_tokens=8)),
+    ),
+    "schema by name": (model("public"), model("public", body_embedding=embedding())),
+    "table that goes, in another schema": (
+        model("app", body_embedding=embedding(), parts=embedding(
+            chunk_tokens=8, name="parts")),
+        nothing,
+    ),
+    "vector index": (indexed(), indexed(hnsw(m=8, ef_construction=32, where=LIVE))),
+    "index of halfvec": (indexed(), indexed(hnsw("ix_h", "h", "halfvec_ip_ops"))),
+    "index of an expression": (indexed(), indexed(of_expression)),
+    "ivfflat": (indexed(), indexed(ivfflat)),
+    "operator class": (indexed(hnsw()), indexed(hnsw(ops="vector_cosine_ops"))),
+    "with": (indexed(hnsw(m=8)), indexed(hnsw(m=9))),
+    "with nothing": (indexed(hnsw(m=8, where=LIVE)), indexed(hnsw(where=LIVE))),
+    "where": (indexed(hnsw()), indexed(hnsw(where="state IN ('live', 'new')"))),
+    "another where": (indexed(hnsw(where="id > 5")), indexed(hnsw(where="id < 5"))),
+    "method": (indexed(hnsw()), indexed(ivfflat)),
+    "all of an index": (
+        indexed(hnsw(m=8, where="id BETWEEN 1 AND 2 AND state IS NOT NULL")),
+        indexed(hnsw(ops="vector_ip_ops", m=5, ef_construction=10, where=LIVE)),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _more(project: Project) -> None:
+    """Add a schema, and a model of other dimensions."""
+    with project.engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA app"))
+        connection.execute(
+            text(
+                """
+                INSERT INTO pgembed.model
+                    (name, hash, source, dimensions, distance, max_tokens, options)
+                SELECT 'wide', sha256('wide'), source, 5, 'l2', max_tokens, options
+                FROM pgembed.model
+                """
+            )
+        )
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["there", "back"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_round_trip(
+    project: Project, case: tuple[Model, Model], backwards: bool
+) -> None:
+    """From one model to another, either way, and back, and again."""
+    before, after = reversed(case) if backwards else case
+    project.revise(before(), 1)
+    project.upgrade()
+    assert project.differences(before()) == []
+    first = project.catalog()
+    written = project.revise(after(), 2)
+    assert "pass" not in written.partition("def upgrade")[2]
+    project.upgrade()
+    assert project.differences(after()) == []
+    second = project.catalog()
+    project.downgrade("0001")
+    assert project.differences(before()) == []
+    assert project.catalog() == first
+    project.upgrade()
+    assert project.catalog() == second
+    project.downgrade("base")
+    assert project.differences(nothing()) == []

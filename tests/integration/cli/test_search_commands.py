@@ -1,0 +1,135 @@
+"""pgembed recall, advise and calibrate, as a person types them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from pgembed.cli.advise import advise
+from pgembed.cli.calibrate import calibrate
+from pgembed.cli.recall import recall
+from pgembed.errors import FilterError, PgembedError
+
+Run = Callable[..., Result]
+
+
+@click.group()
+def commands() -> None:
+    """Hold the commands under test."""
+
+
+for command in (advise, calibrate, recall):
+    commands.add_command(command)
+
+
+@pytest.fixture
+def run(dsn: str) -> Run:
+    """Run a command with the test's database in the environment."""
+
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(
+            commands, arguments, env={"PGEMBED_DSN": dsn}, catch_exceptions=False
+        )
+
+    return invoke
+
+
+@pytest.fixture
+def items(connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """3,000 rows in three kinds, an index, and a workload that asks for one kind."""
+    connection.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, kind int, v public.vector(8)); "
+        "CREATE TABLE workload (filter jsonb); "
+        "INSERT INTO workload SELECT '{\"kind\": 1}' FROM generate_series(1, 20)"
+    )
+    vectors = np.random.default_rng(0).standard_normal((3000, 8)).round(4)
+    with connection.cursor().copy("COPY items FROM STDIN") as copy:
+        for i, vector in enumerate(vectors):
+            copy.write_row((i, i % 3, str(vector.tolist())))
+    connection.execute(
+        "CREATE INDEX items_hnsw ON items USING hnsw (v public.vector_cosine_ops); "
+        "ANALYZE items; SELECT pgembed.adopt_vectors('items', 'v')"
+    )
+    return connection
+
+
+def test_recall(run: Run, items: psycopg.Connection[Any]) -> None:
+    """Each shape of filter is a row; JSON has the same."""
+    given = ("recall", "items_v", "--sample", "5", "--filter", '{"kind": [0, 1]}')
+    table = run(*given)
+    assert table.exit_code == 0, table.output
+    assert "exact_ms" in table.stdout
+    (row,) = json.loads(run(*given, "--json").stdout)
+    assert row["filter_shape"] == {"kind": ["?"]}
+    assert row["queries"] == 5
+    assert row["recall"] >= 0.9
+
+
+def test_recall_says_what_is_wrong_with_a_filter(run: Run) -> None:
+    """A filter that is no JSON is named."""
+    with pytest.raises(FilterError, match="is not JSON"):
+        run("recall", "items_v", "--filter", "{kind: 1}")
+
+
+def test_recall_draws(run: Run, items: psycopg.Connection[Any], tmp_path: Path) -> None:
+    """--plot writes a picture, where matplotlib is installed."""
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "recall.png"
+    result = run("recall", "items_v", "--sample", "3", "--plot", str(file))
+    assert result.exit_code == 0, result.output
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_drawing_needs_matplotlib(
+    run: Run,
+    items: psycopg.Connection[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without matplotlib the message says what to install."""
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(PgembedError, match=r"pgembed-vector\[plot\]"):
+        run("recall", "items_v", "--sample", "1", "--plot", str(tmp_path / "x.png"))
+
+
+def test_advise_apply_and_drop(run: Run, items: psycopg.Connection[Any]) -> None:
+    """Proposals, their creation with its measured effect, and the way back."""
+    items.execute(
+        "ALTER DATABASE " + items.info.dbname + " SET pgembed.cost_dimension = 1"
+    )
+    given = ("advise", "items_v", "--workload", "workload")
+    (row,) = json.loads(run(*given, "--json").stdout)
+    assert row["filter"] == {"kind": {"eq": 1}}
+    assert not row["present"]
+    applied = run(*given, "--apply")
+    assert applied.exit_code == 0, applied.output
+    assert "before: " in applied.stdout
+    assert "after: " in applied.stdout
+    (row,) = json.loads(run(*given, "--json").stdout)
+    assert row["present"]
+    assert "serves a search" in run(*given, "--drop-unused").stdout
+    items.execute("UPDATE workload SET filter = '{\"kind\": 2}'")
+    assert row["index_name"] in run(*given, "--drop-unused").stdout
+
+
+def test_advise_without_a_record(run: Run, items: psycopg.Connection[Any]) -> None:
+    """Nothing recorded, nothing proposed."""
+    assert "no partial index would pay" in run("advise", "items_v").stdout
+
+
+def test_calibrate(run: Run, items: psycopg.Connection[Any]) -> None:
+    """The constants are printed; a dry run stores none of them."""
+    rows = json.loads(run("calibrate", "items_v", "--dry-run", "--json").stdout)
+    assert "cost_page" in [row["name"] for row in rows]
+    stored = "SELECT count(*) FROM pg_db_role_setting WHERE setconfig::text ~ 'cost_'"
+    assert items.execute(stored).fetchone() == (0,)
+    assert run("calibrate", "items_v").exit_code == 0
+    assert items.execute(stored).fetchone() == (1,)

@@ -1,0 +1,236 @@
+"""Recording of filters, and advice on partial indexes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from pgembed.errors import EmbeddingError, PgembedError
+from pgembed.search import advice
+from tests.integration.search.support import (
+    Connection,
+    Matrix,
+    adopt,
+    create_items,
+    explain,
+    search,
+    unsafe,
+)
+
+ROWS, WIDTH = 6000, 16
+
+
+def vectors() -> Matrix:
+    """Return 6,000 vectors of 16 dimensions."""
+    return np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def advised(shared: Connection) -> Connection:
+    """Rows with a kind (0 to 4) and a number; exact search is made to look dear."""
+    columns = {
+        "kind": ("int", [i % 5 for i in range(ROWS)]),
+        "n": ("int", range(ROWS)),
+    }
+    create_items(shared, "items", vectors(), columns=columns)
+    shared.execute("ANALYZE items")
+    shared.execute("CREATE INDEX items_v_all ON items USING hnsw (v vector_l2_ops)")
+    adopt(shared, "items", distance="l2", name="items_v")
+    shared.execute("SET pgembed.cost_dimension = 1")
+    return shared
+
+
+@pytest.fixture
+def recording(advised: Connection) -> Iterator[Connection]:
+    """The same, with every search's filter recorded and no record yet."""
+    advised.execute("TRUNCATE pgembed.recorded_filter")
+    advised.execute("SET pgembed.record_filters = 1")
+    yield advised
+    advised.execute("RESET pgembed.record_filters")
+
+
+def recorded(connection: Connection) -> list[Any]:
+    """Return the filters on record, in order."""
+    query = "SELECT filter FROM pgembed.recorded_filter ORDER BY id"
+    return [row[0] for row in connection.execute(query)]
+
+
+def test_nothing_is_recorded_unless_asked(advised: Connection) -> None:
+    advised.execute("TRUNCATE pgembed.recorded_filter")
+    search(advised, "items", vectors()[0], filter={"kind": 1})
+    assert recorded(advised) == []
+
+
+def test_filters_are_recorded(recording: Connection) -> None:
+    where = {"kind": 1, "n": {"lt": 50}}
+    assert len(search(recording, "items", vectors()[0], filter=where)) == 10
+    search(recording, "items", vectors()[0])
+    search(recording, "items", vectors()[0], predicate="n = 77")
+    assert recorded(recording) == [where]
+
+
+def test_a_share_of_the_filters_is_recorded(recording: Connection) -> None:
+    recording.execute("SET pgembed.record_filters = '0.3'; SELECT setseed(0.5)")
+    for _ in range(60):
+        search(recording, "items", vectors()[0], filter={"n": 5})
+    assert 5 <= len(recorded(recording)) <= 35
+
+
+def test_read_only_transactions_search_and_record_nothing(
+    recording: Connection,
+) -> None:
+    with recording.transaction():
+        recording.execute("SET TRANSACTION READ ONLY")
+        assert len(search(recording, "items", vectors()[0], filter={"kind": 1})) == 10
+    assert recorded(recording) == []
+
+
+def test_a_rollback_takes_the_record_back(recording: Connection) -> None:
+    with recording.transaction(force_rollback=True):
+        search(recording, "items", vectors()[0], filter={"kind": 1})
+        assert len(recorded(recording)) == 1
+    assert recorded(recording) == []
+
+
+def test_the_record_does_not_grow_for_ever(recording: Connection) -> None:
+    recording.execute(
+        "INSERT INTO pgembed.recorded_filter (embedding, filter) "
+        "SELECT e.id, '{}' FROM pgembed.embedding AS e, generate_series(1, 100)"
+    )
+    recording.execute(
+        "SELECT setval(pg_get_serial_sequence('pgembed.recorded_filter', 'id'), "
+        "(SELECT max(id) FROM pgembed.recorded_filter) / 1000 * 1000 + 200999)"
+    )
+    search(recording, "items", vectors()[0], filter={"kind": 1})
+    assert recorded(recording) == [{"kind": 1}]
+
+
+@pytest.mark.parametrize("share", ["-1", "1.5", "often", "1e9"])
+def test_a_share_that_makes_no_sense(recording: Connection, share: str) -> None:
+    recording.execute("SELECT set_config('pgembed.record_filters', %s, false)", [share])
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="from 0 to 1"):
+        search(recording, "items", vectors()[0], filter={"kind": 1})
+
+
+def workload(connection: Connection, *counted: tuple[dict[str, Any], int]) -> None:
+    """Put filters into table workload, each so many times."""
+    connection.execute(
+        "DROP TABLE IF EXISTS workload; CREATE TABLE workload (filter jsonb)"
+    )
+    for where, count in counted:
+        for _ in range(count):
+            connection.execute("INSERT INTO workload VALUES (%s)", [json.dumps(where)])
+
+
+def test_what_pays_most_for_its_size_comes_first(advised: Connection) -> None:
+    workload(advised, ({"kind": 1}, 50), ({"kind": 2}, 5), ({"n": 7}, 9))
+    found = advice.advise(advised, "items_v", workload="workload")
+    assert [each.filter for each in found][:2] == [
+        {"kind": {"eq": 1}},
+        {"kind": {"eq": 2}},
+    ]
+    assert found[0].searches == pytest.approx(50 / 64)
+    assert 1000 <= found[0].rows <= 1400
+    assert 1 < found[0].speedup < found[1].speedup
+    assert not found[0].present
+
+
+def test_one_index_serves_what_its_filter_is_part_of(advised: Connection) -> None:
+    wheres = [{"kind": 3, "n": {"gte": bound}} for bound in (100, 200, 300)]
+    workload(advised, *((where, 10) for where in wheres))
+    found = advice.advise(advised, "items_v", workload="workload", budget_mb=0.7)
+    assert [each.filter["kind"] for each in found] == [{"eq": 3}]
+    assert found[0].searches == 1
+
+
+def test_the_budget_is_kept(advised: Connection) -> None:
+    workload(advised, *(({"kind": kind}, 10) for kind in range(5)))
+    one = advice.advise(advised, "items_v", workload="workload")[0].bytes
+    found = advice.advise(
+        advised, "items_v", workload="workload", budget_mb=2.5 * one / 2**20
+    )
+    assert len(found) == 2
+    assert advice.advise(advised, "items_v", workload="workload", budget_mb=0) == []
+
+
+def test_filters_that_the_table_no_longer_has(recording: Connection) -> None:
+    (number,) = recording.execute(
+        "SELECT id FROM pgembed.embedding WHERE name = 'items_v'"
+    ).fetchone() or (0,)
+    for where in ({"gone": 1}, {"kind": "x"}, {"kind": 4}):
+        recording.execute(
+            "SELECT pgembed._record_filter(%s::int, %s)", [number, json.dumps(where)]
+        )
+    found = advice.advise(recording, "items_v")
+    assert [each.filter for each in found] == [{"kind": {"eq": 4}}]
+
+
+def test_apply_use_and_drop(advised: Connection) -> None:
+    """From the advice to searches through the index, and back."""
+    workload(advised, ({"kind": 1}, 50), ({"kind": 2}, 20))
+    found = advice.advise(advised, "items_v", workload="workload")
+    for each in found:
+        advice.apply(advised, each)
+        advice.apply(advised, each)
+    again = advice.advise(advised, "items_v", workload="workload")
+    assert [each.index_name for each in again] == [each.index_name for each in found]
+    assert all(each.present for each in again)
+    report = explain(
+        advised, "items", vectors()[3], filter={"kind": 1, "n": {"gte": 0}}
+    )
+    assert report["index"] == found[0].index_name
+    assert not report["fallback"]
+    advised.execute("SELECT pg_stat_force_next_flush()")
+    known = advice.advised_indexes(advised, "items_v", workload="workload")
+    by_filter = {json.dumps(each.filter): each for each in known}
+    assert by_filter['{"kind": {"eq": 1}}'].searches == 50
+    assert by_filter['{"kind": {"eq": 1}}'].scans > 0
+    assert all(each.valid and each.bytes > 0 for each in known)
+    recall, ms = advice.measure(advised, "items_v", [{"kind": 1}, {"kind": 2}])
+    assert recall >= 0.95
+    assert ms > 0
+
+    workload(advised, ({"kind": 2}, 20))
+    (dropped,) = advice.drop_unused(advised, "items_v", workload="workload")
+    assert dropped.filter == {"kind": {"eq": 1}}
+    workload(advised)
+    with pytest.raises(EmbeddingError, match="no filters are recorded"):
+        advice.drop_unused(advised, "items_v", workload="workload")
+    workload(advised, ({"n": 1}, 1))
+    assert len(advice.drop_unused(advised, "items_v", workload="workload")) == 1
+    assert advice.advised_indexes(advised, "items_v") == []
+
+
+def test_an_index_of_an_interrupted_build_is_built_anew(advised: Connection) -> None:
+    workload(advised, ({"kind": 0}, 5))
+    (found,) = advice.advise(advised, "items_v", workload="workload")
+    advice.apply(advised, found)
+    advised.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass",
+        [f"public.{found.index_name}"],
+    )
+    assert not advice.advised_indexes(advised, "items_v")[0].valid
+    advice.apply(advised, found)
+    assert advice.advised_indexes(advised, "items_v")[0].valid
+    advised.execute(unsafe(f"DROP INDEX {found.index_name}"))
+
+
+def test_indexes_are_not_built_inside_transactions(advised: Connection) -> None:
+    workload(advised, ({"kind": 0}, 5))
+    (found,) = advice.advise(advised, "items_v", workload="workload")
+    with advised.transaction(), pytest.raises(PgembedError, match="not idle"):
+        advice.apply(advised, found)
+
+
+def test_what_is_refused(advised: Connection) -> None:
+    with pytest.raises(psycopg.errors.UndefinedObject, match="no embedding 'nope'"):
+        advice.advise(advised, "nope")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="budget is -1 MB"):
+        advice.advise(advised, "items_v", budget_mb=-1)
+    with pytest.raises(psycopg.errors.UndefinedColumn, match="no column filter"):
+        advice.advise(advised, "items_v", workload="items")

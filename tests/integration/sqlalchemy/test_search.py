@@ -1,0 +1,181 @@
+"""Whatever the criteria are, a search returns the k nearest rows that pass."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    and_,
+    cast,
+    exists,
+    func,
+    literal_column,
+    not_,
+    null,
+    or_,
+    select,
+    text,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import array
+from sqlalchemy.orm import Session, aliased, joinedload, with_loader_criteria
+from sqlalchemy.types import Text
+
+from pgembed.sqlalchemy import search
+from tests.integration.sqlalchemy.models import Article, Author, State, Tag
+
+QUERY = [0.3, -0.5, 0.9]
+Change = Callable[[Any], Any]
+
+other = aliased(Article)
+parent = aliased(Article, name="p%")
+recent = select(Article.id).where(Article.year > 2015).cte("recent")
+counted = (
+    select(Tag.article_id, func.count().label("n")).group_by(Tag.article_id).subquery()
+)
+
+CRITERIA: dict[str, Change] = {
+    "nothing": lambda s: s,
+    "comparison": lambda s: s.where(Article.year >= 2020),
+    "two calls": lambda s: s.where(Article.year >= 2000).where(Article.year < 2010),
+    "impossible": lambda s: s.where(Article.year > 3000),
+    "rare": lambda s: s.where(Article.id.in_([3, 150, 299, 29, 5000])),
+    "empty list": lambda s: s.where(Article.id.in_([])),
+    "not in": lambda s: s.where(Article.id.not_in(list(range(1, 290)))),
+    "not in nothing": lambda s: s.where(Article.id.not_in([])),
+    "tuples": lambda s: s.where(
+        tuple_(Article.id, Article.title).in_([(1, "plain"), (2, "it's"), (3, "x")])
+    ),
+    "percent": lambda s: s.where(Article.title == "50% off"),
+    "like": lambda s: s.where(Article.title.like("%0\\%%")),
+    "startswith": lambda s: s.where(Article.title.startswith("50%", autoescape=True)),
+    "quote": lambda s: s.where(Article.title == "it's"),
+    "backslash": lambda s: s.where(Article.title == "back\\slash"),
+    "unicode": lambda s: s.where(Article.title.in_(["ünï", "'; DROP TABLE tag; --"])),
+    "modulo": lambda s: s.where(Article.id % 7 == 3),
+    "or": lambda s: s.where(or_(Article.year < 1992, not_(Article.id > 40))),
+    "null": lambda s: s.where(Article.author_id.is_(None)),
+    "null value": lambda s: s.where(Article.author_id.is_not_distinct_from(null())),
+    "numeric keeps its digits": lambda s: s.where(
+        Article.price < decimal.Decimal("50.004")
+    ),
+    "enum": lambda s: s.where(Article.state == State.DRAFT),
+    "enum list": lambda s: s.where(Article.state.in_([State.DRAFT])),
+    "array": lambda s: s.where(Article.labels.contains(["c,d", 'e"f'])),
+    "array overlap": lambda s: s.where(Article.labels.overlap(array(["a"]))),
+    "timestamp": lambda s: s.where(
+        Article.written.between(
+            datetime.datetime(2020, 6, 1, 1, 2, 3, 4), datetime.datetime(2022, 1, 1)
+        )
+    ),
+    "interval": lambda s: s.where(
+        Article.written + datetime.timedelta(days=9) > datetime.datetime(2022, 1, 1)
+    ),
+    "function": lambda s: s.where(func.length(Article.title) == 4),
+    "function of a parameter": lambda s: s.where(
+        Article.title == func.concat("pl", "ain")
+    ),
+    "cast": lambda s: s.where(cast(Article.year, Text).like("19%")),
+    "text": lambda s: s.where(text("article.year > :y").bindparams(y=2010)),
+    "literal": lambda s: s.where(literal_column("article.id % 2") == 1),
+    "relationship": lambda s: s.where(Article.author.has(name="author 3 %s")),
+    "many": lambda s: s.where(Article.tags.any(Tag.word.in_(["red", "it's"]))),
+    "exists": lambda s: s.where(
+        exists().where(Tag.article_id == Article.id, Tag.word == "blue")
+    ),
+    "scalar subquery": lambda s: s.where(
+        Article.year > select(func.avg(Author.id) + 2000).scalar_subquery()
+    ),
+    "its own table": lambda s: s.where(
+        Article.year == select(func.max(other.year)).scalar_subquery()
+    ),
+    "self": lambda s: s.where(Article.parent.has(year=2000)),
+    "in select": lambda s: s.where(
+        Article.author_id.in_(select(Author.id).where(Author.country == "de"))
+    ),
+    "cte": lambda s: s.where(Article.id.in_(select(recent.c.id))),
+    "join": lambda s: s.join(Article.author).where(Author.country == "fr"),
+    "join without criteria": lambda s: s.join(Article.author),
+    "two joins": lambda s: (
+        s.join(Article.author)
+        .join(Article.tags)
+        .where(Author.country == "fr", Tag.word == "red")
+    ),
+    "join onto an alias": lambda s: s.join(parent, Article.parent).where(
+        parent.year < 2010
+    ),
+    "join of a subquery": lambda s: s.join(
+        counted, counted.c.article_id == Article.id
+    ).where(counted.c.n > 1),
+    "join of a cte": lambda s: s.join(recent, recent.c.id == Article.id),
+    "outer join": lambda s: s.outerjoin(Article.author).where(
+        or_(Author.country.is_(None), Author.country == "de")
+    ),
+    "anti-join": lambda s: s.outerjoin(Article.author).where(Author.id.is_(None)),
+    "idle outer join": lambda s: s.outerjoin(Article.author),
+    "outer and inner": lambda s: (
+        s.outerjoin(Article.parent.of_type(parent))
+        .join(Author, Author.id == parent.author_id)
+        .where(Author.country.is_not(None))
+    ),
+    "implicit join": lambda s: s.where(
+        Author.id == Article.author_id, Author.country == "de"
+    ),
+    "loader criteria": lambda s: s.options(
+        with_loader_criteria(Article, Article.year > 2012)
+    ),
+    "eager": lambda s: s.options(joinedload(Article.author, innerjoin=False)),
+    "eager and join": lambda s: (
+        s.join(Article.author)
+        .where(Author.country == "de")
+        .options(joinedload(Article.author), joinedload(Article.tags))
+    ),
+    "nested": lambda s: s.where(
+        and_(True, or_(and_(Article.id > 10, Article.id < 90), Article.year == 2001))
+    ),
+}
+
+
+def nearest(session: Session, change: Change, k: int) -> list[tuple[int, float]]:
+    """Return what a search must: found by comparing every row that passes."""
+    distance = Article.body_embedding.cosine_distance(QUERY).label("d")
+    everything = change(select(Article, distance)).where(distance.is_not(None))
+    rows = session.execute(everything).unique().all()
+    ids = {article.id: number for article, number in rows}
+    return sorted(ids.items(), key=lambda row: (row[1], row[0]))[:k]
+
+
+@pytest.mark.parametrize("change", CRITERIA.values(), ids=CRITERIA)
+def test_the_nearest_of_those_that_pass(session: Session, change: Change) -> None:
+    """As many rows as there are, up to k, in order; with joins, each row once."""
+    for k in (5, 40):
+        found = session.execute(
+            change(search(Article.body_embedding, QUERY, k=k))
+        ).unique()
+        rows = list(dict.fromkeys((each.id, number) for each, number in found))
+        expected = nearest(session, change, k)
+        assert [row[0] for row in rows] == [row[0] for row in expected]
+        assert [row[1] for row in rows] == pytest.approx([row[1] for row in expected])
+
+
+@pytest.mark.parametrize("name", ["comparison", "rare", "tuples", "join", "enum list"])
+def test_a_cached_statement_takes_new_values(session: Session, name: str) -> None:
+    """The second execution compiles nothing, and filters by its own values."""
+    for year in (1995, 2024):
+        chosen: Change = {
+            "comparison": lambda s: s.where(Article.year >= year),  # noqa: B023
+            "rare": lambda s: s.where(Article.id.in_(range(1, year - 1980))),  # noqa: B023
+            "tuples": lambda s: s.where(
+                tuple_(Article.id, Article.year).in_([(i, year) for i in range(99)])  # noqa: B023
+            ),
+            "join": lambda s: s.join(Article.author).where(Author.id > year - 2005),  # noqa: B023
+            "enum list": lambda s: s.where(Article.state.in_(list(State)[year % 2 :])),  # noqa: B023
+        }[name]
+        found = session.execute(chosen(search(Article.body_embedding, QUERY)))
+        assert [each.id for each, _ in found] == [
+            number for number, _ in nearest(session, chosen, 10)
+        ]
