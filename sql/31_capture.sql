@@ -1,5 +1,6 @@
--- Capture: what the row triggers of an embedding do. They turn every change of content,
--- key or existence into a job, in the user's own transaction.
+-- Capture: what the triggers of an embedding do. They turn every change of content, key or
+-- existence into a job, in the user's own transaction: row by row, but for the rows of an
+-- INSERT into an ordinary table, which are taken a statement at a time.
 --
 -- A job table has no unique index, so that a left-over job can never fail a user's INSERT:
 -- the lock on the source row makes its job unique. Only keys that may be shared for a moment
@@ -55,6 +56,25 @@ $body$,
 );
 COMMENT ON FUNCTION pgembed._insert_body(pgembed.embedding) IS
 'The body of an embedding''s trigger for INSERT: a function of its own, because each instruction of it is paid for by every inserted row.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._inserted_body(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN format(
+    $body$
+BEGIN
+    INSERT INTO %s (%s) SELECT %s FROM pgembed_inserted AS n;
+    PERFORM pgembed._wake();
+    RETURN NULL;
+END;
+$body$,
+    pgembed._job_table(e.id), pgembed._key_list(e.key_columns),
+    pgembed._column_list(e.key_columns, 'n')
+);
+COMMENT ON FUNCTION pgembed._inserted_body(pgembed.embedding) IS
+'The body of an embedding''s trigger for INSERT statements: all their rows at once, a fraction of what one at a time costs.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._mark_statement(e pgembed.embedding)

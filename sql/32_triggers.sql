@@ -67,6 +67,33 @@ COMMENT ON FUNCTION pgembed._create_trigger(pgembed.embedding, regclass, text, t
 'Create a trigger that is not there; its timing names the relation as @.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._by_statement(source regclass)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT c.relkind = 'r' AND NOT c.relispartition
+    FROM pg_catalog.pg_class AS c
+    WHERE c.oid = source
+);
+COMMENT ON FUNCTION pgembed._by_statement(regclass) IS
+'Whether inserted rows are captured a statement at a time. Rows that move between partitions, or are inserted through a parent, fire no INSERT statement trigger: partitions are captured row by row.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._firing(e pgembed.embedding, trigger_name text)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN CASE
+    WHEN NOT pgembed._by_statement(e.source) THEN 'A'
+    WHEN trigger_name = pgembed._trigger_name(e.id, 'insert') THEN 'R'
+    WHEN trigger_name = pgembed._trigger_name(e.id, 'wake') THEN 'O'
+    ELSE 'A'
+END;
+COMMENT ON FUNCTION pgembed._firing(pgembed.embedding, text) IS
+'When a trigger is to fire, as pg_trigger.tgenabled says it. Logical replication applies rows without statement triggers: the row trigger for INSERT is for these alone where a statement trigger captures the rest.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._create_capture(e pgembed.embedding)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -75,9 +102,11 @@ AS $$
 DECLARE
     changed text := concat_ws(' OR ',
         pgembed._change_condition(e.source, e.content_columns), pgembed._key_changed(e.source));
+    by_statement boolean := pgembed._by_statement(e.source);
     wanted record;
 BEGIN
     PERFORM pgembed._create_capture_function(e, 'insert', pgembed._insert_body(e));
+    PERFORM pgembed._create_capture_function(e, 'wake', pgembed._inserted_body(e));
     PERFORM pgembed._create_capture_function(e, 'update', pgembed._update_body(e));
     PERFORM pgembed._create_capture_function(e, 'delete', pgembed._delete_body(e));
     PERFORM pgembed._create_capture_function(e, 'truncate', pgembed._truncate_body(e));
@@ -88,7 +117,11 @@ BEGIN
             ('update', 'UPDATE ON @ FOR EACH ROW WHEN (' || changed || ')',
                 pgembed._trigger_function(e.id, 'update')),
             ('delete', 'DELETE ON @ FOR EACH ROW', pgembed._trigger_function(e.id, 'delete')),
-            ('wake', 'INSERT ON @ FOR EACH STATEMENT', '_wake_trigger')
+            ('wake', 'INSERT ON @ ' || CASE WHEN by_statement
+                THEN 'REFERENCING NEW TABLE AS pgembed_inserted ' ELSE '' END
+                || 'FOR EACH STATEMENT',
+                CASE WHEN by_statement
+                    THEN pgembed._trigger_function(e.id, 'wake') ELSE '_wake_trigger' END)
         ) AS v (event, timing, function)
     LOOP
         PERFORM pgembed._create_trigger(e, e.source, wanted.event, wanted.timing, wanted.function);
@@ -138,18 +171,21 @@ DECLARE
     t record;
 BEGIN
     FOR t IN
-        SELECT g.tgrelid::regclass AS relation, g.tgname AS name
+        SELECT g.tgrelid::regclass AS relation, g.tgname AS name,
+            pgembed._firing(e, g.tgname::text) AS firing
         FROM pg_catalog.pg_trigger AS g
         INNER JOIN pgembed._with_partitions(e.source) AS r (relation)
             ON g.tgrelid = r.relation
-        WHERE starts_with(g.tgname::text, pgembed._trigger_name(e.id, '')) AND g.tgenabled <> 'A'
+        WHERE starts_with(g.tgname::text, pgembed._trigger_name(e.id, ''))
+            AND g.tgenabled::text <> pgembed._firing(e, g.tgname::text)
     LOOP
-        EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I', t.relation, t.name);
+        EXECUTE format('ALTER TABLE ONLY %s ENABLE %s TRIGGER %I', t.relation,
+            CASE t.firing WHEN 'A' THEN 'ALWAYS' WHEN 'R' THEN 'REPLICA' ELSE '' END, t.name);
     END LOOP;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._enable_capture(pgembed.embedding) IS
-'Let the capture triggers fire always, also for rows that logical replication applies.';
+'Let the capture triggers fire when they are to: also for rows that logical replication applies.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._guarded_relations(e pgembed.embedding)
@@ -167,6 +203,20 @@ AS $$
 $$;
 COMMENT ON FUNCTION pgembed._guarded_relations(pgembed.embedding) IS
 'The tables that have the TRUNCATE trigger of the embedding: those known as its source and partitions.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._captures_wrongly(e pgembed.embedding)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN EXISTS (
+    SELECT
+    FROM pg_catalog.pg_trigger AS g
+    WHERE g.tgrelid = e.source AND g.tgname = pgembed._trigger_name(e.id, 'wake')
+        AND (g.tgnewtable IS NOT NULL) <> pgembed._by_statement(e.source)
+);
+COMMENT ON FUNCTION pgembed._captures_wrongly(pgembed.embedding) IS
+'Whether the source became a partition, or ceased to be one, since its triggers were made.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._follow_partitions(e pgembed.embedding)
@@ -194,6 +244,10 @@ BEGIN
         EXECUTE format('DROP TRIGGER %I ON %s', pgembed._trigger_name(e.id, 'truncate'), part);
         changed := true;
     END LOOP;
+    IF pgembed._captures_wrongly(e) AND pgembed._try_lock(e.source, 'SHARE ROW EXCLUSIVE') THEN
+        PERFORM pgembed._create_capture(e);
+        changed := true;
+    END IF;
     IF changed THEN
         PERFORM pgembed._enable_capture(e);
         PERFORM pgembed._delete_leftovers(e);

@@ -148,7 +148,10 @@ BEGIN
         PERFORM pgembed.drop_embedding(e.name, true);
         RETURN true;
     END IF;
-    IF EXISTS (SELECT FROM pg_catalog.pg_partitioned_table AS p WHERE p.partrelid = e.source)
+    IF (
+            pgembed._captures_wrongly(e)
+            OR EXISTS (SELECT FROM pg_catalog.pg_partitioned_table AS p WHERE p.partrelid = e.source)
+        )
         AND pgembed._try_lock(e.source, 'ACCESS SHARE')
     THEN
         PERFORM pgembed._follow_partitions(e);

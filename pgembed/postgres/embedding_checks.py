@@ -89,7 +89,7 @@ def _capture(connection: Connection, embedding: _Embedding) -> Iterator[Finding]
     lost = [
         name
         for bit, name in events.items()
-        if not any(kind & bit and enabled == "A" for kind, enabled in rows)
+        if not _fires_always({enabled for kind, enabled in rows if kind & bit})
     ]
     if lost:
         yield error(
@@ -97,6 +97,11 @@ def _capture(connection: Connection, embedding: _Embedding) -> Iterator[Finding]
             f"its triggers for {', '.join(lost)} are missing or disabled",
             embedding.call("reconcile"),
         )
+
+
+def _fires_always(states: set[str]) -> bool:
+    """Whether one trigger does, or one for sessions and one for replication do."""
+    return "A" in states or {"O", "R"} <= states
 
 
 def _queue(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:

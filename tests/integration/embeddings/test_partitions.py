@@ -180,3 +180,37 @@ def test_a_partition_as_source(
 def test_status(partitioned: Connection, scratch_worker: SqlWorker) -> None:
     found = status(partitioned, "docs_body")
     assert (found["rows"], found["embedded"], found["pending"]) == (3, 3, 0)
+
+
+def test_a_source_becomes_a_partition_and_stops_being_one(
+    scratch: Connection, scratch_worker: SqlWorker
+) -> None:
+    scratch.execute(
+        """
+        CREATE TABLE docs (region text, id int, body text, PRIMARY KEY (region, id));
+        CREATE TABLE parent (region text, id int, body text, PRIMARY KEY (region, id))
+            PARTITION BY LIST (region);
+        """
+    )
+    declare(scratch, "docs", "body")
+    scratch.execute("INSERT INTO docs VALUES ('a', 1, 'one')")
+    scratch_worker.drain()
+    scratch.execute("ALTER TABLE parent ADD body_embedding vector(3)")
+    scratch.execute("ALTER TABLE parent ATTACH PARTITION docs FOR VALUES IN ('a')")
+    scratch.execute("INSERT INTO parent VALUES ('a', 2, 'before it is noticed')")
+    scratch_worker.drain()
+    assert_converged(scratch, "docs_body")
+    scratch.execute("INSERT INTO parent VALUES ('a', 3, 'after')")
+    assert len(rows(scratch, pending(scratch))) == 1
+    scratch_worker.drain()
+    scratch.execute("ALTER TABLE parent DETACH PARTITION docs")
+    scratch_worker.drain()
+    scratch.execute("INSERT INTO docs VALUES ('a', 4, 'alone again')")
+    assert len(rows(scratch, pending(scratch))) == 1
+    scratch_worker.drain()
+    assert_converged(scratch, "docs_body")
+
+
+def pending(connection: Connection) -> str:
+    table = job_table(connection, "docs_body")
+    return f"SELECT 1 FROM {table} WHERE pgembed_available_at IS NOT NULL"

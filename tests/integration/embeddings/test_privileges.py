@@ -22,7 +22,7 @@ def test_definer_functions_pin_their_search_path(scratch: Connection) -> None:
         "SELECT oid::regprocedure::text, proconfig FROM pg_proc "
         "WHERE pronamespace = 'pgembed'::regnamespace AND prosecdef",
     )
-    assert sum("_capture_" in name for name, _ in found) == 8
+    assert sum("_capture_" in name for name, _ in found) == 10
     for name, settings in found:
         assert "search_path=pg_catalog, pg_temp" in (settings or []), name
 

@@ -193,7 +193,7 @@ def test_replaced_functions(
     # As an upgrade does that changes what the triggers do.
     number = value(scratch, "SELECT id FROM pgembed.embedding")
     scratch.execute(
-        f"CREATE OR REPLACE FUNCTION pgembed._capture_{number}_insert() "
+        f"CREATE OR REPLACE FUNCTION pgembed._capture_{number}_wake() "
         "RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$".encode()
     )
     scratch.execute("INSERT INTO docs (id, body) VALUES (7, 'unseen')")
