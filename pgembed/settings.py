@@ -30,7 +30,10 @@ class Settings:
     processes: int = 1
     """Processes that embed rows; one more answers calls."""
     threads: int = 0
-    """ONNX Runtime threads per embedding process; 0: cores divided by processes."""
+    """Batches that run side by side in an embedding process, on a core each.
+
+    0: cores divided by processes.
+    """
     batch_tokens: int = 1024
     """Padded tokens in one inference batch."""
     claim_rows: int = 512

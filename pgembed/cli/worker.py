@@ -13,7 +13,7 @@ from pgembed.cli import options
 @options.dsn
 @click.option("--once", is_flag=True, help="Embed what waits or comes due, then exit.")
 @options.setting("--processes", int, "Processes that embed rows (default 1).")
-@options.setting("--threads", int, "ONNX Runtime threads per process (default: cores).")
+@options.setting("--threads", int, "Batches side by side per process (default: cores).")
 @options.setting("--batch-tokens", int, "Padded tokens in one inference batch.")
 @options.setting("--claim-rows", int, "Rows held under one lease.")
 @options.setting("--lease-seconds", float, "How long a lease lasts unrenewed.")

@@ -166,7 +166,6 @@ def load(
     *,
     cache_dir: Path | None = None,
     threads: int = 0,
-    spinning: bool = False,
 ) -> Model:
     """Fetch a model's files, verify them and return it ready to run.
 
@@ -181,11 +180,7 @@ def load(
             f"{record.hash.hex()[:12]}: remove it and add it again"
         )
     return Model.load(
-        files[ONNX_FILE],
-        files[TOKENIZER_FILE],
-        record.options,
-        threads=threads,
-        spinning=spinning,
+        files[ONNX_FILE], files[TOKENIZER_FILE], record.options, threads=threads
     )
 
 

@@ -50,18 +50,16 @@ class Model:
         options: ModelOptions,
         *,
         threads: int = 0,
-        spinning: bool = False,
     ) -> Self:
         """Check the files, create the session and embed one probe text.
 
-        threads 0 means all cores this process may use; spinning threads answer
-        sooner and burn their cores meanwhile. Raises ModelFileError for files that
-        cannot be loaded, InferenceError when the probe gives no usable vector and
-        ModelError when its size is not options.dimensions.
+        threads 0 means all cores this process may use. Raises ModelFileError for
+        files that cannot be loaded, InferenceError when the probe gives no usable
+        vector and ModelError when its size is not options.dimensions.
         """
         check_graph(onnx_bytes)
         encoder = TextEncoder(tokenizer_bytes, options)
-        model = cls(_session(onnx_bytes, threads, spinning), encoder, options)
+        model = cls(_session(onnx_bytes, threads), encoder, options)
         size = model.embed([PROBE]).shape[1]
         if options.dimensions is None:
             model.options = dataclasses.replace(model.options, dimensions=size)
@@ -201,14 +199,12 @@ def choose_output(outputs: dict[str, Any], pooling: str) -> str:
     )
 
 
-def _session(
-    onnx_bytes: bytes, threads: int, spinning: bool
-) -> onnxruntime.InferenceSession:
+def _session(onnx_bytes: bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.enable_mem_pattern = False  # every batch has another shape
     options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(+spinning))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Otherwise the first bytes decide, and the checked graph need not be the one run.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:

@@ -8,7 +8,8 @@ vector.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from pgembed.postgres.vectors import Float32
 
 Rows = NDArray[np.int64]
 Run = Callable[[Encoded], Float32]
+Result = tuple[Rows, Float32 | str]
 _SHOWN = 500  # characters of an error that are kept
 
 
@@ -33,6 +35,15 @@ class Outcome:
     errors: dict[int, str]
 
 
+class Mapper(Protocol):
+    """Calls a function with each of several rows, like the built-in map."""
+
+    def __call__(
+        self, function: Callable[[Rows], list[Result]], rows: Iterable[Rows], /
+    ) -> Iterable[list[Result]]:
+        """Return the results in the order of the rows."""
+
+
 class Cancelled(Exception):  # noqa: N818 - nothing went wrong
     """Nobody wants the vectors any more."""
 
@@ -44,15 +55,21 @@ def embed(
     batch_tokens: int,
     dimensions: int,
     wanted: Callable[[], bool] = lambda: True,
+    mapper: Mapper = map,
 ) -> Outcome:
     """Run the texts in batches of at most *batch_tokens* padded tokens.
 
     *wanted* is asked before every batch; Cancelled is raised when it says no.
+    *mapper* may run batches side by side, when *run* and *wanted* allow it.
     """
+
+    def run_batch(rows: Rows) -> list[Result]:
+        return list(_bisect(encoded, rows, run, dimensions, wanted))
+
     vectors = np.zeros((len(encoded), dimensions), np.float32)
     errors: dict[int, str] = {}
-    for batch in encoded.batches(batch_tokens):
-        for rows, result in _bisect(encoded, batch, run, dimensions, wanted):
+    for results in mapper(run_batch, encoded.batches(batch_tokens)):
+        for rows, result in results:
             if isinstance(result, str):
                 errors.update(dict.fromkeys(rows.tolist(), result))
             else:
@@ -66,7 +83,7 @@ def _bisect(
     run: Run,
     dimensions: int,
     wanted: Callable[[], bool],
-) -> Iterator[tuple[Rows, Float32 | str]]:
+) -> Iterator[Result]:
     if not wanted():
         raise Cancelled
     try:

@@ -180,9 +180,7 @@ class Claimer:
     def _load(self, name: str) -> Model:
         settings = self._settings
         return self._link.run(
-            lambda c: registry.load(
-                c, name, cache_dir=settings.cache_dir, threads=settings.threads
-            )
+            lambda c: registry.load(c, name, cache_dir=settings.cache_dir, threads=1)
         )
 
     def _is_done(self) -> bool:

@@ -71,11 +71,14 @@ class EmbeddingLoop:
             self._pace,
             self._lifetime,
             batch_tokens=self._settings.batch_tokens,
+            threads=self._settings.threads,
         )
         heart = self._heart(identity)
         builder = self._builder(identity)
-        threads = [
-            self._threads.start("model", runner.run),
+        running = [
+            self._threads.start("runner", runner.run) for _ in range(Runner.TASKS)
+        ]
+        others = [
             self._threads.start("writer", writer.run),
             self._threads.start("heartbeat", heart.run),
             self._threads.start("index", builder.run),
@@ -85,7 +88,7 @@ class EmbeddingLoop:
                 once=self._once
             )
         finally:
-            self._wind_up(threads, runner, writer, heart, builder)
+            self._wind_up(running, others, runner, writer, heart, builder)
             self._say_goodbye(identity)
 
     def _link(self, purpose: str) -> Link:
@@ -131,22 +134,25 @@ class EmbeddingLoop:
 
     def _wind_up(
         self,
-        threads: list[threading.Thread],
+        running: list[threading.Thread],
+        others: list[threading.Thread],
         runner: Runner,
         writer: Writer,
         heart: Heart,
         builder: IndexBuilder,
     ) -> None:
         """Let the threads end in the order in which the work passes them."""
-        model, writing, *others = threads
+        writing, *rest = others
         builder.close()
         runner.close()
         # A batch cannot be interrupted: it is left behind when the time is over.
-        _join(model, lambda: self._lifetime.over)
+        for thread in running:
+            _join(thread, lambda: self._lifetime.over)
+        runner.shutdown()
         writer.close()
         _join(writing, lambda: self._lifetime.dead)
         heart.finish()
-        for thread in others:
+        for thread in rest:
             _join(thread, lambda: self._lifetime.dead)
 
     def _say_goodbye(self, identity: Identity) -> None:
