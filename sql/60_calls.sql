@@ -50,6 +50,25 @@ COMMENT ON FUNCTION pgembed._await_call(bigint, double precision, double precisi
 'Wait for the answer to a call and take it away: look every pause seconds, for patience seconds; answered is false when there is none yet. withdraw: take the call away in any case. Needs READ COMMITTED.';
 
 
+-- A routine that commits cannot have a SET clause: whoever opens the second session sets
+-- its search_path.
+CREATE OR REPLACE PROCEDURE pgembed._ask(
+    kind text, model text, contents text[], lifetime interval, patience double precision,
+    OUT call_id bigint, OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
+)
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    call_id := pgembed._post_call(kind, model, contents, lifetime);
+    COMMIT;
+    SELECT a.* INTO answered, vectors, error
+    FROM pgembed._await_call(call_id, patience, 0.0005, false) AS a;
+END;
+$$;
+COMMENT ON PROCEDURE pgembed._ask(text, text, text[], interval, double precision) IS
+'Post a request, commit it and wait so many seconds for the answer.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._take_calls(worker uuid, ids bigint[], max_calls integer)
 RETURNS TABLE (
     id bigint, kind text, model text, model_hash bytea, contents text[], remaining interval

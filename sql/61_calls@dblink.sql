@@ -80,6 +80,7 @@ BEGIN
                 current_database(), current_user, current_user);
     END IF;
     PERFORM @extschema:dblink@.dblink_exec(connection,
+        'SET search_path = pg_catalog, pg_temp; '
         'SET default_transaction_isolation = ''read committed''; '
         'SET default_transaction_read_only = off; SET synchronous_commit = off; '
         'SET statement_timeout = 0; SET lock_timeout = 2000; SET idle_session_timeout = 0; '
@@ -136,29 +137,28 @@ COMMENT ON FUNCTION pgembed._hang_up(text) IS
 'Close a dblink connection; a statement that still runs over it is cancelled.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._post_over(
-    connection text, kind text, model text, contents text[], timeout interval
+CREATE OR REPLACE FUNCTION pgembed._ask_over(
+    connection text, kind text, model text, contents text[], timeout interval,
+    OUT call_id bigint, OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
 )
-RETURNS bigint
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN (
-        SELECT p.id
-        FROM @extschema:dblink@.dblink(connection,
-            format('SELECT pgembed._post_call(%L, %L, %L::text[], %L::interval)',
-                kind, model, contents, timeout + '1 second'::interval)
-        ) AS p (id bigint)
-    );
+    SELECT a.* INTO call_id, answered, vectors, error
+    FROM @extschema:dblink@.dblink(connection, format(
+        'CALL pgembed._ask(%L, %L, %L::text[], %L::interval, %s, NULL, NULL, NULL, NULL)',
+        kind, model, contents, timeout + '1 second'::interval,
+        least(extract(epoch FROM timeout), 0.05)
+    )) AS a (call_id bigint, answered boolean, vectors @extschema:vector@.vector[], error text);
 END;
 $$;
-COMMENT ON FUNCTION pgembed._post_over(text, text, text, text[], interval) IS
-'Post a call over a dblink connection.';
+COMMENT ON FUNCTION pgembed._ask_over(text, text, text, text[], interval) IS
+'Post a call over a dblink connection, and wait a moment for its answer.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._await_over(
-    connection text, call_id bigint, timeout interval,
+    connection text, call_id bigint, started timestamptz, timeout interval,
     OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
 )
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -167,14 +167,13 @@ AS $$
 DECLARE
     -- dblink is deaf to cancel and statement_timeout until its statement has ended.
     slice CONSTANT double precision := 0.05;
-    started timestamptz := clock_timestamp();
     remaining double precision;
     pause double precision;
 BEGIN
     LOOP
         remaining := extract(epoch FROM started + timeout - clock_timestamp());
         -- Rounded up to a millisecond by the server; longer when the answer takes long.
-        pause := greatest(least((extract(epoch FROM timeout) - remaining) / 20, 0.02), 0.0005);
+        pause := least((extract(epoch FROM timeout) - remaining) / 20, 0.02);
         SELECT a.* INTO answered, vectors, error
         FROM @extschema:dblink@.dblink(connection, format(
             'SELECT * FROM pgembed._await_call(%s, %s, %s, %L)',
@@ -184,7 +183,7 @@ BEGIN
     END LOOP;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._await_over(text, bigint, interval) IS
+COMMENT ON FUNCTION pgembed._await_over(text, bigint, timestamptz, interval) IS
 'Wait for an answer over a dblink connection, in slices between which cancel and statement_timeout act.';
 
 
@@ -196,21 +195,23 @@ LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    started timestamptz := clock_timestamp();
     connection text := pgembed._dial();
-    call_id bigint;
     answer record;
 BEGIN
     BEGIN
-        call_id := pgembed._post_over(connection, kind, model, contents, timeout);
+        answer := pgembed._ask_over(connection, kind, model, contents, timeout);
     EXCEPTION
         -- A kept connection that died meanwhile is replaced once.
         WHEN connection_exception OR connection_failure OR connection_does_not_exist
             OR admin_shutdown OR crash_shutdown OR idle_session_timeout THEN
             PERFORM pgembed._hang_up(connection);
             connection := pgembed._dial();
-            call_id := pgembed._post_over(connection, kind, model, contents, timeout);
+            answer := pgembed._ask_over(connection, kind, model, contents, timeout);
     END;
-    answer := pgembed._await_over(connection, call_id, timeout);
+    IF NOT answer.answered THEN
+        answer := pgembed._await_over(connection, answer.call_id, started, timeout);
+    END IF;
     IF connection <> 'pgembed' THEN
         PERFORM pgembed._hang_up(connection);
     END IF;
