@@ -16,7 +16,7 @@ COMMENT ON FUNCTION pgembed._lexemes(regconfig, text) IS
 'The words of a text as a text search configuration reads them, each as a query; at most a hundred.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._words_document(e pgembed.embedding, words text)
+CREATE OR REPLACE FUNCTION pgembed._words_document(e pgembed.embedding, words text, lexical text)
 RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -28,14 +28,21 @@ DECLARE
         SELECT a.attname::text FROM pg_catalog.pg_attribute AS a
         WHERE a.attrelid = e.source AND a.attnum > 0 AND NOT a.attisdropped
             AND a.atttypid = 'tsvector'::regtype);
+    read text := CASE lexical WHEN 'trigram' THEN '%s' ELSE 'pg_catalog.to_tsvector($6, %s)' END;
 BEGIN
-    IF words IS NULL AND cardinality(vectors) = 1 THEN
+    IF lexical = 'trigram' AND words = ANY (vectors) THEN
+        RAISE EXCEPTION 'column % is a tsvector, which has no trigrams', quote_ident(words)
+            USING ERRCODE = 'datatype_mismatch', HINT = 'Name a column of text: words => ''...''.';
+    ELSIF lexical = 'fulltext' AND words IS NULL AND cardinality(vectors) = 1 THEN
         words := vectors[1];
+    ELSIF lexical = 'trigram' AND words IS NULL AND e.content = e.content_columns[1] THEN
+        -- Named as itself, so that an index on it serves.
+        words := e.content;
     END IF;
     IF words = ANY (vectors) THEN
         RETURN format('%s.%I', table_name, words);
     ELSIF words = ANY (pgembed._columns(e.source)) THEN
-        RETURN format('pg_catalog.to_tsvector($6, %s.%I::pg_catalog.text)', table_name, words);
+        RETURN format(read, format('%s.%I::pg_catalog.text', table_name, words));
     ELSIF words IS NOT NULL THEN
         RAISE EXCEPTION 'table % has no column %', e.source, quote_ident(words)
             USING ERRCODE = 'undefined_column', HINT = format('Its columns are: %s.',
@@ -45,11 +52,11 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Name a tsvector or text column: words => ''...''.';
     END IF;
-    RETURN format('pg_catalog.to_tsvector($6, %s)', pgembed._content_expression(e, table_name));
+    RETURN format(read, pgembed._content_expression(e, table_name));
 END;
 $$;
-COMMENT ON FUNCTION pgembed._words_document(pgembed.embedding, text) IS
-'SQL: the tsvector of a source row: the column named; else its only tsvector column; else its content, read anew for every search.';
+COMMENT ON FUNCTION pgembed._words_document(pgembed.embedding, text, text) IS
+'SQL: the words of a source row, a tsvector or for trigrams a text: the column named; else its only tsvector column; else its content, read anew for every search.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._words_statement(e pgembed.embedding, condition text, document text)
@@ -78,14 +85,42 @@ COMMENT ON FUNCTION pgembed._words_statement(pgembed.embedding, text, text) IS
 'SQL: the places of the rows that say the query''s words, best first; any word will do, rare ones count more.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._trigrams_statement(e pgembed.embedding, condition text, document text)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    home text := (
+        SELECT quote_ident(n.nspname) FROM pg_catalog.pg_extension AS x
+        INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = x.extnamespace
+        WHERE x.extname = 'pg_trgm');
+BEGIN
+    IF home IS NULL THEN
+        RAISE EXCEPTION 'lexical is ''trigram'', but this database does not have pg_trgm'
+            USING ERRCODE = 'undefined_object',
+            HINT = 'Create it: CREATE EXTENSION pg_trgm; or search with lexical => ''fulltext''.';
+    END IF;
+    RETURN format('SELECT m.pgembed_row, m.pgembed_table, %1$s, '
+        '%3$s.word_similarity($5, m.pgembed_document)::pg_catalog.float8 AS pgembed_score '
+        'FROM (SELECT s.* FROM (%2$s) AS s WHERE $5 OPERATOR(%3$s.<%%) s.pgembed_document) AS m '
+        'ORDER BY pgembed_score DESC, %1$s LIMIT $2',
+        pgembed._key_aliases(e, 'm'), pgembed._search_rows(e, condition, document), home);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._trigrams_statement(pgembed.embedding, text, text) IS
+'SQL: the places of the rows of which a part is spelt like the query, by pg_trgm''s word similarity, most similar first.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._hybrid_statement(
-    e pgembed.embedding, condition text, words text, fusion text
+    e pgembed.embedding, condition text, words text, lexical text, fusion text
 )
 RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    document text := pgembed._words_document(e, words, lexical);
     row_type text := (
         SELECT pgembed._type_name(c.reltype) FROM pg_catalog.pg_class AS c WHERE c.oid = e.source);
     keys text := (
@@ -109,22 +144,25 @@ BEGIN
         'AND t.tableoid OPERATOR(pg_catalog.=) w.pgembed_table) '
         'SELECT (pg_catalog.array_agg(u.item))[1], pg_catalog.sum(%6$s)::pg_catalog.float8 AS score '
         'FROM u GROUP BY %4$s ORDER BY score DESC, %4$s LIMIT $4',
-        pgembed._words_statement(e, condition, pgembed._words_document(e, words)),
+        CASE lexical WHEN 'trigram' THEN pgembed._trigrams_statement(e, condition, document)
+            ELSE pgembed._words_statement(e, condition, document) END,
         row_type, e.source, keys, pgembed._key_aliases(e, 'w'), score);
 END;
 $$;
-COMMENT ON FUNCTION pgembed._hybrid_statement(pgembed.embedding, text, text, text) IS
+COMMENT ON FUNCTION pgembed._hybrid_statement(pgembed.embedding, text, text, text, text) IS
 'SQL: the ranking by words and the ranking by vectors, fused. Its parameters: $1 vector, $2 depth of the rankings, $3 values of the filter, $4 k, $5 query text, $6 language, $7 to $11 the rest of search, $12 and $13 weights of words and vectors, $14 rows of the table.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._check_hybrid(
-    query text, k integer, depth integer, fusion text, word_weight float8, vector_weight float8
+    query text, k integer, depth integer, lexical text, fusion text,
+    word_weight float8, vector_weight float8
 )
 RETURNS integer
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM pgembed._check_option('lexical', lexical, ARRAY['fulltext', 'trigram']);
     PERFORM pgembed._check_option('fusion', fusion, ARRAY['rrf', 'scores']);
     IF query IS NULL OR k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
         RAISE EXCEPTION '%', CASE WHEN query IS NULL THEN 'the query is NULL'
@@ -142,7 +180,7 @@ BEGIN
     RETURN coalesce(depth, least(greatest(50, 5 * k), 10000));
 END;
 $$;
-COMMENT ON FUNCTION pgembed._check_hybrid(text, integer, integer, text, float8, float8) IS
+COMMENT ON FUNCTION pgembed._check_hybrid(text, integer, integer, text, text, float8, float8) IS
 'The depth of the rankings to fuse; an error when the arguments make no sense.';
 
 
@@ -161,7 +199,8 @@ CREATE OR REPLACE FUNCTION pgembed.hybrid_search(
     fusion text DEFAULT 'rrf',
     word_weight float8 DEFAULT 1,
     vector_weight float8 DEFAULT 1,
-    depth integer DEFAULT NULL
+    depth integer DEFAULT NULL,
+    lexical text DEFAULT 'fulltext'
 )
 RETURNS TABLE (item anyelement, score float8)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10 COST 100000
@@ -171,7 +210,7 @@ DECLARE
         pgembed._source_relation(pg_catalog.pg_typeof(source)), embedding);
     c pg_catalog.record;
 BEGIN
-    depth := pgembed._check_hybrid(query, k, depth, fusion, word_weight, vector_weight);
+    depth := pgembed._check_hybrid(query, k, depth, lexical, fusion, word_weight, vector_weight);
     query_vector := COALESCE(query_vector,
         pgembed._query_vector(pg_catalog.pg_typeof(source), query, embedding));
     PERFORM pgembed._check_search(e, query_vector, k, predicate, mode, recall);
@@ -180,7 +219,7 @@ BEGIN
         PERFORM pgembed._estimate(c.probe, query_vector, k, c.arguments);
         PERFORM pgembed._estimate(c.probe_predicate, query_vector, k, c.arguments);
     END IF;
-    RETURN QUERY EXECUTE pgembed._hybrid_statement(e, c.condition, words, fusion)
+    RETURN QUERY EXECUTE pgembed._hybrid_statement(e, c.condition, words, lexical, fusion)
     USING query_vector, depth, c.arguments, k, query,
         COALESCE(language, pg_catalog.get_current_ts_config()),
         filter, predicate, e.name, mode, recall, word_weight, vector_weight,
@@ -189,6 +228,6 @@ END;
 $$;
 COMMENT ON FUNCTION pgembed.hybrid_search(
     anyelement, text, integer, jsonb, text, text, text, float8, @extschema:vector@.vector, text,
-    regconfig, text, float8, float8, integer
+    regconfig, text, float8, float8, integer, text
 ) IS
-'The k rows that are best by words and by vectors together, best first. Words: any word of the query, in the tsvector or text column that words names, else the only tsvector column, else the content of the embedding, under the text search configuration language. fusion: rrf adds weight / (60 + rank) over both rankings; scores adds the weighted scores, each scaled to 0 to 1. depth rows of each ranking are fused (5 k, at least 50). The rest as in search.';
+'The k rows that are best by words and by vectors together, best first. Words: any word of the query, in the tsvector or text column that words names, else the only tsvector column, else the content of the embedding, under the text search configuration language. lexical => trigram ranks by spelling instead: by the word similarity of pg_trgm, which must be installed, from pg_trgm.word_similarity_threshold on; it finds misspelt words, and has no language. fusion: rrf adds weight / (60 + rank) over both rankings; scores adds the weighted scores, each scaled to 0 to 1. depth rows of each ranking are fused (5 k, at least 50). The rest as in search.';

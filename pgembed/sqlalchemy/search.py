@@ -98,11 +98,13 @@ def hybrid_search(
     fusion: str = "rrf",
     word_weight: float = 1.0,
     vector_weight: float = 1.0,
+    lexical: str = "fulltext",
 ) -> Select[Any, float]:
     """Return a SELECT of the *k* best rows by words and vectors: (entity, score).
 
-    The best comes first. *words*, *language*, *fusion* and the weights are those of
-    pgembed.hybrid_search; everything else is as in search().
+    The best comes first. *words*, *language*, *fusion*, the weights and *lexical*
+    (fulltext, or trigram with pg_trgm) are those of pgembed.hybrid_search; everything
+    else is as in search().
     """
     target = _target(embedding, name)
     vector = _vector(query, embedder)
@@ -112,6 +114,7 @@ def hybrid_search(
         "fusion": literal(fusion, Text),
         "word_weight": literal(word_weight, Float),
         "vector_weight": literal(vector_weight, Float),
+        "lexical": literal(lexical, Text),
     }
     if vector is not None:
         arguments["query_vector"] = vector

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 
+from pgembed.postgres.connection import fetch_one
 from tests.harness.models import register_model
 from tests.integration.search.support import (
     Connection,
@@ -157,6 +159,78 @@ def test_the_content_of_a_kept_embedding_is_read(connection: Connection) -> None
     ).fetchall()
     assert {row[0] for row in rows[:2]} == {"Java", "Coffee"}
     assert len(rows) == 3
+    connection.execute("CREATE EXTENSION pg_trgm")
+    (best, *_) = connection.execute(
+        "SELECT (item).title FROM pgembed.hybrid_search(NULL::notes, 'Asam', "
+        "query_vector => '[1,1,1]'::vector, lexical => 'trigram')"
+    ).fetchall()
+    assert best == ("Tea",)
+
+
+@pytest.fixture
+def trigrams(articles: Connection) -> Iterator[Connection]:
+    """pg_trgm, in a schema off the search_path, and an index."""
+    articles.execute("CREATE SCHEMA trigrams")
+    articles.execute("CREATE EXTENSION pg_trgm SCHEMA trigrams")
+    articles.execute(
+        "CREATE INDEX articles_trigrams ON articles "
+        "USING gin (body trigrams.gin_trgm_ops)"
+    )
+    yield articles
+    articles.execute("DROP SCHEMA trigrams CASCADE")
+
+
+def test_trigrams_find_misspelt_words(trigrams: Connection) -> None:
+    found = hybrid(
+        trigrams,
+        "suede shose",
+        k=40,
+        vector_weight=0,
+        lexical="trigram",
+        words="body",
+        filter='{"year": {"lt": 5}}',
+    )
+    scored = [i for i, score in found if score > 0]
+    assert scored
+    assert {i % 4 for i in scored} == {1}
+    assert all(i % 10 < 5 for i in scored)
+    assert [
+        i for i, s in hybrid(trigrams, "suede shose", vector_weight=0) if s
+    ] != scored
+
+
+def test_trigrams_are_ranked_by_word_similarity(trigrams: Connection) -> None:
+    found = hybrid(
+        trigrams, "green shoes", k=10, vector_weight=0, lexical="trigram", words="body"
+    )
+    best = trigrams.execute(
+        "SELECT id FROM articles WHERE 'green shoes' OPERATOR(trigrams.<%) body "
+        "ORDER BY trigrams.word_similarity('green shoes', body) DESC, id LIMIT 10"
+    ).fetchall()
+    assert [i for i, score in found if score > 0] == [row[0] for row in best]
+
+
+def test_an_index_on_trigrams_is_read(trigrams: Connection) -> None:
+    (statement,) = fetch_one(
+        trigrams,
+        "SELECT pgembed._hybrid_statement(e, 'true', 'body', 'trigram', 'rrf') "
+        "FROM pgembed.embedding AS e WHERE name = 'articles_v'",
+    )
+    words = statement.split("w AS MATERIALIZED (")[1].split("), u AS (")[0]
+    explained = f"EXPLAIN {words}".replace("$5", "'suede'").replace("$2", "10")
+    with trigrams.transaction():
+        trigrams.execute("SET LOCAL enable_seqscan = off")
+        plan = "\n".join(row[0] for row in trigrams.execute(unsafe(explained)))
+    assert "articles_trigrams" in plan
+
+
+def test_trigrams_need_the_extension_and_a_text(articles: Connection) -> None:
+    with pytest.raises(psycopg.errors.UndefinedObject, match="CREATE EXTENSION"):
+        hybrid(articles, "tea", lexical="trigram", words="body")
+    with pytest.raises(psycopg.errors.DatatypeMismatch, match="tsvector"):
+        hybrid(articles, "tea", lexical="trigram", words="tsv")
+    with pytest.raises(psycopg.Error, match="lexical is 'bm25'"):
+        hybrid(articles, "tea", lexical="bm25")
 
 
 def test_without_words_there_is_an_error(connection: Connection) -> None:
