@@ -12,6 +12,8 @@ import platformdirs
 
 from pgembed.errors import SettingError
 
+LOG_FORMATS = ("plain", "json")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -46,6 +48,12 @@ class Settings:
     """Attempts at a row before it goes to pgembed.failures."""
     drain_seconds: float = 30.0
     """How long a worker told to stop may finish what it holds."""
+    metrics_port: int = 0
+    """Where a worker serves metrics to Prometheus; 0: nowhere."""
+    metrics_address: str = "127.0.0.1"
+    """The address for metrics_port; 0.0.0.0 is every one of this machine."""
+    log_format: str = "plain"
+    """How a worker logs: plain or json."""
 
     def __post_init__(self) -> None:
         for name in ("processes", "batch_tokens", "claim_rows", "max_attempts"):
@@ -54,6 +62,12 @@ class Settings:
         _require("lease_seconds", self.lease_seconds, at_least=1)
         _require("poll_seconds", self.poll_seconds, at_least=0.01)
         _require("drain_seconds", self.drain_seconds, at_least=0)
+        _require("metrics_port", self.metrics_port, at_least=0)
+        if self.log_format not in LOG_FORMATS:
+            raise SettingError(
+                f"log_format is {self.log_format!r}, but must be one of "
+                f"{', '.join(LOG_FORMATS)}: pass one or unset PGEMBED_LOG_FORMAT"
+            )
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, **arguments: Any) -> Self:

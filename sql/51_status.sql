@@ -197,3 +197,21 @@ SELECT
 FROM pgembed._failures() AS f;
 COMMENT ON VIEW pgembed.failures IS
 'Rows whose attempts are used up, with the last error. pgembed.retry_failed(embedding) tries them again.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._queue_depths()
+RETURNS TABLE (name text, pending bigint, failed bigint, age double precision)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT e.name, j.pending, j.failed, coalesce(extract(epoch FROM j.oldest_pending), 0)::double precision
+    FROM pgembed.embedding AS e
+    CROSS JOIN LATERAL pgembed._count_jobs(e) AS j
+    WHERE e.kind = 'kept' AND to_regclass(pgembed._job_table(e.id)) IS NOT NULL
+    ORDER BY e.name;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._queue_depths() IS
+'Of each kept embedding: rows that wait, rows that failed, and for how many seconds the first has waited. Cheaper than embedding_status, which counts the rows of the sources.';

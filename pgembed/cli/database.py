@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
+import time
 
 import click
 
 from pgembed.cli import options, output
-from pgembed.postgres.connection import connect
+from pgembed.postgres.connection import Connection, connect
 
 
 @click.command()
@@ -70,17 +72,37 @@ def doctor(dsn: str | None, as_json: bool) -> None:
 @click.command()
 @options.dsn
 @options.as_json
-def status(dsn: str | None, as_json: bool) -> None:
+@click.option(
+    "--watch",
+    is_flag=False,
+    flag_value=2.0,
+    type=click.FloatRange(min=0.1),
+    metavar="[SECONDS]",
+    help="Show it anew every so often (2 seconds), until Ctrl-C.",
+)
+def status(dsn: str | None, as_json: bool, watch: float | None) -> None:
     """Show how the embeddings are doing.
 
     Rows of the source, those that have a vector, wait or failed, how long the oldest
     waits, rows per second during the last minute, and the state of the index.
     """
-    with connect(options.settings(dsn=dsn).dsn, purpose="status") as connection:
-        rows = output.query(connection, "SELECT * FROM pgembed.embedding_status")
-        workers = output.query(
-            connection, "SELECT role, host, pid FROM pgembed.workers WHERE live"
-        )
+    with (
+        connect(options.settings(dsn=dsn).dsn, purpose="status") as connection,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        _show_status(connection, as_json=as_json)
+        while watch is not None:
+            time.sleep(watch)
+            if not as_json:
+                click.clear()  # on a terminal
+            _show_status(connection, as_json=as_json)
+
+
+def _show_status(connection: Connection, *, as_json: bool) -> None:
+    rows = output.query(connection, "SELECT * FROM pgembed.embedding_status")
+    workers = output.query(
+        connection, "SELECT role, host, pid FROM pgembed.workers WHERE live"
+    )
     output.show(rows, as_json=as_json, empty="no embeddings yet")
     if not as_json and not workers:
         click.echo("no worker is running: start one with 'pgembed worker'")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from pgembed import logs
 from pgembed.cli import options
+from pgembed.settings import LOG_FORMATS
 
 
 @click.command()
@@ -21,6 +23,9 @@ from pgembed.cli import options
 @options.setting("--max-attempts", int, "Attempts before a row counts as failed.")
 @options.setting("--drain-seconds", float, "Time to finish after SIGTERM.")
 @options.setting("--cache-dir", Path, "Where verified model files are kept.")
+@options.setting("--metrics-port", int, "Serve metrics to Prometheus there.")
+@options.setting("--metrics-address", str, "On this address (default 127.0.0.1).")
+@options.setting("--log-format", click.Choice(LOG_FORMATS), "plain (default) or json.")
 def worker(once: bool, **arguments: str | int | float | Path | None) -> None:
     """Embed rows and answer calls until stopped.
 
@@ -30,4 +35,7 @@ def worker(once: bool, **arguments: str | int | float | Path | None) -> None:
     """
     from pgembed.worker.supervisor import run_worker
 
-    run_worker(options.settings(**arguments), once=once)
+    settings = options.settings(**arguments)
+    if settings.log_format != "plain":
+        logs.configure(log_format=settings.log_format)
+    run_worker(settings, once=once)

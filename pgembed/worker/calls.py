@@ -15,7 +15,7 @@ import numpy as np
 from pgembed.errors import ModelError
 from pgembed.models.session import Model
 from pgembed.postgres.vectors import Float32
-from pgembed.worker import batching
+from pgembed.worker import batching, metrics
 from pgembed.worker.lifetime import Lifetime
 from pgembed.worker.loader import Loader
 from pgembed.worker.pending import Call, Group, PendingCalls
@@ -105,7 +105,7 @@ class CallServer:
             _log.error("model %s cannot be loaded: %s", group.model, error)
             message = f"model {group.model!r} cannot be loaded: {error}"
             for call in self._pending.all_of(group):
-                self._transport.answer(call, message)
+                self._answer(call, message)
             return None
 
     def _answer_short(self, model: Model, calls: Sequence[Call]) -> None:
@@ -121,16 +121,20 @@ class CallServer:
             )
         except Exception as error:
             for call in calls:
-                self._transport.answer(call, _message(error))
+                self._answer(call, _message(error))
             return
         start = 0
         for call in calls:
             end = start + len(call.contents)
             errors = [m for i, m in outcome.errors.items() if start <= i < end]
-            self._transport.answer(
-                call, errors[0] if errors else outcome.vectors[start:end]
-            )
+            self._answer(call, errors[0] if errors else outcome.vectors[start:end])
             start = end
+
+    def _answer(self, call: Call, answer: Float32 | str) -> None:
+        self._transport.answer(call, answer)
+        group = call.group
+        seconds = time.monotonic() - call.taken
+        metrics.CALL_SECONDS.labels(group.model, group.side).observe(seconds)
 
     def _begin_long(self, model: Model, call: Call | None) -> None:
         if call is None:
@@ -138,7 +142,7 @@ class CallServer:
         try:
             self._long = _LongCall(call, model)
         except Exception as error:
-            self._transport.answer(call, _message(error))
+            self._answer(call, _message(error))
 
     def _go_on(self, long: _LongCall) -> None:
         answer: Float32 | str | None = None
@@ -151,7 +155,7 @@ class CallServer:
             answer = _message(error)
         if answer is not None:
             self._long = None
-            self._transport.answer(long.call, answer)
+            self._answer(long.call, answer)
 
 
 def _message(error: Exception) -> str:

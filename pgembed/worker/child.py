@@ -20,6 +20,7 @@ from typing import Any, get_type_hints
 
 import psycopg
 
+from pgembed import logs
 from pgembed.errors import PgembedError, WorkerError
 from pgembed.settings import Settings
 from pgembed.worker.lifetime import Lifetime
@@ -47,19 +48,10 @@ def parse(line: bytes) -> Settings:
     return Settings(**{name: hints[name](value) for name, value in values.items()})
 
 
-def configure_logging(level: str = "INFO") -> None:
-    """Log one line a record to standard error."""
-    logging.basicConfig(
-        level=level,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s [%(process)d] %(message)s",
-    )
-
-
 def main(role: str, level: str) -> int:
     """Run as a child of the supervisor; return the exit status."""
-    configure_logging(level)
     settings = parse(_read_line())
+    logs.configure(level, settings.log_format)
     lifetime = Lifetime(settings.drain_seconds)
     signal.signal(signal.SIGTERM, lambda *_: lifetime.stop())
     # A terminal sends Ctrl-C to the children, too: the supervisor passes it on.

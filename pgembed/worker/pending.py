@@ -22,14 +22,15 @@ class Group(NamedTuple):
 class Call:
     """Texts that wait for their vectors.
 
-    *deadline* is on the clock of time.monotonic; *reply_to* says where the answer
-    belongs, in the terms of the transport that brought the call.
+    *deadline* and *taken* are on the clock of time.monotonic; *reply_to* says where
+    the answer belongs, in the terms of the transport that brought the call.
     """
 
     reply_to: object
     group: Group
     contents: list[str]
     deadline: float
+    taken: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def is_short(self) -> bool:

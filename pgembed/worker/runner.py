@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pgembed.models.encoding import Encoded
 from pgembed.postgres.vectors import Float32
-from pgembed.worker import batching
+from pgembed.worker import batching, metrics
 from pgembed.worker.fairness import Pace
 from pgembed.worker.lifetime import Lifetime, put_patiently
 from pgembed.worker.tasks import Task, finish
@@ -86,6 +86,9 @@ class Runner:
             self._writer.hand_back(lease)
             return
         seconds = busy.seconds / self._threads
+        metrics.ROWS.labels(task.work.name).inc(len(lease.claim))
+        metrics.TOKENS.labels(task.work.name).inc(int(task.encoded.lengths.sum()))
+        metrics.MODEL_SECONDS.labels(task.work.model).inc(busy.seconds)
         self._pace.observe(lease.claim.embedding, len(lease.claim), seconds)
         _log.info(
             "%s: %d rows, %d tokens in %.2f s",

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 from pgembed.errors import WorkerError
 from pgembed.postgres.connection import backoff, connect, fetch_one
 from pgembed.settings import Settings
-from pgembed.worker import child
+from pgembed.worker import child, exposition
+from pgembed.worker.exposition import Process
 from pgembed.worker.spawn import spawn
 
 _log = logging.getLogger(__name__)
@@ -44,8 +45,11 @@ def run_worker(
     roles = ["once" if once else "embed"] * settings.processes
     roles = roles if once else [*roles, "calls"]
     supervisor = Supervisor(settings, roles, quiet=quiet)
-    with _signals(supervisor.stop):
-        supervisor.run(stop or threading.Event())
+    with (
+        exposition.serving(settings, supervisor.processes) as environment,
+        _signals(supervisor.stop),
+    ):
+        supervisor.run(stop or threading.Event(), environment)
 
 
 def run_supervisor(settings: Settings) -> None:
@@ -87,6 +91,7 @@ class Supervisor:
         self._settings = settings
         self._log_level = "WARNING" if quiet else "INFO"
         self._children = [_Child(role) for role in roles]
+        self._environment: Mapping[str, str] = {}
         self._deadline: float | None = None
 
     def stop(self) -> None:
@@ -98,8 +103,23 @@ class Supervisor:
         for process in self._running():
             process.terminate()
 
-    def run(self, stop: threading.Event) -> None:
-        """Start the children and watch them until all have ended."""
+    def processes(self) -> list[Process]:
+        """Return what runs now."""
+        running = [(each.role, each.process) for each in self._children]
+        return [
+            Process(role, process.pid)
+            for role, process in running
+            if process is not None and process.poll() is None
+        ]
+
+    def run(
+        self, stop: threading.Event, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start the children and watch them until all have ended.
+
+        *environment* is added to theirs.
+        """
+        self._environment = environment or {}
         try:
             while not self._is_over():
                 if stop.is_set() and self._deadline is None:
@@ -129,7 +149,9 @@ class Supervisor:
             self._bury(each)
         waits = each.process is None and not each.done and self._deadline is None
         if waits and time.monotonic() >= each.due:
-            each.process = _spawn(each.role, self._settings, self._log_level)
+            each.process = _spawn(
+                each.role, self._settings, self._log_level, self._environment
+            )
             each.started = time.monotonic()
 
     def _bury(self, each: _Child) -> None:
@@ -165,8 +187,10 @@ class Supervisor:
             process.wait()
 
 
-def _spawn(role: str, settings: Settings, log_level: str) -> subprocess.Popen[bytes]:
-    process = spawn("pgembed.worker.child", role, log_level)
+def _spawn(
+    role: str, settings: Settings, log_level: str, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    process = spawn("pgembed.worker.child", role, log_level, environment=environment)
     assert process.stdin is not None  # noqa: S101 - asked for above
     with contextlib.suppress(BrokenPipeError):  # it died: noticed soon enough
         process.stdin.write(child.dump(settings))

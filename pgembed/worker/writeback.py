@@ -13,6 +13,7 @@ import psycopg
 from psycopg import errors
 
 from pgembed.embeddings.queue import Queue
+from pgembed.worker import metrics
 from pgembed.worker.leases import Identity, Lease, Leases
 from pgembed.worker.lifetime import Lifetime, Stopped, put_patiently
 from pgembed.worker.link import Link
@@ -185,6 +186,7 @@ class Writer:
             len(claim),
             next(iter(failed.values())),
         )
+        metrics.FAILURES.labels(work.name).inc(len(failed))
         self._link.run(
             lambda c: Queue(c).fail(claim, failed, max_attempts=self._max_attempts)
         )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +72,22 @@ def test_status_as_json(run: Run, docs: Connection) -> None:
     """Programs read JSON."""
     (row,) = json.loads(run("status", "--json").stdout)
     assert (row["name"], row["rows"], row["pending"]) == ("docs_body", 2, 2)
+
+
+def test_status_is_watched_until_interrupted(dsn: str, docs: Connection) -> None:
+    """Every look is a whole answer; Ctrl-C is no error."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "pgembed", "status", "--json", "--watch", "0.1"],
+        env={**os.environ, "PGEMBED_DSN": dsn},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        looks = 0
+        while looks < 2:
+            looks += process.stdout.readline() == "]\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
 
 
 def test_status_as_a_table(run: Run, docs: Connection) -> None:

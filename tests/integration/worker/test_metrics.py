@@ -1,0 +1,133 @@
+"""What a worker tells those who operate it: metrics, and log lines for machines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pgembed.errors import WorkerError
+from pgembed.postgres.connection import fetch_all, fetch_one
+from pgembed.worker.supervisor import run_worker
+from tests.harness import tiny_models
+from tests.integration.worker.running import (
+    Connection,
+    add_good,
+    add_tiny,
+    create_docs,
+    insert,
+    is_drained,
+    settings_for,
+    wait_until,
+)
+
+Samples = dict[tuple[str, str], float]
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def worker(dsn: str, log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``pgembed worker`` as a person does; its log goes to a file."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pgembed", "worker", *arguments],
+            env={**os.environ, "PGEMBED_DSN": dsn, "PGEMBED_POLL_SECONDS": "0.2"},
+            stderr=file,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def scrape(port: int) -> Samples:
+    """Return the samples by name, and by what they are about."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, about(sample.labels)): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def about(labels: dict[str, str]) -> str:
+    """Return the embedding, model or role of a sample."""
+    return next((labels[n] for n in ("embedding", "model", "role") if n in labels), "")
+
+
+def test_metrics_and_log(
+    dsn: str, connection: Connection, tmp_path: Path, port: int
+) -> None:
+    add_good(connection, tmp_path)
+    create_docs(connection, "a cat", "the dog")
+    log = tmp_path / "log"
+    arguments = ("--metrics-port", str(port), "--log-format", "json")
+    with worker(dsn, log, *arguments):
+        wait_until(lambda: is_drained(connection))
+        connection.execute("SET pgembed.call_timeout = '60s'")
+        connection.execute("SELECT pgembed.embed_query('tiny', 'a man')")
+        found = wait_until(
+            lambda: (
+                (samples := scrape(port)).get(("pgembed_call_seconds_count", "tiny"))
+                and samples
+            )
+        )
+        query = "SELECT pid FROM pgembed.workers WHERE role = 'embed'"
+        (first,) = fetch_one(connection, query)
+        os.kill(first, signal.SIGKILL)
+        insert(connection, "a man", first=3)
+        wait_until(lambda: set(fetch_all(connection, query)) - {(first,)})
+        wait_until(lambda: is_drained(connection))
+        later = scrape(port)
+    assert found["pgembed_rows_total", "docs_body"] == 2
+    assert found["pgembed_tokens_total", "docs_body"] >= 4
+    assert found["pgembed_model_seconds_total", "tiny"] > 0
+    assert found["pgembed_queue_rows", "docs_body"] == 0
+    assert found["pgembed_failed_rows", "docs_body"] == 0
+    assert found["pgembed_database_up", ""] == 1
+    for role in ("embed", "calls"):
+        assert found["pgembed_process_resident_memory_bytes", role] > 1_000_000
+    assert later["pgembed_rows_total", "docs_body"] == 3
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["level"] for line in lines} <= {"INFO", "WARNING"}
+    assert any(line["message"].startswith("docs_body: 2 rows") for line in lines)
+
+
+def test_failures_are_counted(
+    dsn: str, connection: Connection, tmp_path: Path, port: int
+) -> None:
+    add_tiny(connection, tiny_models.raising_model(tmp_path / "raising"))
+    create_docs(connection, "a cat", "poison")
+    log = tmp_path / "log"
+    with worker(dsn, log, "--metrics-port", str(port), "--max-attempts", "1"):
+        query = "SELECT count(*) FROM pgembed.failures"
+        wait_until(lambda: fetch_one(connection, query)[0] == 1)
+        found = scrape(port)
+    assert found["pgembed_failures_total", "docs_body"] == 1
+    assert found["pgembed_failed_rows", "docs_body"] == 1
+
+
+def test_a_port_in_use_is_an_error(dsn: str, connection: Connection) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(WorkerError, match=f"127.0.0.1:{port}.*--metrics-port"):
+            run_worker(settings_for(dsn, metrics_port=port))
