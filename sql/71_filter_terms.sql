@@ -74,6 +74,35 @@ COMMENT ON FUNCTION pgembed._filter_operand(regclass, text, text) IS
 'The column that a filter names: as SQL, its type (a domain''s base type) and a label for errors. A name in double quotes is read as SQL reads it, which reaches a column called "and", "or" or "not". column.key.key and column->key->key go into a jsonb column; a column of that very name comes first.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._read_value(given text, kind oid, name text)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    missing boolean;
+BEGIN
+    -- The frequent types by expressions that need no plan: a search waits for this.
+    CASE kind
+        WHEN 'text'::regtype THEN NULL;
+        WHEN 'int4'::regtype THEN missing := given::int4 IS NULL;
+        WHEN 'int8'::regtype THEN missing := given::int8 IS NULL;
+        WHEN 'numeric'::regtype THEN missing := given::numeric IS NULL;
+        WHEN 'float8'::regtype THEN missing := given::float8 IS NULL;
+        WHEN 'bool'::regtype THEN missing := given::bool IS NULL;
+        WHEN 'date'::regtype THEN missing := given::date IS NULL;
+        WHEN 'timestamptz'::regtype THEN missing := given::timestamptz IS NULL;
+        WHEN 'uuid'::regtype THEN missing := given::uuid IS NULL;
+        WHEN 'int4[]'::regtype THEN missing := given::int4[] IS NULL;
+        WHEN 'text[]'::regtype THEN missing := given::text[] IS NULL;
+        ELSE EXECUTE format('SELECT pgembed._value($1, NULL::%s) IS NULL', name) USING given;
+    END CASE;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._read_value(text, oid, text) IS
+'An error when a text is no value of a type.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._filter_value(
     kind oid, label text, value jsonb, reference text,
     INOUT arguments text[], OUT expression text
@@ -82,14 +111,18 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    name text := pgembed._type_name(kind);
+    name text;
+    volatility "char";
     given text;
 BEGIN
+    SELECT format('%I.%I', n.nspname, t.typname), i.provolatile INTO name, volatility
+    FROM pg_catalog.pg_type AS t
+    INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace
+    INNER JOIN pg_catalog.pg_proc AS i ON i.oid = t.typinput
+    WHERE t.oid = kind;
     BEGIN
         given := pgembed._value_text(value, kind);
-        IF kind <> 'text'::regtype THEN
-            EXECUTE format('SELECT pgembed._value($1, NULL::%s) IS NULL', name) USING given;
-        END IF;
+        PERFORM pgembed._read_value(given, kind, name);
     EXCEPTION WHEN OTHERS THEN
         PERFORM pgembed._refuse_filter(format('%s is no value of %s: %s',
             left(value::text, 100), label, left(SQLERRM, 200)),
@@ -97,9 +130,7 @@ BEGIN
     END;
     arguments := arguments || given;
     expression := format(
-        CASE WHEN (SELECT i.provolatile FROM pg_catalog.pg_type AS t
-                   INNER JOIN pg_catalog.pg_proc AS i ON i.oid = t.typinput
-                   WHERE t.oid = kind) = 'i'
+        CASE volatility WHEN 'i'
             THEN '((%s)[%s])::%s' ELSE 'pgembed._value((%s)[%s], NULL::%s)' END,
         reference, cardinality(arguments), name);
 END;
