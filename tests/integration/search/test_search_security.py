@@ -48,7 +48,7 @@ HELPERS = (
     "_distance_expression _fallback_statement _find_embedding _has_partial_index "
     "_key_aliases _key_match _partial_estimate _records_filter _record_filter _setting "
     "_lexemes _like_pattern _nearest_statement _pages_read _pattern_operator "
-    "_plan_search _query_vector _source_relation _table_size _template_expression "
+    "_plan_search _query_vector _read_value _source_relation _table_size _template_expression "
     "_type_name _usable_index _value _value_text _vector_indexes embed_query"
 )
 
