@@ -43,13 +43,14 @@ $$;
 """
 HELPERS = (
     "_apply_settings _array_text _check_option _columns _comparison "
-    "_content_expression _cost _distance_operator _estimate _exact_cost "
-    "_index_condition _indexed_statement _row_type _sentinels "
-    "_distance_expression _fallback_statement _find_embedding _has_partial_index "
-    "_key_aliases _key_match _partial_estimate _records_filter _record_filter _setting "
-    "_lexemes _like_pattern _nearest_statement _pages_read _pattern_operator "
-    "_plan_search _query_vector _read_value _source_relation _table_size _template_expression "
-    "_type_name _usable_index _value _value_text _vector_indexes embed_query"
+    "_content_expression _cost _distance_expression _distance_operator _estimate "
+    "_exact_cost _fallback_statement _find_embedding _has_partial_index "
+    "_index_condition _indexed_statement _key_aliases _key_match _lexemes "
+    "_like_pattern _nearest_statement _pages_read _partial_estimate "
+    "_pattern_operator _plan_search _query_vector _read_value _record_filter "
+    "_records_filter _row_type _sentinels _setting _source_relation _table_size "
+    "_template_expression _type_name _usable_index _value _value_text "
+    "_vector_indexes embed_query"
 )
 
 
