@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import psycopg
 import pytest
 
+from pgembed.postgres.resources import resource_dir
 from tests.integration.search.support import (
     Connection,
     Matrix,
@@ -22,36 +24,6 @@ from tests.integration.search.support import (
 )
 
 ROWS = 2000
-# What a role needs to search, and to search only.
-SEARCHER = """
-CREATE ROLE searcher;
-GRANT USAGE ON SCHEMA pgembed TO searcher;
-GRANT SELECT ON pgembed.embedding TO searcher;
-DO $$
-DECLARE
-    f regprocedure;
-BEGIN
-    FOR f IN
-        SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'pgembed'::regnamespace
-        AND (p.proname ~ '_?(search|filter|refuse|words|hybrid|json|index_settings)'
-             OR p.proname = ANY ({}))
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO searcher', f);
-    END LOOP;
-END
-$$;
-"""
-HELPERS = (
-    "_apply_settings _array_text _check_option _columns _comparison "
-    "_content_expression _cost _distance_expression _distance_operator _estimate "
-    "_exact_cost _fallback_statement _find_embedding _has_partial_index "
-    "_index_condition _indexed_statement _key_aliases _key_match _lexemes "
-    "_like_pattern _nearest_statement _pages_read _partial_estimate "
-    "_pattern_operator _plan_search _query_vector _read_value _record_filter "
-    "_records_filter _row_type _sentinels _setting _source_relation _table_size "
-    "_template_expression _type_name _usable_index _value _value_text "
-    "_vector_indexes embed_query"
-)
 
 
 def vectors() -> Matrix:
@@ -67,7 +39,8 @@ def tenants(shared: Connection) -> Iterator[Connection]:
     shared.execute("ALTER TABLE docs ADD title text DEFAULT 'x'; ANALYZE docs")
     shared.execute("CREATE INDEX ON docs USING hnsw (v vector_l2_ops)")
     adopt(shared, "docs", distance="l2")
-    shared.execute(psycopg.sql.SQL(SEARCHER).format(HELPERS.split()))
+    shared.execute("CREATE ROLE searcher")
+    shared.execute("SELECT pgembed.grant_search('searcher')")
     shared.execute(
         "ALTER TABLE docs ENABLE ROW LEVEL SECURITY; "
         "CREATE POLICY own ON docs USING "
@@ -117,6 +90,63 @@ def test_each_tenant_finds_its_own_rows(searcher: Connection, mode: str) -> None
         assert both == [(tenant,)] * 20
     searcher.execute("SET app.tenant = 0")
     assert search(searcher, "docs", query, mode=mode) == []
+
+
+def granted(connection: Connection) -> set[str]:
+    """Return all that searcher may do in schema pgembed."""
+    rows = connection.execute(
+        """
+        SELECT o.name || ': ' || lower(a.privilege_type)
+        FROM (
+            SELECT 'schema', n.nspacl FROM pg_namespace AS n WHERE n.nspname = 'pgembed'
+            UNION ALL
+            SELECT c.relname::text, c.relacl FROM pg_class AS c
+            WHERE c.relnamespace = 'pgembed'::regnamespace
+            UNION ALL
+            SELECT p.oid::regprocedure::text, p.proacl FROM pg_proc AS p
+            WHERE p.pronamespace = 'pgembed'::regnamespace
+        ) AS o (name, acl), aclexplode(o.acl) AS a
+        WHERE a.grantee = 'searcher'::regrole
+        """
+    )
+    return {name for (name,) in rows}
+
+
+def test_a_searcher_may_search_and_no_more(tenants: Connection) -> None:
+    routines = {
+        f"{name}: execute"
+        for (name,) in tenants.execute("SELECT pgembed._search_routines()::text")
+    }
+    tables = {"schema: usage", "embedding: select"}
+    assert granted(tenants) == routines | tables
+    source = (resource_dir("sql") / "95_privileges.sql").read_text()
+    literals = re.findall(r"^ +'([a-z_ ]+)'", source, re.MULTILINE)
+    assert {routine.split("(")[0] for routine in routines} == {
+        f"pgembed.{name}" for name in " ".join(literals).split()
+    }
+    tenants.execute("SELECT pgembed.revoke_search('searcher')")
+    assert granted(tenants) == set()
+    tenants.execute("SELECT pgembed.grant_search('searcher')")
+    assert granted(tenants) == routines | tables
+
+
+def test_only_calls_and_the_record_run_as_the_owner(tenants: Connection) -> None:
+    rows = tenants.execute(
+        "SELECT p.proname FROM pgembed._search_routines() AS r "
+        "JOIN pg_proc AS p ON p.oid = r WHERE p.prosecdef"
+    )
+    assert {name for (name,) in rows} == {
+        "embed",
+        "embed_batch",
+        "embed_query",
+        "_record_filter",
+    }
+
+
+def test_a_searcher_measures_recall(searcher: Connection) -> None:
+    searcher.execute("SET app.tenant = 2")
+    rows = searcher.execute("SELECT * FROM pgembed.recall('docs_v', 5)").fetchall()
+    assert rows
 
 
 def test_the_index_is_used_under_row_level_security(searcher: Connection) -> None:
