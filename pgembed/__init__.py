@@ -5,25 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pgembed.batch.join import JoinResult
     from pgembed.batch.layout import build_layout, drop_layout
     from pgembed.batch.result import BatchResult
-    from pgembed.batch.search import search_batch
+    from pgembed.batch.search import knn_join, search_batch
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchResult",
+    "JoinResult",
     "__version__",
     "build_layout",
     "drop_layout",
+    "knn_join",
     "search_batch",
 ]
 
 # NumPy and psycopg are imported when a name is first used, not with the package.
 _MODULES = {
     "BatchResult": "pgembed.batch.result",
+    "JoinResult": "pgembed.batch.join",
     "build_layout": "pgembed.batch.layout",
     "drop_layout": "pgembed.batch.layout",
+    "knn_join": "pgembed.batch.search",
     "search_batch": "pgembed.batch.search",
 }
 

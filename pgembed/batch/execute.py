@@ -42,6 +42,8 @@ class Options:
     progress: Progress | None = None
     few_by_sql: bool = True
     """Whether a few queries may be answered one by one, when that is cheaper."""
+    answered: Callable[[int, int], None] | None = None
+    """Called with how many queries are answered, and how many there are."""
 
 
 class Batch:
@@ -57,7 +59,7 @@ class Batch:
         self.connection, self.source, self.workload = connection, source, workload
         self.options = options
         self.tables = Tables()
-        self.report = Report(conditions=len(workload.conditions))
+        self.report = Report(queries=len(workload), conditions=len(workload.conditions))
 
     def run(self) -> BatchResult:
         """Return the answer."""
@@ -88,6 +90,8 @@ class Batch:
         most = int(workload.k.max())
         positions = np.full((len(workload), most), -1, np.int64)
         distances = np.full((len(workload), most), np.inf)
+        done = 0
+        self._count(done)
         for number, part in enumerate(rounds):
             with self.report.stage("predicates"):
                 if number:
@@ -104,6 +108,8 @@ class Batch:
                 found, far = self._answer(workload.part(chosen), corpus, passing)
                 positions[chosen, : found.shape[1]] = found
                 distances[chosen, : far.shape[1]] = far
+                done += len(chosen)
+                self._count(done)
         return self._result(corpus.ids, positions, distances)
 
     def _singly(self, layout: Store | None) -> bool:
@@ -224,6 +230,10 @@ class Batch:
         if rows and all(type(key) is int for key in keys):
             return keys.astype(np.int64)
         return keys
+
+    def _count(self, done: int) -> None:
+        if self.options.answered is not None:
+            self.options.answered(done, len(self.workload))
 
     def _say(self, stage: str, share: float) -> None:
         if self.options.progress is not None:

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgembed.batch.execute import Batch, Options
+from pgembed.batch.join import Join
 from pgembed.batch.result import Report
 from pgembed.batch.source import describe
-from pgembed.batch.tables import Embed, read_queries, read_texts, write_results
-from pgembed.batch.workload import Workload
+from pgembed.batch.tables import (
+    Asked,
+    Embed,
+    read_queries,
+    read_texts,
+    write_results,
+)
+from pgembed.batch.workload import Filter, Workload
 from pgembed.postgres.connection import Connection, fetch_one, require_idle
 from pgembed.settings import Settings
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What else is done around a batch."""
+
+    models: Connection | None = None
+    """Where models are read; default: the connection of the batch."""
+    cache_dir: Path | None = None
+    """Where their files are kept; default: as the settings say."""
+    begin: Callable[[Connection], object] = _nothing
+    """Called first in every transaction."""
+    finish: Callable[[Connection, int, Report], object] = _nothing
+    """Called last in the transaction of the results, with the rows written."""
 
 
 def run_batch(
@@ -24,6 +51,7 @@ def run_batch(
     *,
     k: int = 10,
     options: Options,
+    frame: Frame | None = None,
 ) -> tuple[int, Report]:
     """Answer the queries of table *queries* into table *results*.
 
@@ -32,10 +60,12 @@ def run_batch(
     raises, and SettingError for a table that cannot hold queries.
     """
     require_idle(connection, "run a batch")
+    frame = frame or Frame()
     # No transaction is open while a model runs.
-    embed = _embedder(connection, embedding, queries)
+    embed = _embedder(connection, embedding, queries, frame)
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        frame.begin(connection)
         source = describe(connection, embedding)
         workload, table = read_queries(
             connection,
@@ -47,8 +77,49 @@ def run_batch(
         batch = Batch(connection, source, workload, options)
         answer = batch.run()
         with batch.report.stage("writing"):
-            rows = write_results(connection, source, table, results, answer)
+            asked = Asked.by_table(table, source)
+            rows = write_results(connection, source, asked, results, answer)
+        frame.finish(connection, rows, batch.report)
     return rows, batch.report
+
+
+def run_join(
+    connection: Connection,
+    embedding: str,
+    results: str,
+    *,
+    asking: str | None = None,
+    k: int = 10,
+    filter: Filter | str = None,  # noqa: A002 - as in SQL
+    predicate: str | None = None,
+    options: Options,
+    frame: Frame | None = None,
+) -> tuple[int, Report]:
+    """Write the rows related to every row of *asking* into table *results*.
+
+    The arguments are those of knn_join; returns the rows written and the report. As
+    with run_batch, all is written or nothing. Raises what knn_join raises.
+    """
+    require_idle(connection, "run a join")
+    frame = frame or Frame()
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        frame.begin(connection)
+        join = Join.of(
+            connection,
+            embedding,
+            asking,
+            options,
+            k=k,
+            filter=filter,
+            predicate=predicate,
+        )
+        ids, answer = join.run()
+        with answer.report.stage("writing"):
+            asked = Asked.by_rows(join.asking, join.source, ids, join.tables.oids)
+            rows = write_results(connection, join.source, asked, results, answer)
+        frame.finish(connection, rows, answer.report)
+    return rows, answer.report
 
 
 def read_workload(connection: Connection, embedding: str, queries: str) -> Workload:
@@ -64,19 +135,25 @@ def read_workload(connection: Connection, embedding: str, queries: str) -> Workl
     return workload
 
 
-def _embedder(connection: Connection, embedding: str, queries: str) -> Embed | None:
+def _embedder(
+    connection: Connection, embedding: str, queries: str, frame: Frame
+) -> Embed | None:
     """Return what knows the vectors of the texts in *queries*."""
-    (name,) = fetch_one(
-        connection, "SELECT (pgembed._find_embedding(%s)).model", [embedding]
-    )
-    if name is None:
-        return None
-    texts = read_texts(connection, queries)
+    with connection.transaction():
+        frame.begin(connection)
+        (name,) = fetch_one(
+            connection, "SELECT (pgembed._find_embedding(%s)).model", [embedding]
+        )
+        texts = read_texts(connection, queries) if name is not None else []
     if not texts:
         return None
     from pgembed.models import registry
 
-    model = registry.load(connection, name, cache_dir=Settings.load().cache_dir)
+    model = registry.load(
+        frame.models or connection,
+        name,
+        cache_dir=frame.cache_dir or Settings.load().cache_dir,
+    )
     known = dict(zip(texts, model.embed(texts, "query"), strict=True))
 
     def embed(wanted: Sequence[str]) -> NDArray[np.float32]:

@@ -53,13 +53,15 @@ def build_layout(
     memory: int = 512 << 20,
     threads: int | None = None,
     root: Path | None = None,
+    recorder: Connection | None = None,
 ) -> Layout:
     """Build the layout of *embedding* from one snapshot, in place of the one before.
 
     *workload*: queries like those to come; their conditions cut the rows into leaves of
     at least *least_rows* (default: 4 lists, or 1 % of all). *list_rows*: how many rows
     a posting list has on average. *root*: the folder for layouts; default: beside the
-    cache of models. Raises PgembedError when the connection is in a transaction,
+    cache of models. *recorder*: the connection that records what was built, if the
+    reader may not. Raises PgembedError when the connection is in a transaction,
     SettingError when list_rows makes no sense, FilterError for a bad condition.
     """
     if list_rows < 1:
@@ -82,7 +84,7 @@ def build_layout(
         size = builder.write(writer, origin)
         freshness.await_flush(connection, position)
         layout = builder.summary(writer.version, size, origin)
-        _record(connection, source, layout, place)
+        _record(recorder or connection, source, layout, place)
     store.remove(place, keep=layout.version)
     return layout
 

@@ -19,6 +19,7 @@ class Report:
     strategy: str = "exact"
     layout: str = "not used"
     """The version of the layout that was used, or why there is none."""
+    queries: int = 0
     rows: int = 0
     conditions: int = 0
     products: int = 0

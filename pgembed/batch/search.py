@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from pgembed.batch.engine import cores
 from pgembed.batch.execute import Batch, Options, Progress
+from pgembed.batch.join import Join, JoinResult
 from pgembed.batch.result import BatchResult
 from pgembed.batch.source import describe, one_snapshot
 from pgembed.batch.workload import Filter, Workload
@@ -61,6 +62,56 @@ def search_batch(
             recall, limit, threads or cores(), layout, layouts, progress, few_by_sql
         )
         return Batch(connection, source, workload, options).run()
+
+
+def knn_join(
+    connection: Connection,
+    embedding: str,
+    *,
+    asking: str | None = None,
+    k: int = 10,
+    filter: Filter | str = None,  # noqa: A002 - as in SQL
+    predicate: str | None = None,
+    recall: float = 0.99,
+    memory: str | int = "512MB",
+    threads: int | None = None,
+    layout: bool = True,
+    layouts: Path | None = None,
+    progress: Progress | None = None,
+) -> JoinResult:
+    """Search *embedding* for the *k* nearest rows of every row of *asking*.
+
+    *asking*: another embedding with vectors of as many dimensions; by default the rows
+    of *embedding* itself ask. A row is never related to itself. Rows without a vector,
+    and those of length zero under cosine distance, do not ask. *filter*: a JSON filter
+    for all. *predicate*: SQL on the rows to be found, in which {column} stands for a
+    value of the row that asks: 'category = {category} AND year > {year}'; braces that
+    mean no column are doubled. Every distinct predicate is evaluated once. The other
+    arguments are those of search_batch.
+
+    Raises what search_batch raises; FilterError also for a column that is not there,
+    EmbeddingError for an embedding with chunks.
+    """
+    options = Options(
+        check_recall(recall),
+        memory_bytes(memory),
+        threads or cores(),
+        layout,
+        layouts,
+        progress,
+    )
+    with one_snapshot(connection):
+        join = Join.of(
+            connection,
+            embedding,
+            asking,
+            options,
+            k=k,
+            filter=filter,
+            predicate=predicate,
+        )
+        ids, related = join.run()
+        return JoinResult(join.keys(ids), related)
 
 
 def check_recall(recall: float) -> float:

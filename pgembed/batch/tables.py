@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from pgembed.batch.result import BatchResult
-from pgembed.batch.rows import TidArray, fetch, raw_cursor
+from pgembed.batch.rows import RowIds, TidArray, fetch, raw_cursor
 from pgembed.batch.source import Source
 from pgembed.batch.workload import Workload
 from pgembed.errors import PgembedError, SettingError
@@ -141,53 +141,71 @@ def _places(tids: list[bytes]) -> NDArray[np.uint64]:
     return np.asarray((raw["block"].astype(np.uint64) << np.uint64(16)) | raw["offset"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The rows of a table q that asked, and what results call them and the answers."""
+
+    name: str
+    places: NDArray[np.uint64]
+    """(q,): where the rows are."""
+    columns: dict[str, str]
+    """Columns of the results by name: expressions on q."""
+    keys: tuple[str, ...]
+    """Columns of the results for the key columns of the rows found."""
+    oids: tuple[int, ...] = ()
+    """The tables to which *places* refer, when the rows are in several."""
+
+    @classmethod
+    def by_table(cls, queries: QueryTable, source: Source) -> Asked:
+        """Queries of a table with an id."""
+        columns = {"query_id": "q.id"}
+        return cls(queries.name, queries.places, columns, source.keys)
+
+    @classmethod
+    def by_rows(
+        cls, asking: Source, source: Source, ids: RowIds, oids: Sequence[int]
+    ) -> Asked:
+        """Rows *ids* (q,) of an embedding, in tables *oids*."""
+        columns = {key: f"q.{key}" for key in asking.keys}
+        keys = tuple(_related(key) for key in source.keys)
+        several = tuple(oids) if asking.divided else ()
+        return cls(asking.target, ids, columns, keys, several)
+
+
 def write_results(
     connection: Connection,
     source: Source,
-    queries: QueryTable,
+    asked: Asked,
     results: str,
     answer: BatchResult,
 ) -> int:
     """Write *answer* to the table *results*; return the rows written.
 
     Belongs into the transaction in which the batch ran: then all of it is committed,
-    or nothing. The table is created if it does not exist: query_id, rank, the key
-    columns with their own names and types, distance.
+    or nothing. The table is created if it does not exist: the columns of those who
+    asked, rank, the key columns of the rows found, distance.
     """
-    names = _result_columns(connection, source)
-    _create(connection, source, queries, results, names)
+    names = _result_columns(source, asked)
+    _create(connection, source, asked, results, names)
     target = _quoted(connection, results)
     there = np.arange(answer.distances.shape[1]) < answer.counts[:, None]
     rows, ranks = np.nonzero(there)
-    oids = np.array(answer.tables or (0,), np.int64)
     places = answer.places[rows, ranks]
-    tables = oids[(places >> np.uint64(48)).astype(np.int64)]
-    match = " AND t.tableoid::pg_catalog.int8 = u.oid" if source.divided else ""
-    keys = source.key_list("t")
-    statement = (
-        f"INSERT INTO {target} ({', '.join(names)}) "  # noqa: S608 - quoted names
-        f"SELECT q.id, u.rank, {keys}, u.distance "
-        "FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog._tid), "
-        "pg_catalog.unnest($2::pg_catalog._tid), "
-        "pg_catalog.unnest($3::pg_catalog._int4), "
-        "pg_catalog.unnest($4::pg_catalog._float8), "
-        "pg_catalog.unnest($5::pg_catalog._int8)) "
-        "AS u (query, tid, rank, distance, oid) "
-        f"INNER JOIN {queries.name} AS q ON q.ctid = u.query "
-        f"INNER JOIN {source.target} AS t ON t.ctid = u.tid{match}"
-    )
+    statement = _insert(source, asked, target, names)
     written = 0
     with raw_cursor(connection) as cursor:
         for start in range(0, len(rows), _BLOCK):
             part = slice(start, start + _BLOCK)
+            askers = asked.places[rows[part]]
             cursor.execute(
                 statement.encode(),
                 [
-                    TidArray(queries.places[rows[part]]),
+                    TidArray(askers),
+                    _tables(askers, asked.oids),
                     TidArray(places[part]),
+                    _tables(places[part], answer.tables),
                     (ranks[part] + 1).tolist(),
                     answer.distances[rows[part], ranks[part]].tolist(),
-                    tables[part].tolist(),
                 ],
             )
             written += cursor.rowcount
@@ -200,20 +218,53 @@ def write_results(
     return written
 
 
-def _result_columns(connection: Connection, source: Source) -> list[str]:
-    taken = {"query_id", "rank", "distance"} & set(source.keys)
-    if taken:
+def _insert(source: Source, asked: Asked, target: str, names: list[str]) -> str:
+    in_table = " AND {}.tableoid::pg_catalog.int8 = u.{}"
+    asker = in_table.format("q", "query_oid") if asked.oids else ""
+    found = in_table.format("t", "oid") if source.divided else ""
+    return (
+        f"INSERT INTO {target} ({', '.join(names)}) "  # noqa: S608 - quoted names
+        f"SELECT {', '.join(asked.columns.values())}, u.rank, "
+        f"{source.key_list('t')}, u.distance "
+        "FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog._tid), "
+        "pg_catalog.unnest($2::pg_catalog._int8), "
+        "pg_catalog.unnest($3::pg_catalog._tid), "
+        "pg_catalog.unnest($4::pg_catalog._int8), "
+        "pg_catalog.unnest($5::pg_catalog._int4), "
+        "pg_catalog.unnest($6::pg_catalog._float8)) "
+        "AS u (query, query_oid, tid, oid, rank, distance) "
+        f"INNER JOIN {asked.name} AS q ON q.ctid = u.query{asker} "
+        f"INNER JOIN {source.target} AS t ON t.ctid = u.tid{found}"
+    )
+
+
+def _tables(places: NDArray[np.uint64], oids: Sequence[int]) -> list[int]:
+    known = np.array(oids or (0,), np.int64)
+    numbers = (places >> np.uint64(48)).astype(np.int64)
+    return list(known[numbers].tolist()) if oids else [0] * len(places)
+
+
+def _result_columns(source: Source, asked: Asked) -> list[str]:
+    names = [*asked.columns, "rank", *asked.keys, "distance"]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
         raise SettingError(
-            f"the key column {taken.pop()} of {source.relation} has the name of a "
+            f"the key column {twice[0]} of {source.relation} has the name of a "
             "column of results: rename it, or use pgembed.search_batch in Python"
         )
-    return ["query_id", "rank", *source.keys, "distance"]
+    return names
+
+
+def _related(key: str) -> str:
+    """Return the quoted name of the column for a related row's key column."""
+    name = key[1:-1].replace('""', '"') if key.startswith('"') else key
+    return sql.Identifier(f"related_{name}").as_string()
 
 
 def _create(
     connection: Connection,
     source: Source,
-    queries: QueryTable,
+    asked: Asked,
     results: str,
     names: list[str],
 ) -> None:
@@ -221,14 +272,18 @@ def _create(
     if found[0][0] is not None:
         return
     parts = fetch_one(connection, "SELECT pg_catalog.parse_ident(%s)", [results])[0]
+    values = [
+        *asked.columns.values(),
+        "NULL::pg_catalog.int4",
+        *(f"t.{key}" for key in source.keys),
+        "NULL::pg_catalog.float8",
+    ]
+    columns = [f"{v} AS {n}" for v, n in zip(values, names, strict=True)]
     connection.execute(
-        sql.SQL(
-            "CREATE TABLE {} AS SELECT q.id AS query_id, NULL::pg_catalog.int4 AS rank,"
-            " {}, NULL::pg_catalog.float8 AS distance FROM {} AS q, {} AS t LIMIT 0"
-        ).format(
+        sql.SQL("CREATE TABLE {} AS SELECT {} FROM {} AS q, {} AS t LIMIT 0").format(
             sql.Identifier(*parts),
-            _sql(source.key_list("t")),
-            _sql(queries.name),
+            _sql(", ".join(columns)),
+            _sql(asked.name),
             _sql(source.target),
         )
     )

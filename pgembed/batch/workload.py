@@ -15,7 +15,8 @@ from pgembed.errors import FilterError, SettingError, VectorError
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-_MAX_K = 10_000
+MAX_K = 10_000
+"""The most rows that a query may ask for."""
 
 Filter = Mapping[str, Any] | None
 
@@ -57,7 +58,7 @@ class Workload:
         """
         vectors = _checked(queries)
         count = len(vectors)
-        texts = [_canonical(f) for f in _each(filters, Mapping, "filters", count)]
+        texts = [canonical(f) for f in _each(filters, Mapping, "filters", count)]
         clauses = _each(predicates, str, "predicates", count)
         numbers: dict[Condition, int] = {}
         members = [
@@ -102,9 +103,9 @@ def _checked_k(k: ArrayLike, count: int) -> Ints:
             f"k must be an integer or one per query ({count}), "
             f"not {given.dtype} of shape {given.shape}"
         )
-    if count and (given.min() < 1 or given.max() > _MAX_K):
+    if count and (given.min() < 1 or given.max() > MAX_K):
         raise SettingError(
-            f"k is {given.min()} to {given.max()}, but must be from 1 to {_MAX_K}"
+            f"k is {given.min()} to {given.max()}, but must be from 1 to {MAX_K}"
         )
     return np.broadcast_to(given, (count,)).astype(np.int64)
 
@@ -121,7 +122,8 @@ def _each(given: Any, single: type, name: str, count: int) -> list[Any]:
     return values
 
 
-def _canonical(given: Any) -> str | None:
+def canonical(given: Any) -> str | None:
+    """Return a filter as JSON text, equal for equal ones; FilterError if it is none."""
     if given is None:
         return None
     try:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pgembed.cli import options, output
-from pgembed.postgres.connection import connect
+from pgembed.postgres.connection import Connection, connect
+
+if TYPE_CHECKING:
+    from pgembed.batch.execute import Options
+    from pgembed.batch.result import Report
 
 
 @click.command()
 @click.argument("embedding")
 @options.dsn
 @options.as_json
-@click.option("--queries", required=True, help="Table of queries: see below.")
+@click.option("--queries", help="Table of queries: see below.")
+@click.option("--self", "itself", is_flag=True, help="Its own rows are the queries.")
+@click.option("--rows-of", help="The rows of this embedding are the queries.")
+@click.option("--predicate", help="Of --self, --rows-of: SQL, {column} of the query.")
+@click.option("--filter", help="Of --self, --rows-of: a JSON filter for all.")
 @click.option("--results", required=True, help="Table for the answers.")
 @click.option("-k", type=int, default=10, show_default=True, help="Rows per query.")
 @click.option("--recall", type=float, default=0.99, show_default=True, help="1: exact.")
@@ -27,36 +35,35 @@ from pgembed.postgres.connection import connect
 def batch(
     embedding: str, dsn: str | None, as_json: bool, no_layout: bool, **arguments: Any
 ) -> None:
-    """Answer a table of queries on EMBEDDING in one go.
+    """Answer a table of queries on EMBEDDING in one go, or relate rows to rows.
 
     The table --queries has a column id of any type, embedding (a vector) or content (a
     text), and optionally filter (jsonb), predicate (SQL, run with your rights) and k.
     The table --results is created if it does not exist: query_id, rank, the key columns
     of the source and distance. All results appear at once, or none.
+
+    With --self every row of EMBEDDING is a query (with --rows-of, every row of another
+    embedding), and no row is related to itself. The results have its key columns, rank,
+    those of the row found after related_, and distance. In --predicate, {column} is a
+    value of the row that asks: --predicate 'category = {category} AND id <> {twin}'.
     """
     from pgembed.batch.engine import cores
     from pgembed.batch.execute import Options
-    from pgembed.batch.job import run_batch
     from pgembed.batch.search import check_recall, memory_bytes
 
+    _check_queries(arguments)
     with (
         connect(options.settings(dsn=dsn).dsn, purpose="batch") as connection,
         _Bar(shown=not as_json) as bar,
     ):
-        rows, report = run_batch(
-            connection,
-            embedding,
-            arguments["queries"],
-            arguments["results"],
-            k=arguments["k"],
-            options=Options(
-                check_recall(arguments["recall"]),
-                memory_bytes(arguments["memory"]),
-                arguments["threads"] or cores(),
-                not no_layout,
-                progress=bar.say,
-            ),
+        given = Options(
+            check_recall(arguments["recall"]),
+            memory_bytes(arguments["memory"]),
+            arguments["threads"] or cores(),
+            not no_layout,
+            progress=bar.say,
         )
+        rows, report = _run(connection, embedding, arguments, given)
     seconds = sum(report.seconds.values())
     summary = {
         "results": rows,
@@ -68,6 +75,43 @@ def batch(
         "layout": report.layout,
     }
     output.show([summary], as_json=as_json)
+
+
+def _check_queries(arguments: dict[str, Any]) -> None:
+    ways = [arguments["queries"], arguments["itself"], arguments["rows_of"]]
+    if sum(map(bool, ways)) != 1:
+        raise click.UsageError("give one of --queries, --self and --rows-of")
+    for name in ("predicate", "filter"):
+        if arguments["queries"] and arguments[name]:
+            raise click.UsageError(
+                f"--{name} is for --self and --rows-of: queries have a column {name}"
+            )
+
+
+def _run(
+    connection: Connection, embedding: str, arguments: dict[str, Any], given: Options
+) -> tuple[int, Report]:
+    from pgembed.batch.job import run_batch, run_join
+
+    if arguments["queries"]:
+        return run_batch(
+            connection,
+            embedding,
+            arguments["queries"],
+            arguments["results"],
+            k=arguments["k"],
+            options=given,
+        )
+    return run_join(
+        connection,
+        embedding,
+        arguments["results"],
+        asking=arguments["rows_of"],
+        k=arguments["k"],
+        filter=arguments["filter"],
+        predicate=arguments["predicate"],
+        options=given,
+    )
 
 
 class _Bar:

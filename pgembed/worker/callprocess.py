@@ -6,6 +6,7 @@ from pgembed.models import registry
 from pgembed.models.session import Model
 from pgembed.postgres.connection import connect, fetch_all
 from pgembed.settings import Settings
+from pgembed.worker.batches import Batches
 from pgembed.worker.calls import CallServer
 from pgembed.worker.leases import Heart, Identity
 from pgembed.worker.lifetime import Lifetime, Stopped
@@ -48,12 +49,16 @@ def _serve(
     beating = threads.start("heartbeat", heart.run)
     loader = Loader(ModelCache(lambda name: _load(settings, name)))
     additions = Additions(settings, identity, lifetime)
+    batches = Batches(settings, identity, lifetime)
+    carrying_out = threads.start("batches", batches.run)
     transport = TableCalls(link, identity, additions.begin)
     try:
         _preload(link, loader)
         CallServer(transport, loader, lifetime).run()
     finally:
         loader.close()
+        batches.close()
+        carrying_out.join()
         heart.finish()
         beating.join()
         identity.leave(heart_link)

@@ -1,0 +1,257 @@
+"""k-NN joins: the rows of an embedding as queries, on itself or on another one.
+
+A predicate may refer to the row that asks: in ``category = {category} AND year >
+{year}`` the braces hold its values. Rows with the same values have the same condition,
+which is evaluated once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgembed.batch.execute import Batch, Options
+from pgembed.batch.result import BatchResult, Report
+from pgembed.batch.rows import RowIds, RowMap, Tables, fetch, look_up, unpack
+from pgembed.batch.singly import typed
+from pgembed.batch.source import Source, describe
+from pgembed.batch.vectors import Spool, read_blocks
+from pgembed.batch.workload import MAX_K, Condition, Filter, Workload, canonical
+from pgembed.errors import EmbeddingError, FilterError, SettingError, VectorError
+from pgembed.postgres.connection import Connection, fetch_all
+
+Ints = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinResult:
+    """The rows that asked, and the rows related to each of them, nearest first."""
+
+    keys: NDArray[Any]
+    """(q,): the keys of the rows that asked, as in BatchResult."""
+    related: BatchResult
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def report(self) -> Report:
+        """What it took."""
+        return self.related.report
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+    """A k-NN join in an open snapshot: each row of *asking* searches *source*.
+
+    When both are of one table, no row is related to itself.
+    """
+
+    connection: Connection
+    source: Source
+    asking: Source
+    options: Options
+    k: int = 10
+    filter: Filter | str = None
+    predicate: str | None = None
+    tables: Tables = dataclasses.field(default_factory=Tables)
+
+    @classmethod
+    def of(
+        cls,
+        connection: Connection,
+        embedding: str,
+        asking: str | None,
+        options: Options,
+        **arguments: Any,
+    ) -> Join:
+        """Look the embeddings up; *asking* is by default the one that is searched.
+
+        Raises EmbeddingError or VectorError for embeddings that cannot be joined, and
+        SettingError for a k out of range.
+        """
+        source = describe(connection, embedding)
+        other = describe(connection, asking) if asking is not None else source
+        _check(source, other)
+        join = cls(connection, source, other, options, **arguments)
+        if not 1 <= join.k <= MAX_K:
+            raise SettingError(f"k is {join.k}, but must be from 1 to {MAX_K}")
+        return join
+
+    @property
+    def reflexive(self) -> bool:
+        """Whether the rows that ask are rows of the table that is searched."""
+        return self.source.relation == self.asking.relation
+
+    def run(self) -> tuple[RowIds, BatchResult]:
+        """Return the ids (q,) of the rows that asked, and their answers."""
+        ids, vectors = self._read()
+        conditions, members = self._conditions(ids)
+        wanted = self.k + self.reflexive
+        workload = Workload(
+            vectors, np.full(len(ids), wanted, np.int64), conditions, members
+        )
+        options = dataclasses.replace(
+            self.options, few_by_sql=self.options.few_by_sql and wanted <= MAX_K
+        )
+        answer = Batch(self.connection, self.source, workload, options).run()
+        if self.reflexive:
+            own = _renumbered(ids, self.tables.oids, answer.tables)
+            answer = _without(answer, own, self.k)
+        return ids, answer
+
+    def keys(self, ids: RowIds) -> NDArray[Any]:
+        """Return the keys (q,) of rows that asked."""
+        found = np.empty((len(ids), 1), object)
+        columns = self.asking.key_list("t")
+        for place, *key in look_up(
+            self.connection, self.asking, self.tables, ids, columns
+        ):
+            found[place, 0] = key[0] if len(key) == 1 else tuple(key)
+        return typed(found, np.ones(len(ids), np.int64))[:, 0]
+
+    def _read(self) -> tuple[RowIds, NDArray[np.float32]]:
+        """Read the rows that have a vector, and a distance to others."""
+        memory = self.options.memory // 4
+        spool = Spool(self.asking.dimensions, memory)
+        parts = [np.empty(0, np.uint64)]
+        for block in read_blocks(self.connection, self.asking, self.tables, memory):
+            chosen = np.arange(len(block.ids))
+            if self.source.distance == "cosine":
+                chosen = np.flatnonzero(block.values.any(axis=1))
+            spool.add(block.values[chosen])
+            parts.append(block.ids[chosen])
+        return np.concatenate(parts), np.asarray(spool.finish().parts[0])
+
+    def _conditions(self, ids: RowIds) -> tuple[tuple[Condition, ...], Ints]:
+        """Return the distinct conditions, and for each row (q,) which is its own."""
+        text = canonical(self.filter)
+        members = np.zeros(len(ids), np.int64)
+        expression, parameters = _predicate_of_row(
+            self.connection, self.asking, self.predicate
+        )
+        if expression is None:
+            return (Condition(text, self.predicate),), members
+        numbers: dict[str, int] = {}
+        places = RowMap(ids)
+        row = self.asking.row
+        for predicate, oid, packed in fetch(
+            self.connection,
+            f"SELECT {expression}, {row}.tableoid::pg_catalog.int8, "
+            f"pg_catalog.string_agg(pg_catalog.tidsend({row}.ctid), ''::bytea) "
+            f"{self.asking.rows()} GROUP BY 1, 2",
+            parameters,
+        ):
+            found = places.positions(self.tables.ids(oid, unpack(packed)))
+            found = found[found >= 0]
+            if len(found):
+                members[found] = numbers.setdefault(predicate, len(numbers))
+        return tuple(Condition(text, predicate) for predicate in numbers), members
+
+
+def _check(source: Source, asking: Source) -> None:
+    for each in (source, asking):
+        if each.chunked:
+            raise EmbeddingError(
+                f"embedding {each.name!r} has several vectors a row, which a join does "
+                "not compare: join embeddings without chunks"
+            )
+    if source.dimensions != asking.dimensions:
+        raise VectorError(
+            f"the vectors of embedding {asking.name!r} have {asking.dimensions} "
+            f"dimensions, those of {source.name!r} {source.dimensions}: join "
+            "embeddings of the same model"
+        )
+
+
+def _predicate_of_row(
+    connection: Connection, asking: Source, template: str | None
+) -> tuple[str | None, list[str]]:
+    """Return SQL for the text of the predicate with a row's values, and parameters.
+
+    None when the predicate has no braces. Values come as quoted literals of their type.
+    """
+    if template is None or not {"{", "}"} & set(template):
+        return None, []
+    tokens = fetch_all(
+        connection,
+        "SELECT token, column_name FROM pgembed._template_tokens(%s) ORDER BY ordinal",
+        [template],
+    )
+    if "".join(token for token, _ in tokens) != template:
+        raise FilterError(
+            f"the predicate {template!r} has an unmatched brace: write {{column}} for "
+            "a value of the row that asks, {{ and }} for braces"
+        )
+    literals = _literals(connection, asking)
+    parts, parameters = [], []
+    for token, column in tokens:
+        if column is None:
+            parameters.append(token[0] if token in ("{{", "}}") else token)
+            parts.append(f"${len(parameters)}::pg_catalog.text")
+        elif column in literals:
+            parts.append(literals[column])
+        else:
+            raise FilterError(
+                f"the predicate {template!r} refers to {{{column}}}, but "
+                f"{asking.relation} has no such column: its columns are "
+                f"{', '.join(literals)}; braces that mean no column are doubled"
+            )
+    return f"pg_catalog.concat({', '.join(parts)})", parameters
+
+
+def _literals(connection: Connection, asking: Source) -> dict[str, str]:
+    """Return by column: SQL for the text of a literal that has a row's value."""
+    rows = fetch_all(
+        connection,
+        """
+        SELECT a.attname, pg_catalog.quote_ident(a.attname), pg_catalog.quote_literal(
+            '::' || pg_catalog.format_type(a.atttypid, -1) || ')')
+        FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = %s::pg_catalog.text::pg_catalog.regclass
+            AND a.attnum > 0 AND NOT a.attisdropped
+        ORDER BY a.attnum
+        """,
+        [asking.relation],
+    )
+    return {
+        name: f"'(' || coalesce(pg_catalog.quote_literal({asking.row}.{quoted}"
+        f"::pg_catalog.text), 'NULL') || {ending}"
+        for name, quoted, ending in rows
+    }
+
+
+def _renumbered(ids: RowIds, mine: list[int], theirs: tuple[int, ...]) -> RowIds:
+    """Return *ids* with the tables numbered as in *theirs*; unknown ones stay so."""
+    known = {oid: number for number, oid in enumerate(theirs)}
+    numbers = np.array([known.get(oid, 0xFFFF) for oid in mine] or [0], np.uint64)
+    within = ids & np.uint64((1 << 48) - 1)
+    return np.asarray(
+        numbers[(ids >> np.uint64(48)).astype(np.int64)] << np.uint64(48) | within
+    )
+
+
+def _without(answer: BatchResult, own: RowIds, k: int) -> BatchResult:
+    """Leave each query's own row out of its answer, and of the rest all but *k*."""
+    width = answer.distances.shape[1]
+    there = np.arange(width) < answer.counts[:, None]
+    mine = there & (answer.places == own[:, None])
+    order = np.argsort(mine | ~there, axis=1, kind="stable")[:, :k]
+    counts = np.minimum(answer.counts - mine.sum(axis=1), k)
+
+    def taken(values: NDArray[Any], beyond: Any) -> NDArray[Any]:
+        kept = np.take_along_axis(values, order, axis=1)
+        kept[np.arange(kept.shape[1]) >= counts[:, None]] = beyond
+        return kept
+
+    nothing = None if answer.keys.dtype == object else 0
+    return dataclasses.replace(
+        answer,
+        keys=taken(answer.keys, nothing),
+        distances=taken(answer.distances, np.inf),
+        places=taken(answer.places, 0),
+        counts=counts,
+    )

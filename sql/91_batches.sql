@@ -1,0 +1,332 @@
+-- Batches from SQL: posted in the caller's transaction, so that they begin when it
+-- commits, with the queries that it wrote.
+
+-- Who posts is not said by an argument, which could be forged: the trigger runs as
+-- whoever inserts, and overwrites what was inserted.
+CREATE OR REPLACE FUNCTION pgembed._check_batch()
+RETURNS trigger
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(NEW.embedding);
+BEGIN
+    NEW.caller := quote_ident(current_user)::regrole;
+    NEW.state := 'waiting';
+    NEW.cancel_requested := false;
+    NEW.attempts := 0;
+    NEW.due_at := now();
+    NEW.posted_at := now();
+    NEW.worker := NULL;
+    NEW.lease := NULL;
+    NEW.rows := NULL;
+    NEW.report := NULL;
+    NEW.error := NULL;
+    NEW.started_at := NULL;
+    NEW.ended_at := NULL;
+    IF NOT (SELECT r.rolcanlogin FROM pg_catalog.pg_roles AS r WHERE r.oid = NEW.caller) THEN
+        RAISE EXCEPTION 'role % cannot post a batch, because it cannot log in', NEW.caller
+            USING ERRCODE = 'invalid_authorization_specification',
+            DETAIL = 'A worker carries a batch out in a session of the role that posted it.',
+            HINT = 'RESET ROLE first, or post it as a role with LOGIN.';
+    END IF;
+    IF NEW.kind IN ('build_layout', 'drop_layout')
+        AND NOT pg_has_role((SELECT c.relowner FROM pg_class AS c WHERE c.oid = e.source), 'USAGE')
+    THEN
+        -- All roles share a layout, and one sees in it what its builder could see.
+        RAISE EXCEPTION 'must be owner of table % to change its layout', e.source
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF NEW.kind = 'join' THEN
+        NEW.queries := coalesce(NEW.queries, NEW.embedding);
+        PERFORM pgembed._find_embedding(NEW.queries);
+    END IF;
+    IF NEW.kind IN ('search', 'join') AND (NEW.k BETWEEN 1 AND 10000) IS NOT TRUE THEN
+        RAISE EXCEPTION 'k is %, but must be from 1 to 10000', coalesce(NEW.k::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF NEW.kind IN ('search', 'join') AND (NEW.recall > 0 AND NEW.recall <= 1) IS NOT TRUE THEN
+        RAISE EXCEPTION 'recall is %, but must be above 0 and at most 1', coalesce(NEW.recall::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = '1 is exact.';
+    END IF;
+    PERFORM pg_notify('pgembed_batch', '');
+    RETURN NEW;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_batch() IS
+'Trigger: a new batch belongs to whoever inserts it, waits, and makes sense.';
+
+CREATE OR REPLACE TRIGGER check_batch BEFORE INSERT ON pgembed.batch
+FOR EACH ROW EXECUTE FUNCTION pgembed._check_batch();
+ALTER TABLE pgembed.batch ENABLE ALWAYS TRIGGER check_batch;
+COMMENT ON TRIGGER check_batch ON pgembed.batch IS 'Who posts a batch, and whether it makes sense.';
+
+
+-- No search_path: the name is looked up, or the table will be made, as the caller would.
+CREATE OR REPLACE FUNCTION pgembed._results_table(results text)
+RETURNS text
+LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
+AS $$
+DECLARE
+    found pg_catalog.regclass := pg_catalog.to_regclass(results);
+    parts pg_catalog._text;
+BEGIN
+    IF found IS NOT NULL THEN
+        RETURN pgembed._batch_table(found);
+    END IF;
+    parts := pg_catalog.parse_ident(results);
+    IF pg_catalog.cardinality(parts) OPERATOR(pg_catalog.=) 1 THEN
+        IF pg_catalog.current_schema() IS NULL THEN
+            RAISE EXCEPTION 'no schema has been selected to create % in', results
+                USING ERRCODE = 'invalid_schema_name';
+        END IF;
+        parts := pg_catalog.array_prepend(pg_catalog.current_schema()::pg_catalog.text, parts);
+    END IF;
+    RETURN pg_catalog.format('%I.%I', VARIADIC parts);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._results_table(text) IS
+'The qualified name of a table for results, which need not exist.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._batch_table(relation regclass)
+RETURNS text
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    qualified text;
+    persistence "char";
+BEGIN
+    SELECT format('%I.%I', n.nspname, c.relname), c.relpersistence INTO qualified, persistence
+    FROM pg_catalog.pg_class AS c
+    INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = relation;
+    IF qualified IS NULL THEN
+        RAISE EXCEPTION 'there is no table with oid %', relation::oid
+            USING ERRCODE = 'undefined_table';
+    END IF;
+    IF persistence = 't' THEN
+        RAISE EXCEPTION 'table % is temporary, so that no worker can see it', relation
+            USING ERRCODE = 'feature_not_supported',
+            HINT = 'Use an ordinary table; CREATE UNLOGGED TABLE is as fast.';
+    END IF;
+    RETURN qualified;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._batch_table(regclass) IS
+'The qualified name of a table that a worker is to use; an error for one that is temporary.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._kept_settings(names text[])
+RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+AS $$
+DECLARE
+    name pg_catalog.text;
+    kept pg_catalog.jsonb := pg_catalog.jsonb_build_object('search_path', pg_catalog.current_setting('search_path'));
+BEGIN
+    FOREACH name IN ARRAY coalesce(names, '{}') LOOP
+        kept := pg_catalog.jsonb_set(kept, ARRAY[name], pg_catalog.to_jsonb(pg_catalog.current_setting(name)));
+    END LOOP;
+    RETURN kept;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._kept_settings(text[]) IS
+'The search_path of this session and the settings of these names, for a batch to run under.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._post_batch(
+    kind text, embedding text, queries text, results text, k integer, recall float8,
+    options jsonb, settings jsonb
+)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    posted bigint;
+BEGIN
+    INSERT INTO pgembed.batch AS b (kind, embedding, queries, results, k, recall, options, settings)
+    VALUES (_post_batch.kind, _post_batch.embedding, _post_batch.queries, _post_batch.results,
+        _post_batch.k, _post_batch.recall, coalesce(_post_batch.options, '{}'), _post_batch.settings)
+    RETURNING b.id INTO posted;
+    RETURN posted;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._post_batch(text, text, text, text, integer, float8, jsonb, jsonb) IS
+'Post a batch as the caller; returns its number.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.search_batch(
+    embedding text,
+    queries regclass,
+    results text,
+    k integer DEFAULT 10,
+    recall float8 DEFAULT 0.99,
+    settings text[] DEFAULT '{}'
+)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+AS $$
+BEGIN
+    RETURN pgembed._post_batch('search', embedding, pgembed._batch_table(queries),
+        pgembed._results_table(results), k, recall, '{}', pgembed._kept_settings(settings));
+END;
+$$;
+COMMENT ON FUNCTION pgembed.search_batch(text, regclass, text, integer, float8, text[]) IS
+'Have a worker answer a table of queries into a table of results, once this transaction has committed: see pgembed.batches under the number that this returns. It runs as this role, under this search_path and the settings named (those that policies read, say).';
+
+
+CREATE OR REPLACE FUNCTION pgembed.knn_join(
+    embedding text,
+    results text,
+    k integer DEFAULT 10,
+    filter jsonb DEFAULT NULL,
+    predicate text DEFAULT NULL,
+    asking text DEFAULT NULL,
+    recall float8 DEFAULT 0.99,
+    settings text[] DEFAULT '{}'
+)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+AS $$
+BEGIN
+    RETURN pgembed._post_batch('join', embedding, asking, pgembed._results_table(results),
+        k, recall,
+        pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('predicate', predicate))
+            OPERATOR(pg_catalog.||)
+            CASE WHEN filter IS NULL THEN '{}' ELSE pg_catalog.jsonb_build_object('filter', filter) END,
+        pgembed._kept_settings(settings));
+END;
+$$;
+COMMENT ON FUNCTION pgembed.knn_join(text, text, integer, jsonb, text, text, float8, text[]) IS
+'Have a worker write, for every row of the embedding (or of another one: asking), the k nearest other rows: its key columns, rank, those of the related row after related_, distance. In the predicate {column} is a value of the row that asks: category = {category} AND year > {year}. As search_batch, it is posted.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.build_layout(
+    embedding text,
+    workload regclass DEFAULT NULL,
+    options jsonb DEFAULT '{}',
+    settings text[] DEFAULT '{}'
+)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+AS $$
+BEGIN
+    RETURN pgembed._post_batch('build_layout', embedding, pgembed._batch_table(workload),
+        NULL, NULL, NULL, options, pgembed._kept_settings(settings));
+END;
+$$;
+COMMENT ON FUNCTION pgembed.build_layout(text, regclass, jsonb, text[]) IS
+'Have a worker build, on its host, the layout that batches on the embedding search; for the table''s owner. Options: list_rows, least_rows, memory.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.drop_layout(embedding text)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+AS $$
+BEGIN
+    RETURN pgembed._post_batch('drop_layout', embedding, NULL, NULL, NULL, NULL, '{}',
+        pgembed._kept_settings('{}'));
+END;
+$$;
+COMMENT ON FUNCTION pgembed.drop_layout(text) IS
+'Have a worker delete the layout of the embedding; for the table''s owner.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.cancel_batch(batch bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE pgembed.batch AS b SET cancel_requested = true
+    WHERE b.id = cancel_batch.batch AND b.state IN ('waiting', 'running');
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM pg_notify('pgembed_batch', batch::text);
+    RETURN true;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.cancel_batch(bigint) IS
+'End a batch that waits or runs, without results; false when there is none to end.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.await_batch(batch bigint, timeout interval DEFAULT '1 hour')
+RETURNS text
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    b record;
+    pause double precision := 0.01;
+    until timestamptz := clock_timestamp() + timeout;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'a transaction that is % cannot see a batch end', current_setting('transaction_isolation')
+            USING ERRCODE = 'active_sql_transaction', HINT = 'Wait in a transaction of its own.';
+    END IF;
+    LOOP
+        SELECT o.state, o.error, o.posted_at INTO b
+        FROM pgembed.batch AS o WHERE o.id = await_batch.batch;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'there is no batch %', batch USING ERRCODE = 'undefined_object';
+        END IF;
+        IF b.posted_at = now() THEN
+            RAISE EXCEPTION 'batch % begins when this transaction has committed', batch
+                USING ERRCODE = 'active_sql_transaction', HINT = 'COMMIT, then wait.';
+        END IF;
+        IF b.state = 'failed' THEN
+            RAISE EXCEPTION 'batch % failed: %', batch, b.error
+                USING ERRCODE = 'external_routine_exception';
+        END IF;
+        IF b.state IN ('done', 'cancelled') THEN
+            RETURN b.state;
+        END IF;
+        IF clock_timestamp() >= until THEN
+            RAISE EXCEPTION 'batch % is % after %', batch, b.state, timeout
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                DETAIL = CASE WHEN NOT EXISTS (
+                    SELECT FROM pgembed.worker AS w
+                    WHERE w.role = 'calls' AND w.seen_at > clock_timestamp() - '1 minute'::interval
+                ) THEN 'No worker is running for this database: pgembed worker starts one.' END,
+                HINT = 'Its state is in pgembed.batches; give it more time, or pgembed.cancel_batch it.';
+        END IF;
+        PERFORM pg_sleep(pause);
+        pause := least(pause * 1.5, 1);
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.await_batch(bigint, interval) IS
+'Wait until a batch has ended, and return its state: done or cancelled; an error when it failed, or when it has not ended after so long.';
+
+
+CREATE OR REPLACE VIEW pgembed.batches WITH (security_invoker = true) AS
+SELECT
+    b.id,
+    b.kind,
+    b.embedding,
+    b.queries,
+    b.results,
+    b.caller,
+    CASE
+        WHEN b.cancel_requested AND b.state IN ('waiting', 'running') THEN 'cancelling'
+        ELSE b.state
+    END AS state,
+    CASE WHEN b.state = 'running' THEN p.stage END AS stage,
+    CASE WHEN b.state = 'running' THEN p.share END AS share,
+    coalesce((b.report ->> 'queries')::bigint, p.queries) AS query_count,
+    coalesce((b.report ->> 'queries')::bigint, p.queries_done) AS queries_done,
+    b.rows,
+    b.attempts,
+    b.posted_at,
+    b.started_at,
+    b.ended_at,
+    b.error,
+    b.report
+FROM pgembed.batch AS b
+LEFT JOIN pgembed.batch_progress AS p ON p.batch = b.id;
+COMMENT ON VIEW pgembed.batches IS
+'The batches of this role: their state, how far they are, the rows they wrote, and why they failed. Ended ones are forgotten after thirty days.';

@@ -1,0 +1,68 @@
+"""Batches posted from SQL: roles that may, tables of queries, how batches end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from psycopg import sql
+
+from pgembed.postgres.connection import fetch_one
+from tests.harness.roles import ordinary_role
+from tests.integration.search.support import Connection
+from tests.integration.worker.running import wait_until
+
+# What the README tells an administrator to grant.
+GRANTS = (
+    "GRANT USAGE ON SCHEMA pgembed TO {}",
+    "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgembed TO {}",
+    "REVOKE EXECUTE ON FUNCTION pgembed.add_model FROM {}",
+    "GRANT SELECT ON pgembed.embedding, pgembed.layout, pgembed.worker TO {}",
+    "GRANT SELECT ON pgembed.batch, pgembed.batch_progress, pgembed.batches, "
+    "pgembed.layouts TO {}",
+    "GRANT INSERT, UPDATE (cancel_requested) ON pgembed.batch TO {}",
+    "GRANT USAGE, CREATE ON SCHEMA public TO {}",
+)
+
+
+@contextlib.contextmanager
+def poster(dsn: str, connection: Connection) -> Iterator[tuple[str, str]]:
+    """Create a role that may post batches; yield its name and its DSN."""
+    with ordinary_role(dsn, may_create=False) as role:
+        name = role.split("//")[1].split("@")[0]
+        for statement in GRANTS:
+            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+        yield name, role
+
+
+def post(connection: Connection, call: str, *arguments: Any) -> int:
+    """Call a function that posts a batch; return the batch's number."""
+    (batch,) = fetch_one(connection, sql.SQL(f"SELECT pgembed.{call}"), arguments)
+    return int(batch)
+
+
+def batch_of(connection: Connection, batch: int) -> dict[str, Any]:
+    """Return a row of pgembed.batches."""
+    cursor = connection.execute("SELECT * FROM pgembed.batches WHERE id = %s", [batch])
+    assert cursor.description is not None
+    row = cursor.fetchone()
+    assert row is not None
+    return dict(zip((column.name for column in cursor.description), row, strict=True))
+
+
+def ended(connection: Connection, batch: int) -> dict[str, Any]:
+    """Wait until a batch has ended; return its row."""
+    final = ("done", "failed", "cancelled")
+    wait_until(lambda: batch_of(connection, batch)["state"] in final)
+    return batch_of(connection, batch)
+
+
+def waits_for_a_lock(connection: Connection) -> bool:
+    """Whether a batch's session waits for a lock."""
+    connection.execute("SELECT pg_stat_clear_snapshot()")
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name = 'pgembed batch' AND wait_event_type = 'Lock'"
+    )
+    return bool(fetch_one(connection, query)[0])
