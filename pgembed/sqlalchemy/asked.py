@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from sqlalchemy import Select, select
+from sqlalchemy.sql.cache_key import HasCacheKey
 
 from pgembed.errors import FilterError, SettingError
 from pgembed.sqlalchemy.search import RECALL
@@ -84,7 +85,8 @@ class _Reader:
     def read(self, statement: Any) -> Asked:
         if not isinstance(statement, Select):
             raise refused("it is not a SELECT made by search()")
-        key = statement._generate_cache_key()
+        # Not the statement's own method, which keeps the key for as long as it lives.
+        key = HasCacheKey._generate_cache_key(statement)
         # Without a key, a statement has a shape of its own.
         name: Hashable = id(statement) if key is None else key.key
         parameters = [] if key is None else key.bindparams
