@@ -19,6 +19,7 @@ from pgembed.batch.ranking import Ranking, first_width
 from pgembed.batch.result import BatchResult, Report
 from pgembed.batch.rows import RowIds, Tables, look_up, rank_by_key
 from pgembed.batch.source import Source
+from pgembed.batch.steady import until_steady
 from pgembed.batch.store import Store
 from pgembed.batch.strategy import Searcher
 from pgembed.batch.topk import TopK
@@ -44,6 +45,8 @@ class Options:
     """Whether a few queries may be answered one by one, when that is cheaper."""
     answered: Callable[[int, int], None] | None = None
     """Called with how many queries are answered, and how many there are."""
+    steady: bool = False
+    """Whether each statement may see other rows: READ COMMITTED."""
 
 
 class Batch:
@@ -69,8 +72,8 @@ class Batch:
             none = np.empty((0, 0), np.int64)
             return self._result(np.empty(0, np.uint64), none, none.astype(float))
         layout = self._layout()
+        options = self.options
         if self._singly(layout):
-            options = self.options
             return singly.answer(
                 self.connection,
                 self.source,
@@ -78,6 +81,17 @@ class Batch:
                 options.recall,
                 self.report,
             )
+        if not options.steady:
+            return self._together(conditions, layout)
+        return until_steady(
+            self.connection,
+            self.source,
+            lambda: self._together(conditions, layout),
+            rows=self._rows(layout),
+            memory=options.memory,
+        )
+
+    def _together(self, conditions: Conditions, layout: Store | None) -> BatchResult:
         self._say("predicates", 0)
         with self.report.stage("predicates"):
             rounds = conditions.rounds(self._rows(layout), self.options.memory)

@@ -121,13 +121,23 @@ def one_snapshot(connection: Connection) -> Iterator[None]:
         with connections.snapshot(connection):
             yield
         return
-    (isolation,) = fetch_one(
-        connection, "SELECT pg_catalog.current_setting('transaction_isolation')"
-    )
-    if isolation not in ("repeatable read", "serializable"):
+    if not sees_one_snapshot(connection):
         raise PgembedError(
-            f"a batch needs one snapshot, and the open transaction is {isolation}: "
+            "a batch needs one snapshot, and the open transaction is "
+            f"{_isolation(connection)}: "
             "commit it first, or begin it with ISOLATION LEVEL REPEATABLE READ"
         )
     with connection.transaction():
         yield
+
+
+def sees_one_snapshot(connection: Connection) -> bool:
+    """Whether all statements of the open transaction see the same rows."""
+    return _isolation(connection) in ("repeatable read", "serializable")
+
+
+def _isolation(connection: Connection) -> str:
+    (isolation,) = fetch_one(
+        connection, "SELECT pg_catalog.current_setting('transaction_isolation')"
+    )
+    return str(isolation)

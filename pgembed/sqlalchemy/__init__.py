@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from pgembed.sqlalchemy.batch import search_batch
 from pgembed.sqlalchemy.chunks import Chunk
 from pgembed.sqlalchemy.ddl import CreateEmbedding, DropEmbedding
 from pgembed.sqlalchemy.declaration import EmbeddingSpec
@@ -18,6 +19,7 @@ __all__ = [
     "EmbeddingSpec",
     "hybrid_search",
     "search",
+    "search_batch",
 ]
 
 if "alembic" in sys.modules:

@@ -11,13 +11,25 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, Table, TableValuedAlias, column
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Select,
+    Table,
+    TableValuedAlias,
+    Text,
+    column,
+    literal,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from pgembed.sqlalchemy.predicate import predicate
+
+# One for all statements: it remembers its part of their cache keys.
+_FLOAT = Float()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +73,54 @@ class SearchCall(FunctionElement[Any]):
         keys = zip(self.signature.keys, types, strict=True)
         return self.table_valued(
             *(column(name, type_) for name, type_ in keys),
-            column(self.signature.result, Float),
+            column(self.signature.result, _FLOAT),
         )
+
+
+class SearchedBy(ColumnElement[str]):
+    """The predicate of the search in a statement, instead of what it finds; or NULL."""
+
+    inherit_cache = True
+    _traverse_internals = [  # noqa: RUF012 - as SQLAlchemy declares it
+        ("statement", InternalTraversal.dp_clauseelement)
+    ]
+    type = Text()
+
+    def __init__(self, statement: Select[Any]) -> None:
+        self.statement = statement
+
+
+@compiles(SearchedBy)
+def _searched_by(element: SearchedBy, compiler: SQLCompiler, **_: Any) -> str:
+    found: list[str | None] = []
+    compiler.process(element.statement, asfrom=True, predicates=found)
+    return f"CAST({found[0] or 'NULL'} AS TEXT)"
+
+
+class SearchedEmbedding(ColumnElement[str]):
+    """The name of the embedding that a search is in: the only one, if it says none."""
+
+    inherit_cache = True
+    _traverse_internals = [  # noqa: RUF012 - as SQLAlchemy declares it
+        ("source", InternalTraversal.dp_clauseelement),
+        ("embedding", InternalTraversal.dp_clauseelement),
+    ]
+    type = Text()
+
+    def __init__(self, source: Table, embedding: str | None) -> None:
+        self.source = source
+        self.embedding = literal(embedding, Text)
+
+
+@compiles(SearchedEmbedding)
+def _searched_embedding(
+    element: SearchedEmbedding, compiler: SQLCompiler, **_: Any
+) -> str:
+    return (
+        "(pgembed._search_embedding(pgembed._source_relation(pg_catalog.pg_typeof("
+        f"NULL::{compiler.preparer.format_table(element.source)})), "
+        f"{compiler.process(element.embedding)})).name"
+    )
 
 
 @compiles(SearchCall)
@@ -75,6 +133,8 @@ def _search_call(element: SearchCall, compiler: SQLCompiler, **options: Any) -> 
         *map("{} => {}".format, signature.arguments, values),
     ]
     found = predicate(signature.source, compiler, literal)
+    if "predicates" in options:
+        options["predicates"].append(found)
     if found is not None:
         arguments.append(f"predicate => {found}")
     quote = compiler.preparer.quote

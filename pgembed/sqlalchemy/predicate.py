@@ -94,7 +94,7 @@ class _Statement:
 
     def _flat(self) -> tuple[list[FromClause] | None, list[ColumnElement[Any]]]:
         """The tables and conditions of inner joins; None when there are others."""
-        wanted = _tables_of(self.criteria)
+        wanted = tables_of(self.criteria)
         tables: list[FromClause] = []
         conditions = list(self.criteria)
         waiting = list(self.froms)
@@ -102,7 +102,7 @@ class _Statement:
             each = waiting.pop()
             if not isinstance(each, Join):
                 tables.append(each)
-            elif each.full or (each.isouter and wanted & _tables_of([each.right])):
+            elif each.full or (each.isouter and wanted & tables_of([each.right])):
                 return None, []
             elif each.isouter:
                 waiting.append(each.left)
@@ -111,13 +111,13 @@ class _Statement:
                 if each.onclause is None:
                     return None, []
                 conditions.append(each.onclause)
-                if _tables_of([each.onclause]) & _optional(self.froms):
+                if tables_of([each.onclause]) & _optional(self.froms):
                     return None, []
         return tables, conditions
 
     def _repeats_source(self, clauses: Iterable[Any]) -> bool:
         """Whether the name of the source means another row in these clauses."""
-        return self.place != self.source and self.source in _tables_of(clauses)
+        return self.place != self.source and self.source in tables_of(clauses)
 
     def _to_source(self, condition: ColumnElement[Any]) -> ColumnElement[Any]:
         if self.place == self.source:
@@ -140,6 +140,12 @@ class _Statement:
             select(*keys).select_from(*self.froms).where(*self.criteria).correlate(None)
         )
         return Template.of_keys(list(self.source.primary_key), query, compiler)
+
+
+def search_join(froms: Iterable[FromClause]) -> Join | None:
+    """Return the join of a search in a statement's FROM clause, if there is one."""
+    joins = [join for each in froms for join in _search_joins(each)]
+    return joins[0] if len(joins) == 1 else None
 
 
 def _column(place: FromClause, key: str) -> ColumnElement[Any]:
@@ -182,7 +188,7 @@ def _without(clause: FromClause, rows: FromClause) -> FromClause:
 
 def _on_rows(criterion: ColumnElement[Any], rows: FromClause) -> bool:
     """Whether a criterion is an upper bound on the distance, which a search keeps."""
-    if rows not in _tables_of([criterion]):
+    if rows not in tables_of([criterion]):
         return False
     if (
         isinstance(criterion, BinaryExpression)
@@ -196,7 +202,7 @@ def _on_rows(criterion: ColumnElement[Any], rows: FromClause) -> bool:
     )
 
 
-def _tables_of(clauses: Iterable[Any]) -> set[FromClause]:
+def tables_of(clauses: Iterable[Any]) -> set[FromClause]:
     """The FROM clauses that clauses name, their subqueries included."""
     found: set[FromClause] = set()
     waiting = list(clauses)
@@ -213,4 +219,4 @@ def _tables_of(clauses: Iterable[Any]) -> set[FromClause]:
 def _optional(froms: Iterable[FromClause]) -> set[FromClause]:
     """The tables on the optional side of outer joins."""
     joins = (e for each in froms for e in visitors.iterate(each) if isinstance(e, Join))
-    return _tables_of([join.right for join in joins if join.isouter])
+    return tables_of([join.right for join in joins if join.isouter])

@@ -30,7 +30,7 @@ from pgembed.errors import EmbeddingError
 from pgembed.sqlalchemy.call import SearchCall, Signature
 from pgembed.sqlalchemy.chunks import Chunks
 from pgembed.sqlalchemy.declaration import INFO, Declaration
-from pgembed.sqlalchemy.vectors import VectorText, vector_text
+from pgembed.sqlalchemy.vectors import VectorText, query_vector
 
 Query = str | Sequence[float] | Any
 """A text; or a vector, as a list, an array or an SQL expression."""
@@ -43,8 +43,15 @@ class Embedder(Protocol):
         """Return an array (n, d) of the vectors of these texts."""
 
 
+# One of each type for all statements: it remembers its part of their cache keys.
+_TEXT, _INTEGER, _FLOAT = Text(), Integer(), Float()
+_JSON, _LANGUAGE, _VECTOR = JSONB(), REGCONFIG(), VectorText()
+
 # A NULL vector: it lends its type, wherever pgvector was installed.
 _NULL_VECTOR = literal_column("((NULL::pgembed.call).vectors)[1]", VECTOR())
+
+MODE, RECALL = "auto", 0.99
+"""The defaults of pgembed.search, which a statement leaves out."""
 
 
 def search(
@@ -53,8 +60,8 @@ def search(
     *,
     k: int = 10,
     filter: Any = None,  # noqa: A002 - the name it has in SQL
-    mode: str = "auto",
-    recall: float = 0.99,
+    mode: str = MODE,
+    recall: float = RECALL,
     embedder: Embedder | Callable[[str], Any] | None = None,
     name: str | None = None,
 ) -> Select[Any, float]:
@@ -77,7 +84,7 @@ def search(
     target = _target(embedding, name)
     vector = _vector(query, embedder)
     arguments = {
-        "query": literal(query, Text) if vector is None else vector,
+        "query": literal(query, _TEXT) if vector is None else vector,
         **_common(k, filter, mode, recall),
     }
     return target.statement("search", "distance", arguments, descending=False)
@@ -89,8 +96,8 @@ def hybrid_search(
     *,
     k: int = 10,
     filter: Any = None,  # noqa: A002
-    mode: str = "auto",
-    recall: float = 0.99,
+    mode: str = MODE,
+    recall: float = RECALL,
     embedder: Embedder | Callable[[str], Any] | None = None,
     name: str | None = None,
     words: str | None = None,
@@ -109,32 +116,32 @@ def hybrid_search(
     target = _target(embedding, name)
     vector = _vector(query, embedder)
     arguments = {
-        "query": literal(query, Text),
+        "query": literal(query, _TEXT),
         **_common(k, filter, mode, recall),
-        "fusion": literal(fusion, Text),
-        "word_weight": literal(word_weight, Float),
-        "vector_weight": literal(vector_weight, Float),
-        "lexical": literal(lexical, Text),
+        "fusion": literal(fusion, _TEXT),
+        "word_weight": literal(word_weight, _FLOAT),
+        "vector_weight": literal(vector_weight, _FLOAT),
+        "lexical": literal(lexical, _TEXT),
     }
     if vector is not None:
         arguments["query_vector"] = vector
     if words is not None:
-        arguments["words"] = literal(words, Text)
+        arguments["words"] = literal(words, _TEXT)
     if language is not None:
-        arguments["language"] = literal(language, REGCONFIG)
+        arguments["language"] = literal(language, _LANGUAGE)
     return target.statement("hybrid_search", "score", arguments, descending=True)
 
 
 def _common(
     k: int, filter_: Any, mode: str, recall: float
 ) -> dict[str, ColumnElement[Any]]:
-    arguments: dict[str, ColumnElement[Any]] = {
-        "k": literal(k, Integer),
-        "mode": literal(mode, Text),
-        "recall": literal(recall, Float),
-    }
+    arguments: dict[str, ColumnElement[Any]] = {"k": literal(k, _INTEGER)}
+    if mode != MODE:
+        arguments["mode"] = literal(mode, _TEXT)
+    if recall != RECALL:
+        arguments["recall"] = literal(recall, _FLOAT)
     if filter_ is not None:
-        arguments["filter"] = literal(filter_, JSONB)
+        arguments["filter"] = literal(filter_, _JSON)
     return arguments
 
 
@@ -147,9 +154,19 @@ def _vector(
     if isinstance(query, str):
         if embedder is None:
             return None
-        embed = getattr(embedder, "embed", None)
-        query = embed([query], side="query")[0] if embed else embedder(query)  # type: ignore[operator]
-    return func.coalesce(_NULL_VECTOR, literal(vector_text(query), VectorText()))
+        query = embedded(embedder, [query])[0]
+    return func.coalesce(_NULL_VECTOR, literal(query_vector(query), _VECTOR))
+
+
+def embedded(
+    embedder: Embedder | Callable[[str], Any], texts: Sequence[str]
+) -> Sequence[Any]:
+    """Return the vectors of query texts, made in this process."""
+    embed = getattr(embedder, "embed", None)
+    if embed is None:
+        return [embedder(text) for text in texts]  # type: ignore[operator]
+    made: Sequence[Any] = embed(texts, side="query")
+    return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +188,7 @@ class _Target:
         descending: bool,
     ) -> Select[Any, float]:
         if self.name is not None:
-            arguments["embedding"] = literal(self.name, Text)
+            arguments["embedding"] = literal(self.name, _TEXT)
         signature = Signature(function, result, self.source, tuple(arguments))
         rows = SearchCall(signature, list(arguments.values())).rows()
         match = and_(

@@ -5,14 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Dialect
 from sqlalchemy.types import UserDefinedType
 
 from pgembed.errors import VectorError
 
 
-class VectorText(UserDefinedType[str]):
-    """A vector that is text already; the server knows from the context what it is."""
+class QueryVector:
+    """A vector (d,) float32 on its way to the server."""
+
+    __slots__ = ("_text", "values")
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values = values
+        self._text: str | None = None
+
+    def __str__(self) -> str:
+        """Return it as pgvector reads it: nine digits are what float32 has."""
+        if self._text is None:
+            values = self.values.tolist()
+            self._text = "[" + ("%.9g," * len(values) % tuple(values))[:-1] + "]"
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"{self!s:.80}"
+
+
+class VectorText(UserDefinedType[QueryVector]):
+    """A vector sent as text; the server knows from the context what it is."""
 
     cache_ok = True
 
@@ -20,20 +41,23 @@ class VectorText(UserDefinedType[str]):
         """Return the name of the type."""
         return "VECTOR"
 
+    def bind_processor(self, dialect: Dialect) -> Any:
+        """Return what makes a parameter of the vector."""
+        return str
+
     def literal_processor(self, dialect: Dialect) -> Any:
-        """Return what writes such text into a statement."""
+        """Return what writes the vector into a statement."""
         return "'{}'".format
 
 
-def vector_text(vector: Any) -> str:
-    """Return a vector, of any kind that is a sequence of numbers, as pgvector reads it.
+def query_vector(vector: Any) -> QueryVector:
+    """Return a vector, of any kind that is a sequence of numbers, as a query.
 
-    Nine digits are what float32 has. Raises VectorError for anything else, and for
-    NaN and infinity.
+    Raises VectorError for anything else, and for NaN and infinity.
     """
     given = vector.to_list() if hasattr(vector, "to_list") else vector
     try:
-        values = np.asarray(given, dtype=np.float32)
+        values = np.array(given, dtype=np.float32)
     except (TypeError, ValueError):
         values = np.empty((0, 0), np.float32)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -41,4 +65,4 @@ def vector_text(vector: Any) -> str:
             f"{vector!r:.80} is no query: pass a text, a list or an array (d,) of "
             "finite numbers, or an SQL expression"
         )
-    return "[" + ("%.9g," * len(values) % tuple(values.tolist()))[:-1] + "]"
+    return QueryVector(values)

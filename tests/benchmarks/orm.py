@@ -2,6 +2,7 @@
 
 search() through a Session that reads entities, against the very SQL it makes, as text
 through psycopg. Milliseconds, medians over queries that are asked both ways in turn.
+And search_batch() of many statements, against executing them one by one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sqlalchemy import Engine, create_engine, insert, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgembed.postgres.connection import connect
-from pgembed.sqlalchemy import Embedding, search
+from pgembed.sqlalchemy import Embedding, search, search_batch
 from tests.harness.models import register_model
 from tests.harness.server import running_server
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=5000, help="statements")
     arguments = parser.parse_args()
     with (
         running_server() as databases,
@@ -56,6 +58,7 @@ def main() -> None:
         print(f"{arguments.rows} rows, {DIMENSIONS} dimensions, k = 10")
         print(f"{'filter':24}{'psycopg':>10}{'ORM':>10}{'more':>8}")
         measure(dsn, arguments.queries)
+        measure_batch(dsn, arguments.batch)
 
 
 def engine_of(dsn: str) -> Engine:
@@ -138,6 +141,41 @@ def compare(
             session.expunge_all()
         assert found == again
     return statistics.median(times["orm"]), statistics.median(times["raw"])
+
+
+def measure_batch(dsn: str, count: int) -> None:
+    """Answer statements with 100 distinct filters together and singly; print both."""
+    engine = engine_of(dsn)
+    draw = np.random.default_rng(2)
+    vectors = draw.standard_normal((count, DIMENSIONS)).astype(np.float32)
+    changes: list[Callable[[Any, int], Any]] = [
+        lambda s, year: s.where(Doc.year == year),
+        lambda s, year: s.where(Doc.year < year),
+        lambda s, year: s.where(Doc.year.in_([year, year + 1, year + 2])),
+        lambda s, year: s.where(Doc.year > year, Doc.title.like("%7%")),
+    ]
+    statements = [
+        changes[i % 4](search(Doc.body_embedding, vector, recall=1), i // 4 % 25)
+        for i, vector in enumerate(vectors)
+    ]
+    with Session(engine) as session:
+        start = time.perf_counter()
+        together = search_batch(session, statements)
+        batch = time.perf_counter() - start
+        together_ids = [[doc.id for doc, _ in rows] for rows in together]
+        session.expunge_all()
+        start = time.perf_counter()
+        singly = [
+            [doc.id for doc, _ in session.execute(statement)]
+            for statement in statements
+        ]
+        one_by_one = time.perf_counter() - start
+    engine.dispose()
+    same = sum(a == b for a, b in zip(singly, together_ids, strict=True))
+    print(
+        f"{count} statements, 100 filters: one by one {one_by_one:.2f} s, search_batch "
+        f"{batch:.2f} s, {one_by_one / batch:.0f} times as fast; {same} same answers"
+    )
 
 
 def bound(compiled: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pgembed.alembic.vector_indexes import _same_predicate
 from pgembed.errors import EmbeddingError
 from pgembed.sqlalchemy import Embedding
 from pgembed.sqlalchemy.declaration import Declaration, template_columns
-from pgembed.sqlalchemy.vectors import vector_text
+from pgembed.sqlalchemy.vectors import query_vector
 
 
 def page() -> Table:
@@ -67,14 +67,14 @@ def test_options_that_contradict_each_other() -> None:
 )
 def test_vectors_of_any_kind(vector: object) -> None:
     """Lists, arrays, pgvector's own."""
-    assert vector_text(vector) == "[1,0.5,-2.00000002e-07]"
-    assert vector_text(HalfVector([1, 0.5])) == "[1,0.5]"
+    assert str(query_vector(vector)) == "[1,0.5,-2.00000002e-07]"
+    assert str(query_vector(HalfVector([1, 0.5]))) == "[1,0.5]"
 
 
 def test_text_of_a_vector_is_exact() -> None:
     """float32 survives it."""
     values = np.random.default_rng(0).standard_normal(500).astype(np.float32)
-    again = np.array(vector_text(values)[1:-1].split(","), np.float64)
+    again = np.array(str(query_vector(values))[1:-1].split(","), np.float64)
     np.testing.assert_array_equal(again.astype(np.float32), values)
 
 

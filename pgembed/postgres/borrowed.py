@@ -1,0 +1,39 @@
+"""A driver connection that somebody else owns, used as one of ours for a while."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from pgembed.postgres import vectors
+from pgembed.postgres.connection import Connection
+
+
+@contextlib.contextmanager
+def borrowed(
+    driver: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+) -> Iterator[Connection]:
+    """Lend the session of *driver* as a blocking connection with pgvector's types.
+
+    Both speak over the same socket and are in the same transaction, so *driver* must
+    rest meanwhile. Adapters, row factory and prepared statements of *driver* stay as
+    they are.
+    """
+    pgconn = driver.pgconn
+    handlers = pgconn.notice_handler, pgconn.notify_handler
+    own: Connection = psycopg.Connection(pgconn)
+    # Names of prepared statements would be those that the driver gives its own.
+    own.prepare_threshold = None
+    if own.info.transaction_status == TransactionStatus.IDLE:
+        own.autocommit = True
+    try:
+        vectors.register(own)
+        yield own
+    finally:
+        pgconn.notice_handler, pgconn.notify_handler = handlers
+        # Without it, the connection is not missed as one that nobody closed.
+        del own.pgconn

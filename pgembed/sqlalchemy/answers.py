@@ -1,0 +1,115 @@
+"""Statements in, keys and distances out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select
+
+from pgembed.batch.execute import Batch, Options
+from pgembed.batch.result import BatchResult
+from pgembed.batch.rows import fetch
+from pgembed.batch.search import check_recall
+from pgembed.batch.source import Source, describe
+from pgembed.batch.workload import Workload
+from pgembed.errors import VectorError
+from pgembed.sqlalchemy.asked import Asked, Found
+from pgembed.sqlalchemy.call import SearchedBy, SearchedEmbedding
+from pgembed.sqlalchemy.ddl import explained
+from pgembed.sqlalchemy.executor import Executor
+from pgembed.sqlalchemy.search import Embedder, embedded
+
+Float32 = NDArray[np.float32]
+
+
+class Answers:
+    """Answers statements on one connection."""
+
+    def __init__(
+        self,
+        execute: Executor,
+        options: Options,
+        embedder: Embedder | Callable[[str], Any] | None,
+    ) -> None:
+        self._execute, self._options, self._embedder = execute, options, embedder
+        self._predicates: dict[Hashable, tuple[str, str | None]] = {}
+
+    def of(self, asked: Sequence[Asked]) -> list[Found]:
+        """Return for each statement the keys and distances of the nearest rows."""
+        groups: dict[tuple[str, float], list[int]] = {}
+        for number, each in enumerate(asked):
+            embedding, _ = self._searched(each)
+            group = (embedding, check_recall(each.recall))
+            groups.setdefault(group, []).append(number)
+        found: list[Found] = [[]] * len(asked)
+        for (embedding, recall), members in groups.items():
+            part = [asked[i] for i in members]
+            answer = self._batch(embedding, recall, part)
+            for place, number in enumerate(members):
+                found[number] = answer[place]
+        return found
+
+    def _searched(self, asked: Asked) -> tuple[str, str | None]:
+        """The embedding that is searched, and the predicate of the search."""
+        known = self._predicates.get(asked.criteria)
+        if known is None:
+            final = self._execute.final(asked.statement)
+            name = SearchedEmbedding(
+                asked.shape.signature.source, asked.argument("embedding")
+            )
+            query = select(name, SearchedBy(final)).options(*final._with_options)
+            with explained():
+                row = self._execute.connection.execute(query).one()
+            known = self._predicates[asked.criteria] = (row[0], row[1])
+        return known
+
+    def _batch(
+        self, embedding: str, recall: float, asked: Sequence[Asked]
+    ) -> BatchResult:
+        predicates = [self._searched(each)[1] for each in asked]
+
+        def run() -> BatchResult:
+            driver = self._execute.driver
+            source = describe(driver, embedding)
+            workload = Workload.of(
+                self._vectors(source, [each.query for each in asked]),
+                [each.argument("filter") for each in asked],
+                predicates,
+                np.array([each.argument("k") for each in asked]),
+            )
+            options = dataclasses.replace(self._options, recall=recall)
+            return Batch(driver, source, workload, options).run()
+
+        return self._execute.blocking(run)
+
+    def _vectors(self, source: Source, queries: Sequence[Any]) -> Float32:
+        texts = list(dict.fromkeys(q for q in queries if isinstance(q, str)))
+        known = dict(zip(texts, self._embed(source, texts), strict=True))
+        vectors = [known[q] if isinstance(q, str) else q.values for q in queries]
+        widths = {len(vector) for vector in vectors}
+        if len(widths) > 1:
+            raise VectorError(
+                f"the queries for embedding {source.name!r} have "
+                f"{', '.join(map(str, sorted(widths)))} dimensions, and the embedding "
+                f"has {source.dimensions}: make them with the model that made it"
+            )
+        return np.stack(vectors)
+
+    def _embed(self, source: Source, texts: list[str]) -> Sequence[Float32]:
+        if not texts:
+            return []
+        if self._embedder is not None:
+            return embedded(self._embedder, texts)
+        rows = fetch(
+            self._execute.driver,
+            "SELECT pgembed._query_vector("  # noqa: S608 - names PostgreSQL quoted
+            f"pg_catalog.pg_typeof(NULL::{source.relation}), t.content, $1) "
+            "FROM pg_catalog.unnest($2::pg_catalog._text) WITH ORDINALITY "
+            "AS t (content, place) ORDER BY t.place",
+            [source.name, texts],
+        )
+        return [row[0] for row in rows]

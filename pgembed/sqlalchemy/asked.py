@@ -1,0 +1,124 @@
+"""The statements of a batch, read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from sqlalchemy import Select, select
+from sqlalchemy.sql.cache_key import HasCacheKey
+
+from pgembed.errors import FilterError, SettingError
+from pgembed.sqlalchemy.search import RECALL
+from pgembed.sqlalchemy.shape import Shape, refused
+
+Found = list[tuple[Any, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A statement: its shape, and its values."""
+
+    statement: Select[Any]
+    shape: Shape
+    values: Sequence[Any]
+    criteria: Hashable
+    """The same for statements with the same criteria."""
+    loaded_with: Hashable
+    """The same for statements whose entities are loaded in the same way."""
+
+    @property
+    def query(self) -> Any:
+        """A text or a QueryVector."""
+        return self.shape.query.of(self.values)
+
+    def argument(self, name: str) -> Any:
+        """Return an argument of search()."""
+        found = self.shape.arguments.get(name)
+        return None if found is None else found.of(self.values)
+
+    @property
+    def recall(self) -> float:
+        """The share of the true nearest rows to find."""
+        mode, recall = self.argument("mode"), self.argument("recall")
+        if mode == "index":
+            raise SettingError(
+                "a batch cannot search with mode='index', because it chooses its own "
+                "way: leave mode out, or say 'exact'"
+            )
+        if mode == "exact":
+            return 1.0
+        return RECALL if recall is None else float(recall)
+
+    def chosen(self, found: Found) -> Found:
+        """Return what bounds on the distance, OFFSET and LIMIT leave of *found*."""
+        for compare, bound in self.shape.bounds:
+            value = bound.of(self.values)
+            found = [each for each in found if compare(each[1], value)]
+        start = self.shape.offset.of(self.values) or 0
+        limit = self.shape.limit.of(self.values)
+        return found[start : None if limit is None else start + limit]
+
+
+def read(statements: Sequence[Any]) -> list[Asked]:
+    """Read statements.
+
+    Raises FilterError, which counts from 0, for one that a batch cannot answer.
+    """
+    reader = _Reader()
+    found = []
+    for number, statement in enumerate(statements):
+        try:
+            found.append(reader.read(statement))
+        except FilterError as error:
+            raise FilterError(f"statement {number}: {error}") from None
+    return found
+
+
+class _Reader:
+    """Reads statements; those of one shape quickly, after the first."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[Hashable, tuple[Shape, Hashable]] = {}
+
+    def read(self, statement: Any) -> Asked:
+        if not isinstance(statement, Select):
+            raise refused("it is not a SELECT made by search()")
+        # Not the statement's own method, which keeps the key for as long as it lives.
+        key = HasCacheKey._generate_cache_key(statement)
+        # Without a key, a statement has a shape of its own.
+        name: Hashable = id(statement) if key is None else key.key
+        parameters = [] if key is None else key.bindparams
+        known = self._shapes.get(name)
+        if known is None:
+            shape = Shape.of(statement, parameters)
+            known = self._shapes[name] = (shape, _loaded_with(statement, shape))
+        shape, loaded = known
+        values = [each.effective_value for each in parameters]
+        criteria = tuple(_hashable(values[i]) for i in shape.passing)
+        searched = shape.arguments.get("embedding")
+        named = None if searched is None else searched.of(values)
+        criteria = (id(shape), named, *criteria)
+        return Asked(statement, shape, values, criteria, loaded or criteria)
+
+
+def _loaded_with(statement: Select[Any], shape: Shape) -> Hashable:
+    """What tells how entities are loaded; None when values take part in it."""
+    plain: Select[Any] = select(shape.entity).options(*statement._with_options)
+    if len(plain.get_final_froms()) > 1:
+        raise refused(
+            "its contains_eager() needs its joins (joinedload and selectinload do not)"
+        )
+    key = plain._generate_cache_key()
+    if key is None or key.bindparams:
+        return None
+    return key.key, repr(sorted(statement.get_execution_options().items()))
+
+
+def _hashable(value: Any) -> Hashable:
+    try:
+        hash(value)
+    except TypeError:
+        return type(value), repr(value)
+    return type(value), value

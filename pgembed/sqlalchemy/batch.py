@@ -1,0 +1,163 @@
+"""``search_batch``: the statements of many searches, answered as one batch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+from sqlalchemy import Connection, Row, Select
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncSession,
+    async_scoped_session,
+)
+from sqlalchemy.orm import Session, scoped_session
+
+from pgembed.batch.engine import cores
+from pgembed.batch.execute import Options, Progress
+from pgembed.batch.search import memory_bytes
+from pgembed.sqlalchemy.answers import Answers
+from pgembed.sqlalchemy.asked import Asked, read
+from pgembed.sqlalchemy.executor import Executor, executor
+from pgembed.sqlalchemy.loading import Rows
+from pgembed.sqlalchemy.search import Embedder
+
+Blocking = Session | scoped_session[Session] | Connection
+Asynchronous = AsyncSession | async_scoped_session[Any] | AsyncConnection
+# As text: SQLAlchemy 2.0 has other parameters for these types.
+Statements: TypeAlias = "Sequence[Select[Any, float]]"
+Found: TypeAlias = "list[list[Row[Any, float]]]"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What search_batch was told besides the statements."""
+
+    embedder: Embedder | Callable[[str], Any] | None
+    options: Options
+
+
+@overload
+def search_batch(
+    session: Blocking,
+    statements: Statements,
+    *,
+    embedder: Embedder | Callable[[str], Any] | None = None,
+    memory: str | int = "512MB",
+    threads: int | None = None,
+    layout: bool = True,
+    layouts: Path | None = None,
+    progress: Progress | None = None,
+) -> Found: ...
+
+
+@overload
+def search_batch(
+    session: Asynchronous,
+    statements: Statements,
+    *,
+    embedder: Embedder | Callable[[str], Any] | None = None,
+    memory: str | int = "512MB",
+    threads: int | None = None,
+    layout: bool = True,
+    layouts: Path | None = None,
+    progress: Progress | None = None,
+) -> Coroutine[Any, Any, Found]: ...
+
+
+def search_batch(
+    session: Blocking | Asynchronous,
+    statements: Statements,
+    *,
+    embedder: Embedder | Callable[[str], Any] | None = None,
+    memory: str | int = "512MB",
+    threads: int | None = None,
+    layout: bool = True,
+    layouts: Path | None = None,
+    progress: Progress | None = None,
+) -> Found | Coroutine[Any, Any, Found]:
+    """Execute many statements made by search() as one batch.
+
+    Returns for each statement, in their order, its rows: (entity, distance), nearest
+    first, each once. With an AsyncSession or AsyncConnection, await the result.
+
+    The statements may have criteria, joins, loader options, and limit() and offset()
+    when they join nothing; each distinct set of criteria is evaluated once, by
+    PostgreSQL. Statements with columns, an order or a grouping of their own, with
+    FOR UPDATE, contains_eager() or an SQL expression as query are refused, and so are
+    those of hybrid_search(). *recall* is that of each search(); mode='exact' is 1.
+
+    *embedder* embeds the texts among the queries in this process, all at once;
+    without it a worker does, one by one. *memory*, *threads*, *layout*, *layouts* and
+    *progress* are those of pgembed.search_batch.
+
+    Runs on the session's own connection, which must be psycopg's, after a flush if
+    the session does autoflush. In an open READ COMMITTED transaction the batch runs
+    again when rows with vectors change meanwhile; an open transaction with another
+    isolation level sees its snapshot; without one, all is read in a snapshot that is
+    over when this returns.
+
+    Raises FilterError for a statement or criteria that a batch cannot answer,
+    EmbeddingError for an embedding that cannot be searched, VectorError for queries
+    that do not fit it, SettingError for arguments that make no sense, and PgembedError
+    for a connection of another driver and for rows that do not stop changing.
+    """
+    if isinstance(session, scoped_session | async_scoped_session):
+        session = session.registry()
+    options = Options(
+        0.99, memory_bytes(memory), threads or cores(), layout, layouts, progress,
+        steady=True,
+    )  # fmt: skip
+    settings = _Settings(embedder, options)
+    if isinstance(session, AsyncSession | AsyncConnection):
+        return session.run_sync(_search_batch, statements, settings)
+    return _search_batch(session, statements, settings)
+
+
+def _search_batch(
+    session: Session | Connection, statements: Statements, settings: _Settings
+) -> Found:
+    with _uncollected():
+        asked = read(statements)
+    if not asked:
+        return []
+    with executor(session, asked[0].statement) as execute:
+        answers = Answers(execute, settings.options, settings.embedder)
+        found = answers.of(asked)
+        with _uncollected():
+            return _rows(execute, asked, found)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Make many objects that last, without looking for cycles among them.
+
+    That would take longer than to make them (measured: 3 s for 5,000 statements).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _rows(
+    execute: Executor, asked: list[Asked], found: list[list[tuple[Any, float]]]
+) -> Found:
+    groups: dict[Any, list[int]] = {}
+    for number, each in enumerate(asked):
+        groups.setdefault(each.loaded_with, []).append(number)
+    rows: Found = [[] for _ in asked]
+    for members in groups.values():
+        loaded = Rows.load(
+            execute, asked[members[0]], {k for i in members for k, _ in found[i]}
+        )
+        for number in members:
+            rows[number] = loaded.of(asked[number].chosen(found[number]))
+    return rows

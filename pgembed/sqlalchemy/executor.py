@@ -1,0 +1,121 @@
+"""The connection of a session, to execute statements and to run a batch on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Result, Select, event, inspect
+from sqlalchemy.engine import IteratorResult
+from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.util import await_only
+
+from pgembed.errors import PgembedError
+from pgembed.postgres import connection as connections
+from pgembed.postgres.borrowed import borrowed
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Executor:
+    """Where a batch runs: three views of one connection."""
+
+    session: Session | Connection
+    connection: Connection
+    driver: connections.Connection
+    """Blocking, with pgvector's types."""
+    asynchronous: bool
+
+    def entities(self, statement: Select[Any]) -> Result[Any]:
+        """Execute a statement the way the user would; each row comes once."""
+        if isinstance(self.session, Session):
+            return self.session.execute(statement).unique()
+        return self.session.execute(statement)
+
+    def final(self, statement: Select[Any]) -> Select[Any]:
+        """Return a statement as the events of the session change it, if they do."""
+        if isinstance(self.session, Session):
+            return _after_events(self.session, statement)
+        return statement
+
+    def blocking(self, work: Callable[[], T]) -> T:
+        """Do what uses the driver for long, without holding up an event loop."""
+        if not self.asynchronous:
+            return work()
+        done: T = await_only(asyncio.to_thread(work))
+        return done
+
+
+@contextlib.contextmanager
+def executor(
+    session: Session | Connection, statement: Select[Any]
+) -> Iterator[Executor]:
+    """Open the connection that would execute *statement*, for a batch.
+
+    Raises PgembedError unless it is psycopg's.
+    """
+    if isinstance(session, Session):
+        if session.autoflush:
+            session.flush()
+        connection = session.connection(bind_arguments=_bind_arguments(statement))
+    else:
+        connection = session
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, psycopg.Connection | psycopg.AsyncConnection):
+        raise PgembedError(
+            f"a batch needs psycopg, and the engine uses {connection.dialect.driver}: "
+            "make it with the URL postgresql+psycopg://…"
+        )
+    asynchronous = isinstance(driver, psycopg.AsyncConnection)
+    with borrowed(driver) as own, _transaction(own), _unflushed(session):
+        yield Executor(session, connection, own, asynchronous)
+
+
+def _bind_arguments(statement: Select[Any]) -> dict[str, Any]:
+    entity = statement.column_descriptions[0]["entity"]
+    found: dict[str, Any] = {"clause": statement}
+    return found if entity is None else {**found, "mapper": inspect(entity).mapper}
+
+
+@contextlib.contextmanager
+def _transaction(driver: connections.Connection) -> Iterator[None]:
+    """Run a block in the open transaction, or in a snapshot of its own."""
+    if driver.info.transaction_status == TransactionStatus.IDLE:
+        with connections.snapshot(driver):
+            yield
+    else:
+        yield
+
+
+def _unflushed(session: Session | Connection) -> contextlib.AbstractContextManager[Any]:
+    if isinstance(session, Session):
+        return session.no_autoflush
+    return contextlib.nullcontext()
+
+
+def _after_events(session: Session, statement: Select[Any]) -> Select[Any]:
+    caught: list[Select[Any]] = []
+
+    def catch(state: ORMExecuteState) -> Result[Any]:
+        assert isinstance(state.statement, Select)  # noqa: S101 - events keep it one
+        caught.append(state.statement)
+        return IteratorResult(SimpleResultMetaData([]), iter(()))
+
+    event.listen(session, "do_orm_execute", catch)
+    try:
+        session.execute(statement)
+    finally:
+        event.remove(session, "do_orm_execute", catch)
+    if not caught:
+        raise PgembedError(
+            "a do_orm_execute event of the session answers the statement itself, so "
+            "that a batch cannot: execute it by itself"
+        )
+    return caught[-1]

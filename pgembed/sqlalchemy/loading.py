@@ -1,0 +1,112 @@
+"""The entities that a batch found, loaded by key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    FromClause,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    cast,
+    column,
+    func,
+    select,
+)
+from sqlalchemy.engine import IteratorResult
+from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.types import UserDefinedType
+
+from pgembed.sqlalchemy.asked import Asked, Found
+from pgembed.sqlalchemy.executor import Executor
+from pgembed.sqlalchemy.shape import Shape
+
+_BLOCK = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows by key, without their distances; keys of several columns are tuples."""
+
+    names: list[str]
+    rows: dict[Any, tuple[Any, ...]]
+
+    @classmethod
+    def load(cls, execute: Executor, asked: Asked, keys: Iterable[Any]) -> Rows:
+        """Load rows the way the statement *asked* does: with its options."""
+        wanted = list(keys)
+        rows: dict[Any, tuple[Any, ...]] = {}
+        names: list[str] = []
+        for start in range(0, max(1, len(wanted)), _BLOCK):
+            part = wanted[start : start + _BLOCK]
+            result = execute.entities(_by_key(asked.shape, asked.statement, part))
+            names = list(result.keys())[:-1]
+            rows |= {part[row[-1] - 1]: tuple(row[:-1]) for row in result}
+        return cls([*names, asked.shape.signature.result], rows)
+
+    def of(self, found: Found) -> list[Row[Any, float]]:
+        """Return rows with distances; one that is not there any more is left out."""
+        made = [
+            (*self.rows[key], distance) for key, distance in found if key in self.rows
+        ]
+        return list(IteratorResult(SimpleResultMetaData(self.names), iter(made)))
+
+
+def _by_key(shape: Shape, statement: Select[Any], keys: Sequence[Any]) -> Select[Any]:
+    places = _places(shape, keys)
+    match = and_(
+        *(
+            key == places.c[name]
+            for key, name in zip(shape.keys, shape.signature.keys, strict=True)
+        )
+    )
+    options = dict(statement.get_execution_options())
+    options.pop("yield_per", None)
+    return (
+        select(shape.entity, places.c.place)
+        .join_from(shape.entity, places, match)
+        .options(*statement._with_options)
+        .execution_options(**options)
+    )
+
+
+def _places(shape: Shape, keys: Sequence[Any]) -> FromClause:
+    """The keys as a table, with their places, counted from 1."""
+    parts = list(map(list, zip(*keys, strict=True))) if len(shape.keys) > 1 else [keys]
+    names = list(shape.signature.keys)
+    return (
+        func.unnest(
+            *(
+                _array(key, parts[i] if parts else [])
+                for i, key in enumerate(shape.keys)
+            )
+        )
+        .table_valued(
+            *(
+                column(name, key.type)
+                for name, key in zip(names, shape.keys, strict=True)
+            ),
+            with_ordinality="place",
+        )
+        .render_derived()
+    )
+
+
+class _AsGiven(UserDefinedType[Any]):
+    """What came from the driver and goes back to it."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "TEXT[]"
+
+
+def _array(key: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[Any]:
+    parameter = bindparam(None, list(values), _AsGiven(), unique=True)
+    return cast(parameter, ARRAY(key.type))
