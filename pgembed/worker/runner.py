@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pgembed.models.encoding import Encoded
 from pgembed.postgres.vectors import Float32
-from pgembed.worker import batching
+from pgembed.worker import batching, crash_points
 from pgembed.worker.fairness import Pace
 from pgembed.worker.lifetime import Lifetime, put_patiently
 from pgembed.worker.tasks import Task, finish
@@ -85,6 +85,7 @@ class Runner:
         except batching.Cancelled:
             self._writer.hand_back(lease)
             return
+        crash_points.reached("embedded")
         seconds = busy.seconds / self._threads
         self._pace.observe(lease.claim.embedding, len(lease.claim), seconds)
         _log.info(
