@@ -6,6 +6,7 @@ connections and answers.
 
 from __future__ import annotations
 
+import datetime
 import functools
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,40 @@ def test_a_zombie_does_not_end_the_work_of_another(
             holder.go_on()
             wait_until(lambda: is_drained(connection))
             assert holder.terminate() == 0
+    assert_converged(connection, model)
+
+
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+
+@pytest.mark.skipif(not FAKETIME, reason="libfaketime (package faketime) is missing")
+@pytest.mark.parametrize("skew", ["+1h", "-1h"])
+def test_clocks_that_are_wrong(
+    skew: str, dsn: str, connection: Connection, tmp_path: Path
+) -> None:
+    """By an hour, on the worker's host: leases end by the database's clock."""
+    model = add_good(connection, tmp_path)
+    create_docs(connection, *TEXTS)
+    wrong = {
+        "LD_PRELOAD": str(FAKETIME[0]),
+        "FAKETIME": skew,
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    start = functools.partial(worker_process, dsn, tmp_path)
+    with start(stop_at="embedded") as holder:
+        holder.wait_stopped()
+        with start(environ=wrong) as skewed:
+            insert(connection, "the other holds the rest", first=9)
+            wait_until(lambda: written(connection) == 1)
+            assert leased(connection) == len(TEXTS)
+            holder.kill()
+            connection.execute("UPDATE docs SET body = 'red' WHERE id = 1")
+            expire = "UPDATE pgembed.job_1 SET pgembed_available_at = now()"
+            connection.execute(f"{expire} WHERE pgembed_lease IS NOT NULL".encode())
+            wait_until(lambda: is_drained(connection))
+            assert skewed.terminate() == 0
+            logged = datetime.datetime.fromisoformat(skewed.log()[:19])
+    assert abs(logged - datetime.datetime.now()) > datetime.timedelta(minutes=50)
     assert_converged(connection, model)
 
 
