@@ -35,6 +35,10 @@ class WorkerProcess:
         status = self._wait(os.WUNTRACED)
         assert os.WIFSTOPPED(status), f"ended early: {status}\n{self.log()}"
 
+    def halt(self) -> None:
+        """Stop it wherever it is."""
+        os.kill(self.pid, signal.SIGSTOP)
+
     def go_on(self) -> None:
         """Let a stopped process go on."""
         os.kill(self.pid, signal.SIGCONT)
