@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+DURATION ?= 600
+SEED ?=
 
 .DEFAULT_GOAL := help
 
@@ -26,6 +28,10 @@ demo: install  ## embed and search PostgreSQL's own catalog, on an embedded serv
 .PHONY: test
 test: lint  ## everything CI runs: lint, types, all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: install  ## kill and stall workers, restart the server: DURATION=600 SEED=7
+	$(BIN)/python -m tests.faults.chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED))
 
 .PHONY: lint
 lint: install  ## ruff and mypy --strict

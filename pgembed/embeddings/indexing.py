@@ -63,6 +63,12 @@ def build(connection: Connection, job: IndexJob, worker: UUID) -> bool:
 
 @contextlib.contextmanager
 def _patient(connection: Connection) -> Iterator[None]:
+    limits = (
+        "SELECT current_setting('statement_timeout'), current_setting('lock_timeout')"
+    )
+    if fetch_one(connection, limits) == ("0", "0"):
+        yield  # behind a transaction pooler, a setting would reach somebody else
+        return
     connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
     try:
         yield

@@ -63,6 +63,9 @@ def read_leniently(connection: Connection) -> None:
     A SQL_ASCII database may hold some, and one such row must not make those read
     together with it unreadable.
     """
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        # Otherwise the server refuses to send them, and all rows beside them.
+        connection.execute("SET client_encoding = SQL_ASCII")
     connection.adapters.register_loader("text", _LenientText)
 
 

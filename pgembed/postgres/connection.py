@@ -25,6 +25,8 @@ _DEFAULTS: dict[str, Any] = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
+    # Keepalives are not sent while data waits to be acknowledged. Milliseconds.
+    "tcp_user_timeout": 60_000,
 }
 
 # Serialization and resource trouble, shutdowns, lost connections.

@@ -16,6 +16,7 @@ from pgembed.models import registry
 from pgembed.models.session import Model
 from pgembed.postgres.connection import Connection
 from pgembed.settings import Settings
+from pgembed.worker import crash_points
 from pgembed.worker.fairness import Pace, Turns
 from pgembed.worker.index_builder import IndexBuilder
 from pgembed.worker.leases import Identity, Lease, Leases
@@ -131,8 +132,10 @@ class Claimer:
             self._turns.exhausted(work.embedding)
             return
         lease = self._leases.add(claim)
+        crash_points.reached("claimed")
         try:
             task = prepare(work, lease, model)
+            crash_points.reached("read")
         except Exception:
             self._sink.hand_back(lease, self._settings.poll_seconds)
             raise

@@ -57,10 +57,14 @@ class IndexBuilder:
 
     def run(self) -> None:
         """Build what there is to build, whenever woken, until closed."""
-        while self._wanted.wait() and not self._closed.is_set():
+        while not self._closed.is_set():
+            self._wanted.wait()
+            if self._closed.is_set():
+                return
             self._retry_failed()
             for job in self._link.run(indexing.waiting):
                 self._build(job)
+            # It may clear what close has set: that is why the loop asks again.
             self._wanted.clear()
 
     def _retry_failed(self) -> None:

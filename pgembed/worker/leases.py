@@ -13,6 +13,7 @@ from psycopg import errors
 from pgembed.embeddings import workers
 from pgembed.embeddings.queue import Claim, Queue
 from pgembed.embeddings.workers import Role
+from pgembed.worker import crash_points
 from pgembed.worker.lifetime import Lifetime
 from pgembed.worker.link import Link
 
@@ -104,6 +105,7 @@ class Heart:
 
     def _renew(self, lease: Lease) -> None:
         claim = lease.claim
+        crash_points.reached("renewing")
         try:
             held = self._link.run(
                 lambda c: Queue(c).renew(claim.embedding, claim.lease, self._duration)

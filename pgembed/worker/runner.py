@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pgembed.models.encoding import Encoded
 from pgembed.postgres.vectors import Float32
-from pgembed.worker import batching, metrics
+from pgembed.worker import batching, crash_points, metrics
 from pgembed.worker.fairness import Pace
 from pgembed.worker.lifetime import Lifetime, put_patiently
 from pgembed.worker.tasks import Task, finish
@@ -85,6 +85,7 @@ class Runner:
         except batching.Cancelled:
             self._writer.hand_back(lease)
             return
+        crash_points.reached("embedded")
         seconds = busy.seconds / self._threads
         metrics.ROWS.labels(task.work.name).inc(len(lease.claim))
         metrics.TOKENS.labels(task.work.name).inc(int(task.encoded.lengths.sum()))

@@ -86,8 +86,6 @@ class TableCalls:
 def prepare_connection(connection: Connection) -> None:
     """Let calls wake this connection, and any bytes be read."""
     read_leniently(connection)
-    # Answers are in an unlogged table: there is nothing to wait for on disk.
-    connection.execute("SET synchronous_commit = off")
     connection.execute("LISTEN pgembed_call")
 
 

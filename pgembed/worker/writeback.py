@@ -13,7 +13,7 @@ import psycopg
 from psycopg import errors
 
 from pgembed.embeddings.queue import Queue
-from pgembed.worker import metrics
+from pgembed.worker import crash_points, metrics
 from pgembed.worker.leases import Identity, Lease, Leases
 from pgembed.worker.lifetime import Lifetime, Stopped, put_patiently
 from pgembed.worker.link import Link
@@ -155,6 +155,7 @@ class Writer:
         """Write rows; return the positions that are locked by users."""
         if not positions:
             return []
+        crash_points.reached("before_commit")
         try:
             settled = self._link.run(
                 lambda c: result.write(Queue(c), self._identity.id, positions)
@@ -163,6 +164,7 @@ class Writer:
             if _concerns_all(error):
                 raise
             return self._write_apart(result, positions, error)
+        crash_points.reached("after_commit")
         slots = result.task.lease.claim.slots
         return [i for i in positions if slots[i] not in settled]
 

@@ -1,0 +1,159 @@
+"""P6: no transaction is open during inference; rows, bytes and seconds are capped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pgembed.postgres.connection import fetch_all, fetch_one
+from tests.conftest import Connect
+from tests.harness import pgbouncer
+from tests.harness.oracle import assert_converged
+from tests.harness.processes import worker_process
+from tests.harness.server import Databases
+from tests.integration.worker.running import (
+    Connection,
+    add_good,
+    answering,
+    create_docs,
+    embed_all,
+    embedding,
+    insert,
+    is_drained,
+    leased,
+    wait_until,
+)
+
+
+def test_no_transaction_is_open_while_the_model_runs(
+    dsn: str, connection: Connection, tmp_path: Path
+) -> None:
+    add_good(connection, tmp_path)
+    create_docs(connection, "a cat", "the dog")
+    query = """
+        SELECT application_name, state FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name LIKE 'pgembed %'
+            AND pid <> pg_backend_pid()
+            AND (xact_start IS NOT NULL OR backend_xid IS NOT NULL)
+    """
+    with worker_process(dsn, tmp_path, stop_at="embedded") as worker:
+        worker.wait_stopped()
+        assert leased(connection) == 2
+        # Its other threads were stopped wherever they were: a statement may be ending.
+        wait_until(lambda: fetch_all(connection, query) == [])
+        held = "SELECT count(*) FROM pg_locks WHERE relation = 'docs'::regclass"
+        assert fetch_one(connection, held) == (0,)
+        connection.execute("SET lock_timeout = '5s'; ALTER TABLE docs ADD later int")
+
+
+def test_ten_megabytes_of_text(
+    dsn: str, connection: Connection, tmp_path: Path
+) -> None:
+    """Read as far as the model reads; its neighbours get their vectors, too."""
+    add_good(connection, tmp_path)
+    create_docs(connection, "a cat", "the dog " * 1_250_000, "red")
+    embed_all(dsn)
+    query = "SELECT count(*) FROM docs WHERE body_embedding IS NOT NULL"
+    assert fetch_one(connection, query) == (3,)
+    (length,) = fetch_one(connection, "SELECT max(length(body)) FROM docs")
+    assert length == 10_000_000
+
+
+@pytest.fixture
+def statement_timeout(connection: Connection) -> None:
+    connection.execute(
+        """
+        DO $$ BEGIN
+            EXECUTE format('ALTER DATABASE %I SET statement_timeout = 300',
+                current_database());
+            EXECUTE format('ALTER DATABASE %I SET lock_timeout = 10',
+                current_database());
+        END $$
+        """
+    )
+
+
+@pytest.mark.usefixtures("statement_timeout")
+def test_statements_that_take_too_long(
+    dsn: str, connection: Connection, connect: Connect, tmp_path: Path
+) -> None:
+    """Cancelled by the server, again and again, without an attempt used up."""
+    model = add_good(connection, tmp_path)
+    create_docs(connection, *[f"the dog {i}" for i in range(20)])
+    connection.execute(
+        """
+        CREATE TABLE tempo (slow bool); INSERT INTO tempo VALUES (true);
+        CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF (SELECT slow FROM public.tempo) THEN PERFORM pg_sleep(10); END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER dawdle BEFORE UPDATE OF body_embedding ON docs
+        FOR EACH ROW EXECUTE FUNCTION dawdle();
+        """
+    )
+    with worker_process(dsn, tmp_path, max_attempts=1) as worker:
+        wait_until(lambda: worker.log().count("statement timeout") >= 2)
+        connection.execute("UPDATE tempo SET slow = false")
+        wait_until(lambda: is_drained(connection))
+    assert_converged(connection, model)
+
+
+@pytest.fixture
+def pooled_dsn(dsn: str, server: Databases, tmp_path: Path) -> Iterator[str]:
+    """Return the DSN of the test's database by way of PgBouncer."""
+    program = pgbouncer.install()
+    if program is None:
+        pytest.skip("pgbouncer is not installed, and apt-get could not install it")
+    user = server.server.data_dir.stat().st_uid
+    with pgbouncer.pgbouncer(program, dsn, tmp_path, user) as pooled:
+        yield pooled
+
+
+def test_pgbouncer_in_transaction_mode(
+    dsn: str,
+    pooled_dsn: str,
+    connection: Connection,
+    connect: Connect,
+    tmp_path: Path,
+) -> None:
+    """Rows, chunks, index, calls and searches; and no setting stays behind."""
+    client = connect(pooled_dsn)
+    model = add_good(client, tmp_path)
+    create_docs(client, "a cat", "the dog", None, index="hnsw")
+    client.execute(
+        "SELECT pgembed.create_embedding('docs', 'body', 'tiny', name => 'cut', "
+        "chunk_tokens => 16)"
+    )
+    with embedding(pooled_dsn), answering(pooled_dsn):
+        wait_until(lambda: is_drained(client) and is_drained(client, "cut"))
+        insert(client, "a man eats food", "blue", first=4)
+        client.execute("UPDATE docs SET body = 'red' WHERE id = 1")
+        wait_until(lambda: is_drained(client) and is_drained(client, "cut"))
+        (vector,) = fetch_one(client, "SELECT pgembed.embed('tiny', 'the dog')")
+        np.testing.assert_allclose(vector, model.embed(["the dog"])[0], atol=1e-4)
+        found = fetch_one(
+            client,
+            "SELECT (item).id FROM pgembed.search("
+            "NULL::docs, 'the dog', k => 1, embedding => 'docs_body')",
+        )
+        assert found == (2,)
+        ready = "SELECT bool_and(index_state = 'ready') FROM pgembed.embedding_status"
+        wait_until(lambda: fetch_one(client, ready) == (True,))
+    assert_converged(connection, model)
+    assert settings_left_behind(pooled_dsn, connect) == set()
+
+
+def settings_left_behind(pooled_dsn: str, connect: Connect) -> set[str]:
+    """Return what is set in the pool's sessions, and would surprise other clients."""
+    clients = [connect(pooled_dsn) for _ in range(3)]
+    left: set[str] = set()
+    for client in clients:
+        client.execute("BEGIN")  # each keeps a session of the pool for itself
+        query = "SELECT name FROM pg_settings WHERE source = 'session'"
+        left |= {name for (name,) in fetch_all(client, query)}
+    for client in clients:
+        client.execute("ROLLBACK")
+    return left - {"application_name", "client_encoding", "DateStyle", "TimeZone"}

@@ -1,0 +1,55 @@
+"""A server that one test may stop in the roughest way."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pgembed.postgres.embedded import EmbeddedServer
+from tests.harness.server import Databases
+
+# What was committed must survive an immediate stop: the WAL leaves the process at every
+# commit. It need not reach the disk, because the machine goes on.
+_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "on",
+    "shared_buffers": "64MB",
+    "max_connections": "60",
+    "deadlock_timeout": "200ms",
+}
+
+
+class OwnServer(Databases):
+    """A server of a test's own; its DSNs outlive a restart."""
+
+    def restart_immediately(self) -> None:
+        """Stop without a word to the sessions, as a crash does; start with recovery."""
+        self.stop_immediately()
+        self.server.start()
+
+    def stop_immediately(self) -> None:
+        """Stop without a word to the sessions and without a checkpoint."""
+        self.server._pg_ctl("-m", "immediate", "stop")
+
+    def start(self) -> None:
+        """Start again."""
+        self.server.start()
+
+    def log(self) -> str:
+        """Return all that the server logged."""
+        path = self.server.data_dir / "server.log"
+        return path.read_text(encoding="utf-8", errors="replace")
+
+
+@contextlib.contextmanager
+def own_server() -> Iterator[OwnServer]:
+    """Start a server on a folder of its own; stop it and delete the folder."""
+    folder = Path(tempfile.mkdtemp(prefix="pgembed-faults-"))
+    try:
+        with EmbeddedServer(folder, settings=_SETTINGS) as server:
+            yield OwnServer(server)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
