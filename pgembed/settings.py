@@ -47,6 +47,9 @@ class Settings:
     drain_seconds: float = 30.0
     """How long a worker told to stop may finish what it holds."""
 
+    socket_dir: str = ""
+    """Where a worker opens its socket for SQL functions; empty: as installed."""
+
     def __post_init__(self) -> None:
         for name in ("processes", "batch_tokens", "claim_rows", "max_attempts"):
             _require(name, getattr(self, name), at_least=1)

@@ -20,6 +20,7 @@ from pgembed.cli import options
 @options.setting("--poll-seconds", float, "How often to look for work unasked.")
 @options.setting("--max-attempts", int, "Attempts before a row counts as failed.")
 @options.setting("--drain-seconds", float, "Time to finish after SIGTERM.")
+@options.setting("--socket-dir", str, "Where SQL functions find it, if mounted here.")
 @options.setting("--cache-dir", Path, "Where verified model files are kept.")
 def worker(once: bool, **arguments: str | int | float | Path | None) -> None:
     """Embed rows and answer calls until stopped.
