@@ -27,7 +27,11 @@ demo: install  ## embed and search PostgreSQL's own catalog, on an embedded serv
 
 .PHONY: test
 test: lint  ## everything CI runs: lint, types, all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -rs $(PYTEST_ARGS)
+
+.PHONY: server
+server:  ## Debian's PostgreSQL with PL/Python and pgvector, for the tests that need it (as root)
+	docker/install-postgres.sh
 
 .PHONY: chaos
 chaos: install  ## kill and stall workers, restart the server: DURATION=600 SEED=7

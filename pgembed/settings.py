@@ -55,6 +55,9 @@ class Settings:
     log_format: str = "plain"
     """How a worker logs: plain or json."""
 
+    socket_dir: str = ""
+    """Where a worker opens its socket for SQL functions; empty: as installed."""
+
     def __post_init__(self) -> None:
         for name in ("processes", "batch_tokens", "claim_rows", "max_attempts"):
             _require(name, getattr(self, name), at_least=1)

@@ -1,6 +1,7 @@
 -- Calls: a SQL function asks a worker and waits for its answer, in its own transaction.
--- The request travels through pgembed.call in a second session (61_calls), where it is
--- committed at once; that session waits for the answer and takes it away.
+-- How the request travels is in 61_calls: over a Unix socket, or through pgembed.call in a
+-- second session, where it is committed at once; that session waits for the answer and
+-- takes it away.
 
 CREATE OR REPLACE FUNCTION pgembed._post_call(
     kind text, model text, contents text[], lifetime interval
@@ -185,9 +186,9 @@ COMMENT ON FUNCTION pgembed._check_call(text[]) IS
 'An error when the texts of a call are too many or too long.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._no_answer(timeout interval)
+CREATE OR REPLACE FUNCTION pgembed._no_answer(timeout interval, trouble text DEFAULT NULL)
 RETURNS void
-LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -200,16 +201,19 @@ BEGIN
         trim_scale(round(extract(epoch FROM timeout), 3))
         USING ERRCODE = 'object_not_in_prerequisite_state',
         DETAIL = coalesce('Workers that answer calls: ' || alive || '.',
-            'No worker that answers calls is running for this database.'),
+            'No worker that answers calls is running for this database.')
+            || coalesce(format(' From here: %s.', trouble), ''),
         HINT = CASE
+            WHEN alive IS NOT NULL AND trouble IS NOT NULL THEN
+                'A worker must run on the database''s machine and share its socket directory; ''pgembed doctor'' says more.'
             WHEN alive IS NULL THEN
                 format('Start one with: pgembed worker --dsn ''dbname=%s ...''', current_database())
             ELSE 'It may be busy, or loading the model: try again, or give it time: SET pgembed.call_timeout = ''60s'';'
         END;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._no_answer(interval) IS
-'The error of a call that nobody answered: says whether a worker is there, and how to start one.';
+COMMENT ON FUNCTION pgembed._no_answer(interval, text) IS
+'The error of a call that nobody answered: says whether a worker is there, and how to start one. trouble: what kept the caller from reaching it.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._embed_text(kind text, model text, content text)

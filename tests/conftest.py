@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,16 +11,32 @@ import psycopg
 import pytest
 
 from pgembed.postgres import connection as connections
+from tests.harness import debian
 from tests.harness.roles import ordinary_role
-from tests.harness.server import Databases, running_server
+from tests.harness.server import Databases, running_debian_server, running_server
 
 Connect = Callable[..., psycopg.Connection[Any]]
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Databases]:
-    """Return the session's embedded server; fsync is off, its folder is deleted."""
+def server(request: pytest.FixtureRequest) -> Iterator[Databases]:
+    """Return the session's embedded server; fsync is off, its folder is deleted.
+
+    With PGEMBED_TEST_SERVER=debian it is Debian's.
+    """
+    if os.environ.get("PGEMBED_TEST_SERVER") == "debian":
+        yield request.getfixturevalue("full_server")
+        return
     with running_server() as databases:
+        yield databases
+
+
+@pytest.fixture(scope="session")
+def full_server() -> Iterator[Databases]:
+    """Return Debian's server, which has PL/Python; skips where it is not installed."""
+    if debian.installed_major() is None:
+        pytest.skip(f"no PostgreSQL with PL/Python here: {debian.HOW_TO_INSTALL}")
+    with running_debian_server() as databases:
         yield databases
 
 

@@ -101,7 +101,7 @@ def script(vector_schema: str, dblink_schema: str | None) -> str:
         schemas["dblink"] = dblink_schema
     files = [
         (path.name, resolve_schemas(path.read_text(encoding="utf-8"), schemas))
-        for path in resources.sql_files(dblink=dblink_schema is not None)
+        for path in resources.sql_files("none" if dblink_schema is None else "dblink")
     ]
     parts = [
         *(

@@ -11,12 +11,26 @@ import click
 
 from pgembed.cli import options, output
 from pgembed.postgres.connection import Connection, connect
+from pgembed.postgres.transports import Wish
 
 
 @click.command()
 @options.dsn
-def install(dsn: str | None) -> None:
+@click.option(
+    "--transport",
+    type=click.Choice(["auto", "plpython", "dblink", "none"]),
+    help="How SQL functions reach a worker; kept for the next installation.",
+)
+@click.option(
+    "--socket-dir",
+    help="Folder of workers' sockets, for plpython (at first /run/pgembed); kept, too.",
+)
+def install(dsn: str | None, transport: Wish | None, socket_dir: str | None) -> None:
     """Install schema pgembed in the database, or bring it up to date.
+
+    SQL functions such as pgembed.embed() reach a worker through dblink, wherever the
+    worker is, or faster in PL/Python, when it runs on the server's machine. auto takes
+    PL/Python when extension plpython3u is in the database and you are a superuser.
 
     Needs pgvector and a role that may create a schema; no superuser, no files on the
     server. Doing it again changes nothing.
@@ -24,9 +38,9 @@ def install(dsn: str | None) -> None:
     from pgembed.postgres import schema
 
     with connect(options.settings(dsn=dsn).dsn, purpose="install") as connection:
-        report = schema.install(connection)
+        report = schema.install(connection, transport=transport, socket_dir=socket_dir)
     click.echo(str(report))
-    if report.transport == "none":
+    if report.transport == "none" and transport != "none":
         click.echo(
             "Extension dblink is not there: pgembed.embed() cannot reach a worker.\n"
             "Run CREATE EXTENSION dblink, then 'pgembed install' again."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pgembed import __version__
+from pgembed.errors import InstallError
 from pgembed.postgres import embedding_checks, guards, installation
 from pgembed.postgres.connection import (
     Connection,
@@ -26,11 +27,14 @@ def verify(
     findings = [*_server(connection), *_vector(connection), *_access(connection)]
     if any(finding.level == "error" for finding in findings):
         return findings
-    plan = installation.plan(connection, resources or Resources.found())
+    try:
+        plan = installation.plan(connection, resources or Resources.found())
+    except InstallError as failure:
+        return [*findings, error("transport", str(failure), "run 'pgembed install'")]
     findings += _schema(connection, plan)
     if plan.found is not None:
         findings += _privileges(connection)
-        findings += _transport(connection)
+        findings += _transport(connection, plan)
         findings += _workers(connection)
         findings += _models(connection)
         findings += embedding_checks.check_all(connection)
@@ -160,13 +164,15 @@ def _privileges(connection: Connection) -> Iterator[Finding]:
         yield ok("privileges", "nothing is granted to PUBLIC")
 
 
-def _transport(connection: Connection) -> Iterator[Finding]:
-    if extension_schema(connection, "dblink") is None:
+def _transport(connection: Connection, plan: installation.Plan) -> Iterator[Finding]:
+    if plan.transport == "none":
         yield warning(
             "transport",
             "without dblink SQL functions cannot ask a worker to embed a text",
             "let a superuser run 'CREATE EXTENSION dblink', then run 'pgembed install'",
         )
+    elif plan.transport == "plpython":
+        yield from _sockets(connection, plan.calls.socket_dir)
     elif not _dblink_is_private(connection):
         yield warning(
             "transport",
@@ -175,6 +181,25 @@ def _transport(connection: Connection) -> Iterator[Finding]:
         )
     else:
         yield ok("transport", "dblink")
+
+
+def _sockets(connection: Connection, folder: str) -> Iterator[Finding]:
+    """Look for sockets with the server's eyes; nobody else may be allowed to."""
+    row = fetch_one(connection, "SELECT pg_catalog.to_regproc('pgembed._talk')")
+    if row[0] is None:  # another transport is installed, which was reported already
+        return
+    (trouble,) = fetch_one(
+        connection, "SELECT trouble FROM pgembed._talk('look', patience => 1)"
+    )
+    if trouble is None:
+        yield ok("transport", f"plpython, by a socket in {folder}")
+    else:
+        yield warning(
+            "transport",
+            f"plpython, but no worker can be reached: {trouble}",
+            "start one on the server's machine, which shares the folder, or run "
+            "'pgembed install --transport dblink' or with another --socket-dir",
+        )
 
 
 def _dblink_is_private(connection: Connection) -> bool:

@@ -71,7 +71,7 @@ def require_vector(connection: Connection) -> str:
     Raises InstallError saying what to do when it is missing or too old.
     """
     if extension_schema(connection, "vector") is None:
-        failure = _create_extension(connection, "vector")
+        failure = create_extension(connection, "vector")
         if failure is not None:
             raise InstallError(
                 f"extension vector cannot be created ({failure}): install pgvector "
@@ -98,7 +98,7 @@ def offer_dblink(connection: Connection) -> str | None:
     """
     if (
         extension_schema(connection, "dblink") is None
-        and _create_extension(connection, "dblink") is None
+        and create_extension(connection, "dblink") is None
     ):
         _revoke_from_public(connection, "dblink")
     return extension_schema(connection, "dblink")
@@ -138,10 +138,14 @@ def extension_version(connection: Connection, name: str) -> tuple[int, ...]:
     return tuple(int(part) for part in str(row[0]).split(".") if part.isdigit())
 
 
-def _create_extension(connection: Connection, name: str) -> str | None:
-    """Create an extension; return why it cannot be done, or None."""
-    public = fetch_one(connection, "SELECT pg_catalog.to_regnamespace('public')")
-    place = sql.SQL(" SCHEMA public" if public[0] is not None else "")
+def create_extension(
+    connection: Connection, name: str, schema: str = "public"
+) -> str | None:
+    """Create an extension; return why that cannot be done, or None."""
+    found = fetch_one(connection, "SELECT pg_catalog.to_regnamespace(%s)", (schema,))
+    place = sql.SQL(" SCHEMA {}").format(sql.Identifier(schema))
+    if found[0] is None:
+        place = sql.Composed([])
     try:
         with connection.transaction():
             connection.execute(

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from pgembed import __version__
 from pgembed.errors import InstallError
-from pgembed.postgres import guards, migrate, objects
+from pgembed.postgres import guards, migrate, objects, transports
 from pgembed.postgres.connection import Connection, extension_schema, fetch_one
-from pgembed.postgres.resources import Resources, digest, resolve_schemas
+from pgembed.postgres.resources import Resources, Transport, digest, resolve_schemas
 
 TABLE = """
     CREATE TABLE IF NOT EXISTS pgembed.installation (
@@ -20,11 +20,25 @@ TABLE = """
         objects text[] NOT NULL,
         installed_at timestamptz NOT NULL DEFAULT pg_catalog.now()
     );
+    ALTER TABLE pgembed.installation
+        ADD COLUMN IF NOT EXISTS transport text NOT NULL DEFAULT 'auto',
+        ADD COLUMN IF NOT EXISTS socket_dir text NOT NULL DEFAULT '/run/pgembed';
     COMMENT ON TABLE pgembed.installation IS
         'What the last installation put here: version, hash, routines and views.';
     COMMENT ON SCHEMA pgembed IS
         'Models, kept embeddings and search. Managed by "pgembed install".';
 """
+
+
+DEFAULT_SOCKET_DIR = "/run/pgembed"
+
+
+@dataclasses.dataclass(frozen=True)
+class CallSettings:
+    """How SQL functions are to reach a worker."""
+
+    transport: transports.Wish = "auto"
+    socket_dir: str = DEFAULT_SOCKET_DIR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +49,7 @@ class Installation:
     digest: str
     objects: list[str]
     """Identities of the routines and views that its SQL files made."""
+    calls: CallSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +67,9 @@ class Plan:
     files: list[tuple[str, str]]
     """Name and text of the SQL files, in order, the extensions' schemas filled in."""
     schemas: Mapping[str, str]
+    calls: CallSettings
+    transport: Transport
+    """How SQL functions will reach a worker."""
 
     @property
     def digest(self) -> str:
@@ -59,16 +77,12 @@ class Plan:
         return digest([("head", self.head), *self.files])
 
     @property
-    def transport(self) -> str:
-        """How SQL functions will reach a worker: dblink or none."""
-        return "dblink" if "dblink" in self.schemas else "none"
-
-    @property
     def is_current(self) -> bool:
         """Whether the database holds exactly that already."""
         return (
             self.found is not None
             and self.found.digest == self.digest
+            and self.found.calls == self.calls
             and self.revision == self.head
             and not self.missing
         )
@@ -99,14 +113,29 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
-def plan(connection: Connection, resources: Resources) -> Plan:
-    """Compare the database with *resources*; extension vector must be there."""
+def plan(
+    connection: Connection,
+    resources: Resources,
+    *,
+    transport: transports.Wish | None = None,
+    socket_dir: str | None = None,
+) -> Plan:
+    """Compare the database with *resources*; extension vector must be there.
+
+    *transport* and *socket_dir* are as they were installed when they are None. Raises
+    InstallError when the transport cannot be had.
+    """
     schemas = {
         name: schema
         for name in ("vector", "dblink")
         if (schema := extension_schema(connection, name)) is not None
     }
     found = read(connection)
+    settings = found.calls if found else CallSettings()
+    settings = CallSettings(
+        transport or settings.transport, socket_dir or settings.socket_dir
+    )
+    chosen = transports.choose(connection, settings.transport)
     revision = migrate.current(connection)
     migrations = resources.migrations
     return Plan(
@@ -117,9 +146,11 @@ def plan(connection: Connection, resources: Resources) -> Plan:
         missing=_missing(connection, found),
         files=[
             (path.name, resolve_schemas(path.read_text(encoding="utf-8"), schemas))
-            for path in resources.sql_files(dblink="dblink" in schemas)
+            for path in resources.sql_files(chosen)
         ],
         schemas=schemas,
+        calls=settings,
+        transport=chosen,
     )
 
 
@@ -135,20 +166,36 @@ def read(connection: Connection) -> Installation | None:
     if not guards.has_table(connection, "installation"):
         return None
     row = fetch_one(
-        connection, "SELECT version, digest, objects FROM pgembed.installation"
+        connection,
+        """
+        SELECT i.version, i.digest, i.objects,
+            pg_catalog.to_jsonb(i) ->> 'transport',
+            pg_catalog.to_jsonb(i) ->> 'socket_dir'
+        FROM pgembed.installation AS i
+        """,
     )
-    return row and Installation(*row)
+    if row is None:
+        return None
+    version, recorded, names, transport, socket_dir = row
+    # An early version of the table has neither.
+    calls = CallSettings(transport or "auto", socket_dir or DEFAULT_SOCKET_DIR)
+    return Installation(version, recorded, names, calls)
 
 
 def write(connection: Connection, installed: Installation) -> None:
     """Record what an installation wrote."""
     connection.execute(
         """
-        INSERT INTO pgembed.installation (version, digest, objects)
-        VALUES (%s, %s, %s)
+        INSERT INTO pgembed.installation
+            (version, digest, objects, transport, socket_dir)
+        VALUES (%s, %s, %s, %s, %s)
         ON CONFLICT (single) DO UPDATE SET
             version = EXCLUDED.version, digest = EXCLUDED.digest,
-            objects = EXCLUDED.objects, installed_at = EXCLUDED.installed_at
+            objects = EXCLUDED.objects, transport = EXCLUDED.transport,
+            socket_dir = EXCLUDED.socket_dir, installed_at = EXCLUDED.installed_at
         """,
-        (installed.version, installed.digest, installed.objects),
+        (
+            *(installed.version, installed.digest, installed.objects),
+            *(installed.calls.transport, installed.calls.socket_dir),
+        ),
     )

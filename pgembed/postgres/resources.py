@@ -7,12 +7,15 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pgembed.errors import InstallError
 
 _PLACEHOLDER = re.compile(r"@extschema:([a-z_]+)@")
-_FILE_NAME = re.compile(r"\d\d_[a-z_]+(?:@(dblink|nodblink))?\.sql")
+_FILE_NAME = re.compile(r"\d\d_[a-z_]+(?:@(plpython|dblink|none))?\.sql")
+
+Transport = Literal["plpython", "dblink", "none"]
+"""How SQL functions reach a worker."""
 
 
 def resource_dir(name: str) -> Path:
@@ -42,7 +45,7 @@ class Resources:
         """Return the resources that came with this package."""
         return cls(resource_dir("sql"), resource_dir("migrations"))
 
-    def sql_files(self, *, dblink: bool) -> list[Path]:
+    def sql_files(self, transport: Transport) -> list[Path]:
         """Return the SQL files in the order in which they run.
 
         Raises InstallError for a file whose name does not follow sql/README.md.
@@ -50,7 +53,7 @@ class Resources:
         return [
             path
             for path in sorted(self.sql.glob("*.sql"))
-            if _variant(path) in (None, "dblink" if dblink else "nodblink")
+            if _variant(path) in (None, transport)
         ]
 
 
@@ -58,8 +61,9 @@ def _variant(path: Path) -> str | None:
     match = _FILE_NAME.fullmatch(path.name)
     if match is None:
         raise InstallError(
-            f"{path} is not named NN_words.sql, NN_words@dblink.sql or "
-            "NN_words@nodblink.sql, so its place in the order is unknown: rename it"
+            f"{path} is not named NN_words.sql, NN_words@plpython.sql, "
+            "NN_words@dblink.sql or NN_words@none.sql, so its place in the order is "
+            "unknown: rename it"
         )
     return match.group(1)
 

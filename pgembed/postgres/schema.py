@@ -9,11 +9,19 @@ from psycopg import errors
 
 from pgembed import __version__
 from pgembed.errors import InstallError
-from pgembed.postgres import guards, installation, migrate, objects, vectors
+from pgembed.postgres import (
+    guards,
+    installation,
+    migrate,
+    objects,
+    transports,
+    vectors,
+)
 from pgembed.postgres.connection import Connection, fetch_all, require_idle
 from pgembed.postgres.doctor import verify
 from pgembed.postgres.installation import Installation
 from pgembed.postgres.resources import Resources, resource_dir
+from pgembed.postgres.transports import Wish
 
 # Taken by every install and uninstall; the number spells "pgembed" in ASCII.
 _LOCK = int.from_bytes(b"pgembed", "big")
@@ -45,7 +53,7 @@ class InstallReport:
     previous_version: str | None
     """None: there was no schema before."""
     transport: str
-    """How SQL functions reach a worker: dblink or none."""
+    """How SQL functions reach a worker: plpython, dblink or none."""
 
     def __str__(self) -> str:
         if not self.changed:
@@ -58,7 +66,11 @@ class InstallReport:
 
 
 def install(
-    connection: Connection, *, resources: Resources | None = None
+    connection: Connection,
+    *,
+    resources: Resources | None = None,
+    transport: Wish | None = None,
+    socket_dir: str | None = None,
 ) -> InstallReport:
     """Install pgembed into the database, or upgrade what is there.
 
@@ -66,13 +78,19 @@ def install(
     that may create a schema, or owns an empty one; extension vector is created when
     the role may do so, and dblink if possible.
 
+    *transport* is how SQL functions are to reach a worker, *socket_dir* the folder in
+    which they look for its socket; None leaves them as they were installed, at first
+    auto and /run/pgembed.
+
     Raises InstallError, and changes nothing, when the server or pgvector is too old,
     the schema is newer than this code, or it holds objects that are not pgembed's.
     """
     _require_idle(connection)
     try:
         with connection.transaction():
-            report = _install(connection, resources or Resources.found())
+            report = _install(
+                connection, resources or Resources.found(), transport, socket_dir
+            )
     except psycopg.Error as error:
         notes = "; ".join(getattr(error, "__notes__", ()))
         raise InstallError(f"the installation failed: {error} {notes}") from error
@@ -84,13 +102,20 @@ def _require_idle(connection: Connection) -> None:
     require_idle(connection, "install or remove the schema")
 
 
-def _install(connection: Connection, resources: Resources) -> InstallReport:
+def _install(
+    connection: Connection,
+    resources: Resources,
+    transport: Wish | None = None,
+    socket_dir: str | None = None,
+) -> InstallReport:
     _enter(connection)
     guards.require_versions(connection)
     guards.require_vector(connection)
-    guards.offer_dblink(connection)
+    transports.offer(connection, transport)
     guards.claim_schema(connection)
-    plan = installation.plan(connection, resources)
+    plan = installation.plan(
+        connection, resources, transport=transport, socket_dir=socket_dir
+    )
     plan.refuse_newer()
     if not plan.is_current:
         _write(connection, resources, plan)
@@ -111,7 +136,8 @@ def _write(
     written = _run_sql(connection, plan)
     connection.execute(_REVOKE)
     installation.write(
-        connection, Installation(__version__, plan.digest, sorted(written))
+        connection,
+        Installation(__version__, plan.digest, sorted(written), plan.calls),
     )
 
 

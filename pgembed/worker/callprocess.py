@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
+from pgembed.errors import WorkerError
 from pgembed.models import registry
 from pgembed.models.session import Model
 from pgembed.postgres.connection import connect, fetch_all
@@ -14,12 +18,19 @@ from pgembed.worker.link import Link
 from pgembed.worker.loader import Loader
 from pgembed.worker.model_additions import Additions
 from pgembed.worker.model_cache import ModelCache
+from pgembed.worker.socketcalls import SocketCalls
+from pgembed.worker.socketplace import SocketPlace
 from pgembed.worker.tablecalls import TableCalls, prepare_connection
 from pgembed.worker.threads import Threads
+from pgembed.worker.transports import TableAndSocket
 
 # A query is short: more threads win little alone, and lose much beside bulk work.
 THREADS = 1
 _PRELOADED = 4
+
+_HASH = "SELECT m.hash FROM pgembed.model AS m WHERE m.name = %s"
+
+_log = logging.getLogger(__name__)
 
 
 def serve_calls(settings: Settings, lifetime: Lifetime) -> None:
@@ -51,17 +62,46 @@ def _serve(
     additions = Additions(settings, identity, lifetime)
     batches = Batches(settings, identity, lifetime)
     carrying_out = threads.start("batches", batches.run)
-    transport = TableCalls(link, identity, additions.begin)
+    table = TableCalls(link, identity, additions.begin)
+    sockets = _open_socket(settings, link, additions)
+    transport = TableAndSocket(table, sockets) if sockets else table
     try:
         _preload(link, loader)
         CallServer(transport, loader, lifetime).run()
     finally:
+        if sockets:
+            sockets.close()
         loader.close()
         batches.close()
         carrying_out.join()
         heart.finish()
         beating.join()
         identity.leave(heart_link)
+
+
+def _open_socket(
+    settings: Settings, link: Link, additions: Additions
+) -> SocketCalls | None:
+    """Return the socket of SQL functions in PL/Python, where there are any."""
+    folder = Path(settings.socket_dir) if settings.socket_dir else None
+    place = link.run(lambda c: SocketPlace.of(c, folder))
+    if place is None:
+        return None
+    known: set[tuple[str, bytes]] = set()
+
+    def knows(name: str, model_hash: bytes) -> bool:
+        if (name, model_hash) not in known:
+            rows = link.run(lambda c: fetch_all(c, _HASH, (name,)))
+            known.update((name, found) for (found,) in rows)
+        return (name, model_hash) in known
+
+    try:
+        sockets = SocketCalls(place, knows, additions.add)
+    except WorkerError as error:
+        _log.warning("%s", error)
+        return None
+    _log.info("SQL functions reach this worker at %s", sockets.path)
+    return sockets
 
 
 def _load(settings: Settings, name: str) -> Model:

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import threading
+from collections.abc import Callable
 from uuid import UUID
 
 from pgembed.embeddings import calls
@@ -32,30 +33,45 @@ class Additions:
         self._turn = threading.Lock()
 
     def begin(self, request: Request) -> None:
-        """Have a request done and answered."""
+        """Have a request of table pgembed.call done and answered there."""
         worker = self._identity.id
-        threading.Thread(
-            target=self._answer, args=(request, worker), daemon=True
-        ).start()
+        self.add(
+            request.model,
+            request.contents,
+            lambda error: self._answer(request.id, worker, error),
+        )
 
-    def _answer(self, request: Request, worker: UUID) -> None:
-        with self._turn:
-            error = self._add(request)
+    def add(
+        self, model: str, contents: list[str], answered: Callable[[str | None], None]
+    ) -> None:
+        """Have a model added, from source and options.
+
+        *answered* is called from another thread, with None when the model is there,
+        else with why not.
+        """
+
+        def run() -> None:
+            with self._turn:
+                error = self._add(model, *contents)
+            answered(error)
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def _answer(self, call_id: int, worker: UUID, error: str | None) -> None:
         link = Link(self._dsn, "add_model", self._lifetime, finishing=True)
         try:
-            link.run(lambda c: calls.answer(c, request.id, worker, None, error))
+            link.run(lambda c: calls.answer(c, call_id, worker, None, error))
         except Stopped:
             pass
         finally:
             link.close()
 
-    def _add(self, request: Request) -> str | None:
+    def _add(self, model: str, source: str, options: str) -> str | None:
         """Return None when the model is there, else why not."""
-        source, options = request.contents
-        _log.info("adding model %s from %s", request.model, source)
+        _log.info("adding model %s from %s", model, source)
         message = {
             "dsn": self._dsn,
-            "name": request.model,
+            "name": model,
             "source": source,
             "options": json.loads(options),
         }

@@ -29,6 +29,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pgembed import logs
 from pgembed.batch.engine import cores
 from pgembed.batch.execute import Options
 from pgembed.batch.job import Frame, read_workload, run_batch, run_join
@@ -38,7 +39,6 @@ from pgembed.batch.result import Report
 from pgembed.batch.search import memory_bytes
 from pgembed.errors import ConnectError, PgembedError, SettingError, WorkerError
 from pgembed.postgres.connection import Connection, connect, fetch_one, is_transient
-from pgembed.worker.child import configure_logging
 
 _log = logging.getLogger(__name__)
 
@@ -281,8 +281,8 @@ def _read_line() -> bytes:
 
 def main() -> int:
     """Read the request, do it, and return the exit status."""
-    configure_logging("WARNING")
     request = json.loads(_read_line())
+    logs.configure("WARNING", request["log_format"])
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
     posted = Posted(**request["posted"])

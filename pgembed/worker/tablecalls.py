@@ -40,10 +40,24 @@ class TableCalls:
         self._other = other
         self._next_poll = 0.0
         self._next_expiry = 0.0
+        self._spoke = True
+
+    @property
+    def due(self) -> float:
+        """When to take next, on the clock of time.monotonic, if nothing comes before.
+
+        A statement may have brought a notification along: then at once.
+        """
+        return 0.0 if self._spoke else min(self._next_poll, self._next_expiry)
+
+    def descriptor(self) -> int:
+        """Return the file descriptor that can be read when a notification comes."""
+        return self._link.run(lambda c: c.fileno())
 
     def take(self, timeout: float) -> list[Call]:
         """Return new calls; waits for one at most *timeout* seconds."""
         ids = self._link.run(lambda c: _notified(c, timeout))
+        self._spoke = False
         now = time.monotonic()
         if now >= self._next_poll:
             self._next_poll = now + _POLL_SECONDS
@@ -52,6 +66,7 @@ class TableCalls:
             return self._taken(ids)
         if now >= self._next_expiry:
             self._next_expiry = now + _EXPIRE_SECONDS
+            self._spoke = True
             self._link.run(calls.expire)
         return []
 
@@ -64,12 +79,14 @@ class TableCalls:
             error = answer
         else:
             vectors = VectorArray(answer)
+        self._spoke = True
         self._link.run(
             lambda c: calls.answer(c, row.call_id, row.worker, vectors, error)
         )
 
     def _taken(self, ids: list[int] | None) -> list[Call]:
         worker = self._identity.id
+        self._spoke = True
         taken = []
         for request in self._link.run(lambda c: calls.take(c, worker, ids)):
             if request.kind not in ("document", "query"):

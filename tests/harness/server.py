@@ -1,4 +1,4 @@
-"""One embedded server for a test session, and databases cloned from a template."""
+"""Servers for a test session, and databases cloned from a template."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import psycopg
 from psycopg import sql
 
+from pgembed.postgres import system
 from pgembed.postgres.connection import connect
 from pgembed.postgres.embedded import EmbeddedServer
 from pgembed.postgres.schema import install
+from pgembed.postgres.transports import Wish
+from tests.harness.debian import DebianServer
 
 TEMPLATE = "pgembed_template"
 
@@ -32,13 +36,24 @@ _SETTINGS = {
 }
 
 
-class Databases:
-    """The test session's server, from which each test takes a database."""
+class Server(Protocol):
+    """A server that runs."""
 
-    def __init__(self, server: EmbeddedServer) -> None:
+    def dsn(self, database: str = "postgres") -> str:
+        """Return the URI of *database*."""
+
+
+class Databases:
+    """A server of the test session, from which each test takes a database."""
+
+    def __init__(self, server: Server, folder: Path, programs: Path) -> None:
         self.server = server
+        self.programs = programs
+        """The folder of its programs, such as pg_dump."""
+        self.socket_dir = folder / "calls"
+        """Where workers open sockets for SQL functions in PL/Python."""
         self._numbers = itertools.count(1)
-        self._has_template = False
+        self._templates: set[str] = set()
 
     def dsn(self, database: str = "postgres", **parameters: str) -> str:
         """Return the URI of *database*; *parameters* are libpq's, such as user."""
@@ -60,15 +75,18 @@ class Databases:
         finally:
             self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
 
-    def installed_template(self) -> str:
+    def installed_template(self, transport: Wish = "auto") -> str:
         """Return the name of a database with pgembed in it, made when first asked."""
-        if not self._has_template:
-            self._execute("DROP DATABASE IF EXISTS {}", TEMPLATE)
-            self._execute("CREATE DATABASE {}", TEMPLATE)
-            with connect(self.dsn(TEMPLATE), purpose="test template") as connection:
-                install(connection)
-            self._has_template = True
-        return TEMPLATE
+        name = f"{TEMPLATE}_{transport}"
+        if name not in self._templates:
+            self._execute("DROP DATABASE IF EXISTS {}", name)
+            self._execute("CREATE DATABASE {}", name)
+            with connect(self.dsn(name), purpose="test template") as connection:
+                install(
+                    connection, transport=transport, socket_dir=str(self.socket_dir)
+                )
+            self._templates.add(name)
+        return name
 
     def _execute(self, statement: str, *names: str) -> None:
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
@@ -77,26 +95,48 @@ class Databases:
 
 @contextlib.contextmanager
 def running_server() -> Iterator[Databases]:
-    """Start a server on a folder of its own; stop it and delete the folder."""
-    _stop_abandoned()
-    prefix = f"pgembed-tests-{os.getpid()}-"
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    """Start the embedded server on a folder of its own, which is deleted."""
+    with (
+        _folder("pgembed-tests", _stop_embedded) as folder,
+        EmbeddedServer(folder, settings=_SETTINGS) as server,
+    ):
+        programs = system.binaries(system.Account.current())
+        yield Databases(server, folder, programs)
+
+
+@contextlib.contextmanager
+def running_debian_server() -> Iterator[Databases]:
+    """Start Debian's server, which has PL/Python, likewise."""
+    with (
+        _folder("pgembed-debian", lambda f: DebianServer(f, {}).stop()) as folder,
+        DebianServer(folder, _SETTINGS) as server,
+    ):
+        yield Databases(server, folder, server.programs)
+
+
+@contextlib.contextmanager
+def _folder(prefix: str, stop: Callable[[Path], None]) -> Iterator[Path]:
+    _stop_abandoned(prefix, stop)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-{os.getpid()}-"))
     try:
-        with EmbeddedServer(folder, settings=_SETTINGS) as server:
-            yield Databases(server)
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _stop_abandoned() -> None:
+def _stop_abandoned(prefix: str, stop: Callable[[Path], None]) -> None:
     """Stop the servers of test sessions that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob("pgembed-tests-*"):
-        match = re.match(r"pgembed-tests-(\d+)-", folder.name)
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}-*"):
+        match = re.match(rf"{prefix}-(\d+)-", folder.name)
         if match is None or Path(f"/proc/{match[1]}").exists():
             continue
         with contextlib.suppress(Exception):
-            server = EmbeddedServer(folder)
-            server.start()
-            server.started = True
-            server.stop()
+            stop(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stop_embedded(folder: Path) -> None:
+    server = EmbeddedServer(folder)
+    server.start()
+    server.started = True
+    server.stop()

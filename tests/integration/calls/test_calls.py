@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,30 +16,16 @@ from pgembed.postgres.connection import fetch_one
 from pgembed.postgres.resources import Resources
 from pgembed.postgres.schema import install
 from tests.conftest import Connect
-from tests.harness import tiny_models
 from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
 from tests.integration.worker.running import (
     Connection,
-    add_tiny,
     answering,
     wait_until,
 )
 
-PROMPT = "red "
-
-
-@pytest.fixture
-def model(connection: Connection, tmp_path: Path) -> Model:
-    """Register a model that has a prompt for queries and raises for poison."""
-    folder = tiny_models.raising_model(tmp_path / "tiny")
-    return add_tiny(connection, folder, query_prompt=PROMPT)
-
-
-@pytest.fixture
-def worker(dsn: str, model: Model) -> Iterator[None]:
-    with answering(dsn):
-        yield
+# What only this transport has: a second session, and a table of calls.
+over_dblink = pytest.mark.parametrize("transport", ["dblink"], indirect=True)
 
 
 @pytest.fixture
@@ -66,9 +50,28 @@ def second_sessions(connection: Connection) -> int:
     )
 
 
+def count_calls(connection: Connection) -> None:
+    connection.execute("SET track_functions = 'all'")
+
+
 def calls_made(connection: Connection) -> int:
-    query = "SELECT coalesce(pg_sequence_last_value('pgembed.call_id_seq'), 0)"
+    """Return how often a worker was asked by this session; it must be counting."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    query = """
+        SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions
+        WHERE schemaname = 'pgembed' AND funcname = '_call'
+    """
     return int(value(connection, query))
+
+
+def is_calling(connection: Connection) -> bool:
+    """Whether another session of the database is in a call."""
+    query = """
+        SELECT EXISTS (SELECT FROM pg_stat_activity
+        WHERE state = 'active' AND query ~ '^SELECT pgembed.embed'
+            AND datname = current_database())
+    """
+    return bool(value(connection, query))
 
 
 def calls_left(connection: Connection) -> int:
@@ -102,6 +105,7 @@ def test_a_batch_keeps_its_order_and_its_gaps(
 
 @pytest.mark.usefixtures("model")
 def test_no_text_is_no_call(connection: Connection) -> None:
+    count_calls(connection)
     assert value(connection, "SELECT pgembed.embed('tiny', NULL)") is None
     assert value(connection, "SELECT pgembed.embed_query('tiny', e' \n')") is None
     empty = "SELECT cardinality(pgembed.embed_batch('tiny', '{}'))"
@@ -123,6 +127,7 @@ def test_order_by_uses_the_index_and_asks_once(
     query = "SELECT id FROM items ORDER BY v <=> pgembed.embed_query('tiny', 'food 7')"
     plan = connection.execute(f"EXPLAIN {query} LIMIT 5").fetchall()
     assert "Index Scan using items_v_idx" in str(plan)
+    count_calls(connection)
     before = calls_made(connection)
     connection.execute(f"{query} LIMIT 5")
     assert calls_made(connection) == before + 1
@@ -147,6 +152,7 @@ def test_in_any_transaction(connection: Connection, mode: str) -> None:
             assert value(connection, query, text) is not None
 
 
+@over_dblink
 @pytest.mark.usefixtures("worker")
 def test_a_connection_is_kept_and_replaced_when_it_died(connection: Connection) -> None:
     query = "SELECT pgembed.embed('tiny', %s)"
@@ -163,6 +169,7 @@ def test_a_connection_is_kept_and_replaced_when_it_died(connection: Connection) 
     assert second_sessions(connection) == 1
 
 
+@over_dblink
 @pytest.mark.usefixtures("worker", "shared")
 def test_no_connection_is_kept_that_others_could_use(connection: Connection) -> None:
     assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
@@ -186,8 +193,11 @@ def test_a_role_needs_execute_and_nothing_more(
             ).format(role)
         )
         assert value(user, "SELECT pgembed.embed('tiny', 'a cat')") is not None
-        with pytest.raises(errors.InsufficientPrivilege):
-            user.execute("SELECT pgembed._dial()")
+        for inner in ("_dial()", "_talk('look')"):
+            with pytest.raises(
+                (errors.InsufficientPrivilege, errors.UndefinedFunction)
+            ):
+                user.execute(f"SELECT pgembed.{inner}".encode())
 
 
 def test_an_owner_without_superuser_rights_is_told_what_to_create(
@@ -240,7 +250,7 @@ def test_a_worker_that_comes_while_the_caller_waits(
     query = "SELECT pgembed.embed('tiny', 'a cat')"
     thread = threading.Thread(target=lambda: answers.append(value(caller, query)))
     thread.start()
-    wait_until(lambda: calls_left(connection) == 1)
+    wait_until(lambda: is_calling(connection))
     with answering(dsn):
         thread.join(30)
     np.testing.assert_allclose(answers[0], model.embed(["a cat"])[0], atol=1e-6)
@@ -253,13 +263,20 @@ def test_a_timeout_that_makes_no_sense(connection: Connection, text: str) -> Non
         connection.execute("SELECT pgembed.embed('tiny', 'a cat')")
 
 
-@pytest.mark.usefixtures("model")
-@pytest.mark.parametrize("kept", [False, True])
-def test_cancel_and_timeout_act_promptly(
-    connection: Connection, kept: bool, request: pytest.FixtureRequest
+@pytest.mark.usefixtures("model", "shared")
+@over_dblink
+def test_cancel_acts_promptly_on_a_connection_that_is_not_kept(
+    connection: Connection,
 ) -> None:
-    if not kept:
-        request.getfixturevalue("shared")
+    check_cancel_and_timeout(connection)
+
+
+@pytest.mark.usefixtures("model")
+def test_cancel_and_timeout_act_promptly(connection: Connection) -> None:
+    check_cancel_and_timeout(connection)
+
+
+def check_cancel_and_timeout(connection: Connection) -> None:
     connection.execute("SET pgembed.call_timeout = '3s'")
     connection.execute("SET statement_timeout = '300ms'")
     query = "SELECT pgembed.embed('tiny', 'a cat')"
@@ -305,10 +322,11 @@ def test_add_model_asks_the_worker(connection: Connection) -> None:
         connection.execute("SELECT pgembed.add_model('m', 'tests')")
 
 
+@over_dblink
 def test_without_dblink_both_remedies_are_named(
     connection: Connection, model: Model
 ) -> None:
-    files = Resources.found().sql_files(dblink=False)
+    files = Resources.found().sql_files("none")
     (path,) = [f for f in files if "61_calls" in f.name]
     text = path.read_text().replace("@extschema:vector@", "public")
     connection.execute(text.encode())

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pgembed.postgres import system
 from pgembed.postgres.connection import connect
 from tests.harness.server import Databases
 from tests.harness.sql_worker import (
@@ -23,11 +22,10 @@ from tests.integration.embeddings.support import declare
 NAMES = ("docs_body", "cut", "parts_body")
 
 
-def run(program: str, *arguments: str) -> None:
-    """Run one of the embedded server's programs."""
-    folder = system.binaries(system.Account.current())
+def run(server: Databases, program: str, *arguments: str) -> None:
+    """Run one of the server's programs."""
     subprocess.run(
-        [folder / program, *arguments],
+        [server.programs / program, *arguments],
         check=True,
         capture_output=True,
         timeout=60,
@@ -83,10 +81,10 @@ def goes_on(connection: Connection) -> None:
 
 def test_full(source: Connection, server: Databases, dsn: str, tmp_path: Path) -> None:
     path = str(tmp_path / "full")
-    run("pg_dump", "--format=custom", f"--file={path}", dsn)
+    run(server, "pg_dump", "--format=custom", f"--file={path}", dsn)
     with server.database("template0") as copy:
         target = server.dsn(copy)
-        run("pg_restore", "--exit-on-error", f"--dbname={target}", path)
+        run(server, "pg_restore", "--exit-on-error", f"--dbname={target}", path)
         with connect(target) as connection:
             assert value(connection, "SELECT count(*) FROM pgembed.failures") == 1
             goes_on(connection)
@@ -97,13 +95,13 @@ def test_data_only(
     source: Connection, server: Databases, dsn: str, tmp_path: Path, disable: bool
 ) -> None:
     schema, data = str(tmp_path / "schema"), str(tmp_path / "data")
-    run("pg_dump", "--schema-only", "--format=custom", f"--file={schema}", dsn)
-    run("pg_dump", "--data-only", "--format=custom", f"--file={data}", dsn)
+    run(server, "pg_dump", "--schema-only", "--format=custom", f"--file={schema}", dsn)
+    run(server, "pg_dump", "--data-only", "--format=custom", f"--file={data}", dsn)
     with server.database("template0") as copy:
         target = f"--dbname={server.dsn(copy)}"
-        run("pg_restore", "--exit-on-error", target, schema)
+        run(server, "pg_restore", "--exit-on-error", target, schema)
         options = ["--disable-triggers"] if disable else []
-        run("pg_restore", "--exit-on-error", *options, target, data)
+        run(server, "pg_restore", "--exit-on-error", *options, target, data)
         with connect(server.dsn(copy)) as connection:
             for name in NAMES:
                 rows(connection, "SELECT pgembed.reconcile(%s)", name)

@@ -204,7 +204,7 @@ def test_files_follow_the_extensions(
     variant = (
         "CREATE OR REPLACE FUNCTION pgembed.which() RETURNS text LANGUAGE sql AS '{}';"
     )
-    for name in ("dblink", "nodblink"):
+    for name in ("plpython", "dblink", "none"):
         (resources.sql / f"20_way@{name}.sql").write_text(
             variant.format(f"SELECT ''{name}''")
         )

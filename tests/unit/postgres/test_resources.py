@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from pgembed.errors import InstallError
 from pgembed.postgres.resources import (
     Resources,
+    Transport,
     digest,
     resolve_schemas,
     resource_dir,
 )
 
+TRANSPORTS = get_args(Transport)
+
 
 @pytest.fixture
 def resources(tmp_path: Path) -> Resources:
     """Return resources with files of every variant, made in no order."""
-    for name in ("30_c", "10_a", "20_b@nodblink", "20_b@dblink"):
+    for name in ("30_c", "10_a", *(f"20_b@{name}" for name in TRANSPORTS)):
         (tmp_path / f"{name}.sql").write_text("")
     (tmp_path / "README.md").write_text("")
     return Resources(tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("dblink", [True, False])
-def test_files_in_order_with_the_variant(resources: Resources, dblink: bool) -> None:
-    names = [path.name for path in resources.sql_files(dblink=dblink)]
-    variant = "20_b@dblink.sql" if dblink else "20_b@nodblink.sql"
-    assert names == ["10_a.sql", variant, "30_c.sql"]
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_files_in_order_with_the_variant(
+    resources: Resources, transport: Transport
+) -> None:
+    names = [path.name for path in resources.sql_files(transport)]
+    assert names == ["10_a.sql", f"20_b@{transport}.sql", "30_c.sql"]
 
 
-@pytest.mark.parametrize("name", ["a.sql", "1_a.sql", "10-a.sql", "10_a@plpython.sql"])
+@pytest.mark.parametrize("name", ["a.sql", "1_a.sql", "10-a.sql", "10_a@plperl.sql"])
 def test_unknown_names_are_refused(resources: Resources, name: str) -> None:
     (resources.sql / name).write_text("")
     with pytest.raises(InstallError, match="rename it"):
-        resources.sql_files(dblink=True)
+        resources.sql_files("dblink")
 
 
 def test_every_file_of_ours_has_a_place() -> None:
     found = Resources.found()
     names = {path.name for path in found.sql.glob("*.sql")}
-    used = {
-        path.name for flag in (True, False) for path in found.sql_files(dblink=flag)
-    }
+    used = {path.name for name in TRANSPORTS for path in found.sql_files(name)}
     assert used == names
 
 

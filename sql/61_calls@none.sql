@@ -1,4 +1,4 @@
--- Without dblink no SQL function can reach a worker: say so, and what to do.
+-- Without dblink and PL/Python no SQL function can reach a worker: say so, and what to do.
 
 CREATE OR REPLACE FUNCTION pgembed._call(
     kind text, model text, contents text[], timeout interval

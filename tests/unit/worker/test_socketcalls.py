@@ -1,0 +1,306 @@
+"""The socket: good callers are served, whatever the others send, and however slowly."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pgembed.errors import WorkerError
+from pgembed.postgres.vectors import Float32
+from pgembed.worker import frames, socketcalls
+from pgembed.worker.frames import FrameReader, Request
+from pgembed.worker.pending import Call
+from pgembed.worker.socketcalls import SocketCalls
+from pgembed.worker.socketplace import Peer, SocketPlace
+
+HASH = bytes(32)
+PREFIX = "7-5-"
+_ROUNDS = 10_000
+
+
+class Bench:
+    """The worker's end, stepped by hand; every call is answered with its lengths."""
+
+    def __init__(self, folder: Path) -> None:
+        self.additions: list[tuple[str, list[str], socketcalls.Answered]] = []
+        self.sockets = SocketCalls(
+            SocketPlace(folder, PREFIX, None),
+            knows=lambda name, model_hash: name == "tiny" and model_hash == HASH,
+            add_model=lambda *arguments: self.additions.append(arguments),
+            slow_seconds=0.05,
+        )
+
+    def step(self) -> list[Call]:
+        calls = self.sockets.take(0.01)
+        for call in calls:
+            self.sockets.answer(call, lengths(call.contents))
+        return calls
+
+    @contextlib.contextmanager
+    def caller(self) -> Iterator[Caller]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(0)
+            connection.connect(str(self.sockets.path))
+            yield Caller(connection, self)
+
+
+class Caller:
+    """A backend's end."""
+
+    def __init__(self, connection: socket.socket, bench: Bench) -> None:
+        self.connection = connection
+        self.bench = bench
+        self.reader = FrameReader(max_body=1 << 30)
+        self.ended = False
+
+    def send(self, data: bytes) -> None:
+        """Send all, while the worker takes steps."""
+        while data and not self.ended:
+            try:
+                data = data[self.connection.send(data) :]
+            except BlockingIOError:
+                self.bench.step()
+            except OSError:
+                self.ended = True
+
+    def frame(self) -> frames.Frame:
+        """Return the next frame that is no greeting."""
+        for _ in range(_ROUNDS):
+            self.bench.step()
+            for frame in self.receive():
+                if frame.kind != frames.GREETING:
+                    return frame
+        raise AssertionError("no answer came")
+
+    def receive(self) -> list[frames.Frame]:
+        try:
+            data = self.connection.recv(1 << 20)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        self.ended = not data
+        return list(self.reader.feed(data))
+
+    def wait_for_the_end(self) -> None:
+        for _ in range(_ROUNDS):
+            self.bench.step()
+            self.receive()
+            if self.ended:
+                return
+        raise AssertionError("the connection was not ended")
+
+
+def lengths(contents: list[str]) -> Float32:
+    return np.array([[len(text), 1] for text in contents], np.float32).reshape(-1, 2)
+
+
+def request(*texts: str, model: str = "tiny", number: int = 1) -> bytes:
+    return frames.encode_request(
+        Request("query", model, HASH, list(texts), 60.0), number
+    )
+
+
+def assert_serves(bench: Bench) -> None:
+    with bench.caller() as caller:
+        for number in (1, 2):
+            caller.send(request("a cat", "the dog!", number=number))
+            frame = caller.frame()
+            assert frame.number == number
+            answer = frames.decode_answer(frame)
+            np.testing.assert_array_equal(answer, [[5, 1], [8, 1]])
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path / "calls")
+    yield bench
+    bench.sockets.close()
+    assert list((tmp_path / "calls").iterdir()) == []
+
+
+def test_calls_are_answered(bench: Bench) -> None:
+    assert_serves(bench)
+
+
+def test_a_large_answer_and_a_large_request(bench: Bench) -> None:
+    with bench.caller() as caller:
+        caller.send(request(*["x" * 1000] * 10_000))
+        answer = frames.decode_answer(caller.frame())
+        assert np.shape(answer) == (10_000, 2)
+
+
+def test_an_unknown_model_is_an_error(bench: Bench) -> None:
+    with bench.caller() as caller:
+        caller.send(request("x", model="other"))
+        answer = frames.decode_answer(caller.frame())
+        assert answer == "model 'other' is not registered"
+
+
+@pytest.mark.parametrize("error", [None, "it cannot be read"])
+def test_models_are_added_by_others(bench: Bench, error: str | None) -> None:
+    contents = ["org/name", "{}"]
+    data = frames.encode_request(Request("add_model", "new", b"", contents, 9.0), 3)
+    with bench.caller() as caller:
+        caller.send(data)
+        while not bench.additions:
+            bench.step()
+        [(name, given_contents, answered)] = bench.additions
+        assert (name, given_contents) == ("new", contents)
+        answered(error)
+        answer = frames.decode_answer(caller.frame())
+        assert np.size(answer) == 0 if error is None else answer == error
+
+
+pieces = st.lists(
+    st.one_of(
+        st.binary(max_size=64),
+        st.just(request("a cat")),
+        st.just(request("the dog")[:-3]),
+        st.just(b"pe\x01\x02" + bytes(4) + b"\xff\xff\xff\x00"),
+        st.just(b"pe\x01\x03" + bytes(8)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(pieces, st.booleans())
+def test_garbage_hurts_nobody_else(
+    bench: Bench, garbage: list[bytes], stays: bool
+) -> None:
+    with bench.caller() as hostile:
+        for piece in garbage:
+            hostile.send(piece)
+            bench.step()
+        if stays:
+            assert_serves(bench)
+    assert_serves(bench)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"GET / HTTP/1.1\r\n\r\n", request("a") * 2, request("a", number=5) + b"pe\x09"],
+)
+def test_who_breaks_the_protocol_is_cut_off(bench: Bench, data: bytes) -> None:
+    with bench.caller() as caller:
+        caller.send(data + bytes(12))
+        caller.wait_for_the_end()
+    assert_serves(bench)
+
+
+def test_a_frame_that_does_not_end_is_cut_off(bench: Bench) -> None:
+    with bench.caller() as slow:
+        slow.send(request("the dog")[:-1])
+        bench.step()
+        assert_serves(bench)
+        slow.wait_for_the_end()
+
+
+def test_an_answer_that_nobody_reads_is_given_up(bench: Bench) -> None:
+    with bench.caller() as deaf:
+        deaf.send(request(*["x"] * 10_000))
+        while not (calls := bench.sockets.take(0.01)):
+            continue
+        bench.sockets.answer(calls[0], np.zeros((10_000, 384), np.float32))
+        assert_serves(bench)
+        waits: Callable[[], bool] = lambda: bool(bench.sockets._callers)  # noqa: E731
+        for _ in range(_ROUNDS):
+            bench.step()
+            if not waits():
+                break
+        assert not waits()
+
+
+def test_a_caller_that_leaves_is_not_answered(bench: Bench) -> None:
+    with bench.caller() as caller:
+        caller.send(request("a cat"))
+        while not (calls := bench.sockets.take(0.01)):
+            continue
+    bench.step()
+    bench.sockets.answer(calls[0], lengths(["a cat"]))
+    assert_serves(bench)
+
+
+def test_too_many_callers_make_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socketcalls, "_MAX_PEERS", 3)
+    with contextlib.ExitStack() as stack:
+        callers = []
+        for _ in range(5):
+            callers.append(stack.enter_context(bench.caller()))
+            bench.step()
+        callers[0].wait_for_the_end()
+        assert_serves(bench)
+
+
+def test_too_much_held_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socketcalls, "_MAX_HELD", 100_000)
+    with bench.caller() as greedy:
+        greedy.send(request("x" * 300_000)[:-1])
+        greedy.wait_for_the_end()
+    assert_serves(bench)
+
+
+def test_the_folder_is_for_its_group_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "calls"
+    place = SocketPlace(folder, PREFIX, None)
+    listener, path = place.listen()
+    listener.close()
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert path.stat().st_mode & 0o777 == 0o660
+    assert place.admits(Peer(os.geteuid(), 12345))
+    assert place.admits(Peer(0, 0))
+    assert place.admits(Peer(12345, folder.stat().st_gid))
+    assert not place.admits(Peer(12345, 12345))
+
+
+def test_what_died_is_removed_and_what_lives_is_not(tmp_path: Path) -> None:
+    place = SocketPlace(tmp_path / "calls", PREFIX, None)
+    first, dead = place.listen()
+    first.close()
+    second, living = place.listen()
+    third, _ = place.listen()
+    assert not dead.exists()
+    assert living.exists()
+    second.close()
+    third.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: folder.chmod(0o755), "chmod o="),
+        (lambda folder: (folder.rmdir(), folder.touch()), "socket for SQL"),
+    ],
+)
+def test_a_folder_that_will_not_do(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    spoil(folder)
+    with pytest.raises(WorkerError, match=message):
+        SocketPlace(folder, PREFIX, None).listen()
+
+
+def test_a_path_that_is_too_long(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    with pytest.raises(WorkerError, match="too long"):
+        SocketPlace(folder, PREFIX, None).listen()
