@@ -18,12 +18,13 @@ from pgembed.postgres.resources import Resources, resource_dir
 # Taken by every install and uninstall; the number spells "pgembed" in ASCII.
 _LOCK = int.from_bytes(b"pgembed", "big")
 
-_REVOKE = """
+REVOKE = """
     REVOKE ALL ON SCHEMA pgembed FROM PUBLIC;
     REVOKE ALL ON ALL ROUTINES IN SCHEMA pgembed FROM PUBLIC;
     REVOKE ALL ON ALL TABLES IN SCHEMA pgembed FROM PUBLIC;
     REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgembed FROM PUBLIC;
 """
+"""The end of an installation: nothing is granted to PUBLIC."""
 
 # What CREATE OR REPLACE cannot do: another result type, other columns, another kind.
 _IRREPLACEABLE = (
@@ -72,7 +73,7 @@ def install(
     _require_idle(connection)
     try:
         with connection.transaction():
-            report = _install(connection, resources or Resources.found())
+            report = install_in_transaction(connection, resources or Resources.found())
     except psycopg.Error as error:
         notes = "; ".join(getattr(error, "__notes__", ()))
         raise InstallError(f"the installation failed: {error} {notes}") from error
@@ -84,7 +85,13 @@ def _require_idle(connection: Connection) -> None:
     require_idle(connection, "install or remove the schema")
 
 
-def _install(connection: Connection, resources: Resources) -> InstallReport:
+def install_in_transaction(
+    connection: Connection, resources: Resources
+) -> InstallReport:
+    """Do what :func:`install` does, in the open transaction; search_path is changed.
+
+    Raises what install does, and psycopg's errors.
+    """
     _enter(connection)
     guards.require_versions(connection)
     guards.require_vector(connection)
@@ -109,7 +116,7 @@ def _write(
     connection.execute(installation.TABLE)
     migrate.upgrade(connection, resources.migrations, plan.resolve)
     written = _run_sql(connection, plan)
-    connection.execute(_REVOKE)
+    connection.execute(REVOKE)
     installation.write(
         connection, Installation(__version__, plan.digest, sorted(written))
     )
@@ -172,12 +179,16 @@ def uninstall(connection: Connection) -> None:
     _require_idle(connection)
     try:
         with connection.transaction():
-            _uninstall(connection)
+            uninstall_in_transaction(connection)
     except psycopg.Error as error:
         raise InstallError(f"pgembed cannot be removed: {error}") from error
 
 
-def _uninstall(connection: Connection) -> None:
+def uninstall_in_transaction(connection: Connection) -> None:
+    """Do what :func:`uninstall` does, in the open transaction; search_path is changed.
+
+    Raises what uninstall does, and psycopg's errors.
+    """
     _enter(connection)
     schema = guards.find_schema(connection)
     if schema is None or not schema.installed:
