@@ -54,7 +54,7 @@ def install_within(operations: Operations) -> None:
     Raises InstallError, as schema.install does.
     """
     with _borrowed(operations) as connection, nested(operations):
-        schema._install(connection, Resources.found())
+        schema.install_in_transaction(connection, Resources.found())
 
 
 def uninstall_within(operations: Operations) -> None:
@@ -63,7 +63,7 @@ def uninstall_within(operations: Operations) -> None:
     Raises InstallError, as schema.uninstall does.
     """
     with _borrowed(operations) as connection:
-        schema._uninstall(connection)
+        schema.uninstall_in_transaction(connection)
 
 
 @contextlib.contextmanager
@@ -113,7 +113,7 @@ def script(vector_schema: str, dblink_schema: str | None) -> str:
         installation.TABLE,
         _migrations(resources, schemas),
         *(text for _, text in files),
-        schema._REVOKE,
+        schema.REVOKE,
         _record(resources, files),
         "RESET search_path;",
     ]
@@ -122,7 +122,7 @@ def script(vector_schema: str, dblink_schema: str | None) -> str:
 
 def _migrations(resources: Resources, schemas: dict[str, str]) -> str:
     """Return the SQL of pgembed's own migrations, as Alembic writes it offline."""
-    config = migrate._config(resources.migrations)
+    config = migrate.alembic_config(resources.migrations)
     config.output_buffer = buffer = io.StringIO()
     config.attributes.update(
         connection=create_mock_engine("postgresql://", lambda *_: None),

@@ -236,7 +236,7 @@ class Batch:
         )
 
     def _keys(self, ids: RowIds) -> NDArray[Any]:
-        columns = self.source.key_list("t")
+        columns = self.source.key_values("t")
         rows = look_up(self.connection, self.source, self.tables, ids, columns)
         keys = np.empty(len(ids), object)
         for place, *key in rows:

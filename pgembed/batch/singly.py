@@ -132,7 +132,7 @@ def _search(
         connection,
         "SELECT t.tableoid::pg_catalog.int8, "  # noqa: S608 - names PostgreSQL quoted
         "pg_catalog.tidsend(t.ctid), s.distance, "
-        f"{source.key_list('t')} "
+        f"{source.key_values('t')} "
         f"FROM pgembed.search(NULL::{source.relation}, $1, $2, $3::pg_catalog.jsonb, "
         f"$4, $5, 'auto', $6) AS s INNER JOIN {source.relation} AS t ON {match} "
         f"ORDER BY s.distance, {source.key_list('t')}",

@@ -33,6 +33,8 @@ class Source:
     """With chunks: the condition that joins source s and chunks v."""
     divided: bool
     """Whether its rows are in several tables: partitions or children."""
+    key_texts: tuple[bool, ...]
+    """Whether the type of each key column is one that psycopg does not know."""
 
     @property
     def chunked(self) -> bool:
@@ -66,6 +68,13 @@ class Source:
         """How the expression that :meth:`rows` was given as *number* is called."""
         return f"s.pgembed_{number}" if self.chunked else f"({expression})"
 
+    def key_values(self, alias: str) -> str:
+        """The key as psycopg can read it: what it does not know, enums say, as text."""
+        return ", ".join(
+            f"{alias}.{key}" + ("::pg_catalog.text" if as_text else "")
+            for key, as_text in zip(self.keys, self.key_texts, strict=True)
+        )
+
     def key_list(self, alias: str) -> str:
         """The key columns under *alias*, separated by commas."""
         return ", ".join(f"{alias}.{key}" for key in self.keys)
@@ -90,7 +99,14 @@ def describe(connection: Connection, name: str) -> Source:
             ARRAY(SELECT pg_catalog.quote_ident(k) FROM unnest(e.key_columns) AS k),
             CASE WHEN e.target <> e.source
                 THEN pgembed._key_match(e.source, 's', 'v') END,
-            t.relkind = 'p' OR t.relhassubclass, e.storage
+            t.relkind = 'p' OR t.relhassubclass,
+            ARRAY(SELECT y.oid >= 16384 AND y.typtype <> 'd'
+                FROM unnest(e.key_columns) WITH ORDINALITY AS k (name, place)
+                INNER JOIN pg_catalog.pg_attribute AS a
+                    ON a.attrelid = e.source AND a.attname = k.name
+                INNER JOIN pg_catalog.pg_type AS y ON y.oid = a.atttypid
+                ORDER BY k.place),
+            e.storage
         FROM pgembed._find_embedding(%s) AS e
         INNER JOIN pg_catalog.pg_class AS c ON c.oid = e.source
         INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -101,13 +117,14 @@ def describe(connection: Connection, name: str) -> Source:
     )
     if row is None:
         raise EmbeddingError(f"the source of embedding {name!r} was dropped")
-    if row[11] == "bit":
+    if row[-1] == "bit":
         raise EmbeddingError(
             f"embedding {name!r} stores bits, which batches do not search yet: "
             "use pgembed.search for them"
         )
     fields = dict(zip(_FIELDS, row, strict=False))
-    return Source(**{**fields, "keys": tuple(fields["keys"])})
+    lists = {name: tuple(fields[name]) for name in ("keys", "key_texts")}
+    return Source(**{**fields, **lists})
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ from pgembed.postgres.connection import Connection, fetch_one
 
 def head(migrations: Path) -> str:
     """Return the newest revision in the folder *migrations*."""
-    revision = ScriptDirectory.from_config(_config(migrations)).get_current_head()
+    script = ScriptDirectory.from_config(alembic_config(migrations))
+    revision = script.get_current_head()
     if revision is None:
         raise InstallError(
             f"{migrations} holds no migration: install pgembed-vector again"
@@ -38,7 +39,7 @@ def current(connection: Connection) -> str | None:
 
 def is_known(revision: str, migrations: Path) -> bool:
     """Whether the folder *migrations* has *revision*."""
-    script = ScriptDirectory.from_config(_config(migrations))
+    script = ScriptDirectory.from_config(alembic_config(migrations))
     return any(known.revision == revision for known in script.walk_revisions())
 
 
@@ -57,7 +58,7 @@ def upgrade(
         use_native_hstore=False,
     )
     with engine.connect() as borrowed:
-        config = _config(migrations)
+        config = alembic_config(migrations)
         config.attributes.update(connection=borrowed, resolve_schemas=resolve)
         try:
             command.upgrade(config, "head")
@@ -66,7 +67,8 @@ def upgrade(
             raise (error.orig or error) from None
 
 
-def _config(migrations: Path) -> Config:
+def alembic_config(migrations: Path) -> Config:
+    """Return Alembic's configuration for the folder *migrations*."""
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

@@ -26,12 +26,13 @@ from pgembed.postgres.transports import Wish
 # Taken by every install and uninstall; the number spells "pgembed" in ASCII.
 _LOCK = int.from_bytes(b"pgembed", "big")
 
-_REVOKE = """
+REVOKE = """
     REVOKE ALL ON SCHEMA pgembed FROM PUBLIC;
     REVOKE ALL ON ALL ROUTINES IN SCHEMA pgembed FROM PUBLIC;
     REVOKE ALL ON ALL TABLES IN SCHEMA pgembed FROM PUBLIC;
     REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgembed FROM PUBLIC;
 """
+"""The end of an installation: nothing is granted to PUBLIC."""
 
 # What CREATE OR REPLACE cannot do: another result type, other columns, another kind.
 _IRREPLACEABLE = (
@@ -88,7 +89,7 @@ def install(
     _require_idle(connection)
     try:
         with connection.transaction():
-            report = _install(
+            report = install_in_transaction(
                 connection, resources or Resources.found(), transport, socket_dir
             )
     except psycopg.Error as error:
@@ -102,12 +103,16 @@ def _require_idle(connection: Connection) -> None:
     require_idle(connection, "install or remove the schema")
 
 
-def _install(
+def install_in_transaction(
     connection: Connection,
     resources: Resources,
     transport: Wish | None = None,
     socket_dir: str | None = None,
 ) -> InstallReport:
+    """Do what :func:`install` does, in the open transaction; search_path is changed.
+
+    Raises what install does, and psycopg's errors.
+    """
     _enter(connection)
     guards.require_versions(connection)
     guards.require_vector(connection)
@@ -134,7 +139,7 @@ def _write(
     connection.execute(installation.TABLE)
     migrate.upgrade(connection, resources.migrations, plan.resolve)
     written = _run_sql(connection, plan)
-    connection.execute(_REVOKE)
+    connection.execute(REVOKE)
     installation.write(
         connection,
         Installation(__version__, plan.digest, sorted(written), plan.calls),
@@ -198,12 +203,16 @@ def uninstall(connection: Connection) -> None:
     _require_idle(connection)
     try:
         with connection.transaction():
-            _uninstall(connection)
+            uninstall_in_transaction(connection)
     except psycopg.Error as error:
         raise InstallError(f"pgembed cannot be removed: {error}") from error
 
 
-def _uninstall(connection: Connection) -> None:
+def uninstall_in_transaction(connection: Connection) -> None:
+    """Do what :func:`uninstall` does, in the open transaction; search_path is changed.
+
+    Raises what uninstall does, and psycopg's errors.
+    """
     _enter(connection)
     schema = guards.find_schema(connection)
     if schema is None or not schema.installed:

@@ -17,10 +17,12 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    inspect,
     select,
 )
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.orm import Session
 from sqlalchemy.types import UserDefinedType
 
 from pgembed.sqlalchemy.asked import Asked, Found
@@ -48,6 +50,8 @@ class Rows:
             result = execute.entities(_by_key(asked.shape, asked.statement, part))
             names = list(result.keys())[:-1]
             rows |= {part[row[-1] - 1]: tuple(row[:-1]) for row in result}
+        if isinstance(execute.session, Session):
+            names = _names(asked.statement) or names
         return cls([*names, asked.shape.signature.result], rows)
 
     def of(self, found: Found) -> list[Row[Any, float]]:
@@ -56,6 +60,14 @@ class Rows:
             (*self.rows[key], distance) for key, distance in found if key in self.rows
         ]
         return list(IteratorResult(SimpleResultMetaData(self.names), iter(made)))
+
+
+def _names(statement: Select[Any]) -> list[str]:
+    """The name of the entity in a row; nothing for a table's columns."""
+    described = statement.column_descriptions[0]
+    if described["entity"] is None:
+        return []
+    return [described["name"] or inspect(described["entity"]).mapper.class_.__name__]
 
 
 def _by_key(shape: Shape, statement: Select[Any], keys: Sequence[Any]) -> Select[Any]:

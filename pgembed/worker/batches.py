@@ -152,6 +152,7 @@ class _Process:
         message = {
             "dsn": settings.dsn,
             "cache_dir": str(settings.cache_dir),
+            "log_format": settings.log_format,
             "posted": dataclasses.asdict(posted),
         }
         assert self._process.stdin is not None  # noqa: S101 - spawn makes a pipe

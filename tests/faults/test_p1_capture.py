@@ -129,7 +129,7 @@ def test_a_server_that_dies_between_change_and_commit(
 def test_a_prepared_transaction(rough_server: OwnServer, tmp_path: Path) -> None:
     """Two-phase commit outlives a crash, and the job with it."""
     rough_server.stop_immediately()
-    settings = rough_server.server.data_dir / "postgresql.auto.conf"
+    settings = rough_server.folder / "postgresql.auto.conf"
     before = settings.read_text(encoding="utf-8")
     settings.write_text(before + "max_prepared_transactions = 4\n", encoding="utf-8")
     rough_server.start()

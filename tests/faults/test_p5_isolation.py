@@ -35,7 +35,7 @@ _FILL = "INSERT INTO filler SELECT repeat('x', 7000) FROM generate_series(1, %s)
 @pytest.fixture
 def small_disk(rough_server: OwnServer) -> Iterator[str]:
     """Return the name of a tablespace of 16 MB."""
-    owner = rough_server.server.data_dir.stat()
+    owner = rough_server.folder.stat()
     folder = Path(tempfile.mkdtemp(prefix="pgembed-disk-"))
     command = [MOUNT, "-t", "tmpfs", "-o", "size=16m,mode=755", "tmpfs", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -107,7 +107,7 @@ def pooled_dsn(dsn: str, server: Databases, tmp_path: Path) -> Iterator[str]:
     program = pgbouncer.install()
     if program is None:
         pytest.skip("pgbouncer is not installed, and apt-get could not install it")
-    user = server.server.data_dir.stat().st_uid
+    user = server.folder.stat().st_uid
     with pgbouncer.pgbouncer(program, dsn, tmp_path, user) as pooled:
         yield pooled
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pgembed.postgres import system
 from pgembed.postgres.embedded import EmbeddedServer
 from tests.harness.server import Databases
 
@@ -25,22 +26,27 @@ _SETTINGS = {
 class OwnServer(Databases):
     """A server of a test's own; its DSNs outlive a restart."""
 
+    def __init__(self, server: EmbeddedServer) -> None:
+        programs = system.binaries(system.Account.current())
+        super().__init__(server, server.data_dir, programs)
+        self._embedded = server
+
     def restart_immediately(self) -> None:
         """Stop without a word to the sessions, as a crash does; start with recovery."""
         self.stop_immediately()
-        self.server.start()
+        self._embedded.start()
 
     def stop_immediately(self) -> None:
         """Stop without a word to the sessions and without a checkpoint."""
-        self.server._pg_ctl("-m", "immediate", "stop")
+        self._embedded._pg_ctl("-m", "immediate", "stop")
 
     def start(self) -> None:
         """Start again."""
-        self.server.start()
+        self._embedded.start()
 
     def log(self) -> str:
         """Return all that the server logged."""
-        path = self.server.data_dir / "server.log"
+        path = self.folder / "server.log"
         return path.read_text(encoding="utf-8", errors="replace")
 
 

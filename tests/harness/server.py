@@ -48,6 +48,8 @@ class Databases:
 
     def __init__(self, server: Server, folder: Path, programs: Path) -> None:
         self.server = server
+        self.folder = folder
+        """Where the server keeps its data."""
         self.programs = programs
         """The folder of its programs, such as pg_dump."""
         self.socket_dir = folder / "calls"

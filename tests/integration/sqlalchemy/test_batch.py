@@ -107,7 +107,7 @@ def test_each_filter_is_evaluated_once(session: Session) -> None:
 
 def test_rows_are_pairs_of_entity_and_distance(session: Session) -> None:
     """The very objects of the session, nearest first."""
-    known = session.get_one(Article, 5)
+    known = session.get(Article, 5)
     statements = [
         search(Article.body_embedding, QUERY, k=300),
         search(Article.body_embedding, QUERY, k=3).where(Article.id == 5),

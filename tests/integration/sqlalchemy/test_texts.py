@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine
@@ -12,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgembed.models.session import Model
 from pgembed.postgres.connection import connect
-from pgembed.sqlalchemy import Embedding, hybrid_search, search
+from pgembed.sqlalchemy import Embedding, hybrid_search, search, search_batch
 from tests.integration.sqlalchemy.conftest import url
 from tests.integration.worker.running import add_good, answering, embed_all
 
@@ -67,6 +68,35 @@ def test_a_worker_embeds_the_text(stories: Engine, dsn: str, model: Model) -> No
         vector = model.embed([BODIES[1]], side="query")[0]
         function = search(Story.body_embedding, "x", embedder=lambda text: vector)
         assert session.scalars(function).first().id == 1  # type: ignore[union-attr]
+
+
+def test_texts_of_a_batch(stories: Engine, dsn: str, model: Model) -> None:
+    """A worker embeds each once, or a model here all at once; vectors may be there."""
+    calls: list[int] = []
+
+    class Counting:
+        """A model that counts."""
+
+        def embed(self, texts: Sequence[str], side: str = "document") -> Any:
+            """Embed texts."""
+            calls.append(len(texts))
+            return model.embed(texts, side=side)
+
+    vector = model.embed([BODIES[3]], side="query")[0]
+    statements = [
+        search(Story.body_embedding, query, k=2) for query in [*BODIES, *BODIES, vector]
+    ]
+    with Session(stories) as session, answering(dsn):
+        by_worker = search_batch(session, statements)
+    with Session(stories) as session:
+        here = search_batch(session, statements, embedder=Counting())
+        function = search_batch(session, statements[:1], embedder=lambda text: vector)
+    for found in (by_worker, here):
+        nearest = [rows[0].Story.id for rows in found]
+        assert nearest == [0, 1, 2, 3, 0, 1, 2, 3, 3]
+        assert [rows[0].distance for rows in found] == pytest.approx([0] * 9, abs=1e-5)
+    assert calls == [4]
+    assert function[0][0].Story.id == 3
 
 
 def test_words_and_vectors(stories: Engine, model: Model) -> None:
