@@ -13,26 +13,15 @@ from tests.harness.roles import ordinary_role
 from tests.integration.search.support import Connection
 from tests.integration.worker.running import wait_until
 
-# What the README tells an administrator to grant.
-GRANTS = (
-    "GRANT USAGE ON SCHEMA pgembed TO {}",
-    "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgembed TO {}",
-    "REVOKE EXECUTE ON FUNCTION pgembed.add_model FROM {}",
-    "GRANT SELECT ON pgembed.embedding, pgembed.layout, pgembed.worker TO {}",
-    "GRANT SELECT ON pgembed.batch, pgembed.batch_progress, pgembed.batches, "
-    "pgembed.layouts TO {}",
-    "GRANT INSERT, UPDATE (cancel_requested) ON pgembed.batch TO {}",
-    "GRANT USAGE, CREATE ON SCHEMA public TO {}",
-)
-
 
 @contextlib.contextmanager
 def poster(dsn: str, connection: Connection) -> Iterator[tuple[str, str]]:
     """Create a role that may post batches; yield its name and its DSN."""
     with ordinary_role(dsn, may_create=False) as role:
         name = role.split("//")[1].split("@")[0]
-        for statement in GRANTS:
-            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+        grant = sql.SQL("GRANT USAGE, CREATE ON SCHEMA public TO {}")
+        connection.execute(grant.format(sql.Identifier(name)))
+        connection.execute("SELECT pgembed.grant_batch(%s::text::regrole)", [name])
         yield name, role
 
 

@@ -120,11 +120,11 @@ def test_a_searcher_may_search_and_no_more(tenants: Connection) -> None:
     tables = {"schema: usage", "embedding: select"}
     assert granted(tenants) == routines | tables
     source = (resource_dir("sql") / "95_privileges.sql").read_text()
-    literals = re.findall(r"^ +'([a-z_ ]+)'", source, re.MULTILINE)
+    literals = re.findall(r"^ +'([a-z_ ]+)'", source.split(" AS r;")[0], re.MULTILINE)
     assert {routine.split("(")[0] for routine in routines} == {
         f"pgembed.{name}" for name in " ".join(literals).split()
     }
-    tenants.execute("SELECT pgembed.revoke_search('searcher')")
+    tenants.execute("SELECT pgembed.revoke_all('searcher')")
     assert granted(tenants) == set()
     tenants.execute("SELECT pgembed.grant_search('searcher')")
     assert granted(tenants) == routines | tables
@@ -141,6 +141,28 @@ def test_only_calls_and_the_record_run_as_the_owner(tenants: Connection) -> None
         "embed_query",
         "_record_filter",
     }
+
+
+def test_a_poster_of_batches_may_do_what_is_listed(tenants: Connection) -> None:
+    source = (resource_dir("sql") / "95_privileges.sql").read_text()
+    literals = re.findall(r"^ +'([a-z_ ]+)'", source.split(" AS r;")[1], re.MULTILINE)
+    routines = {
+        name for (name,) in tenants.execute("SELECT pgembed._batch_routines()::text")
+    }
+    assert {routine.split("(")[0] for routine in routines} == {
+        f"pgembed.{name}" for name in " ".join(literals).split()
+    }
+    before = granted(tenants)
+    tenants.execute("SELECT pgembed.grant_batch('searcher')")
+    readable = ["batch", "batch_progress", "batches", "layout", "layouts", "worker"]
+    assert granted(tenants) - before == (
+        {f"{routine}: execute" for routine in routines}
+        | {f"{name}: select" for name in readable}
+        | {"batch: insert"}
+    )
+    tenants.execute("SELECT pgembed.revoke_all('searcher')")
+    assert granted(tenants) == set()
+    tenants.execute("SELECT pgembed.grant_search('searcher')")
 
 
 def test_a_searcher_measures_recall(searcher: Connection) -> None:
