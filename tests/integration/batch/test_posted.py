@@ -100,7 +100,9 @@ def test_it_begins_when_the_transaction_commits(
             connection.execute(
                 'CREATE SCHEMA "S"; SET LOCAL search_path = "S", public; '
                 "CREATE TABLE queries AS SELECT 'x' AS id, '[1,0,0,0,0,0]'::vector "
-                "AS embedding, 'is_even(tenant)' AS predicate; "
+                "AS embedding, 'is_even(tenant) AND "
+                "extract(timezone_hour FROM now()) = 14' AS predicate; "
+                "SET LOCAL TimeZone = 'Pacific/Kiritimati'; "
                 "CREATE FUNCTION is_even(int) RETURNS boolean IMMUTABLE LANGUAGE sql "
                 "RETURN $1 % 2 = 0"
             )
@@ -241,6 +243,40 @@ def test_nothing_in_a_batch_gets_at_the_workers_role(
     assert row["state"] == "done", row["error"]
     seen = fetch_all(connection, "SELECT DISTINCT session, acting FROM seen")
     assert seen == [(name, name)]
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=list(ATTACKS))
+def test_nor_does_the_workload_of_a_layout(
+    dsn: str,
+    connection: Connection,
+    connect: Connect,
+    items: str,
+    alice: tuple[str, str],
+    attack: str,
+    tmp_path: Path,
+) -> None:
+    name, role = alice
+    share(connection, name)
+    connection.execute(unsafe(f"ALTER TABLE items OWNER TO {name}"))
+    session = connect(role)
+    session.execute(
+        unsafe(f"""
+        CREATE FUNCTION attack() RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            BEGIN
+                {attack};
+            EXCEPTION WHEN OTHERS THEN NULL;
+            END;
+            RAISE EXCEPTION 'seen % %', session_user, current_user;
+        END;
+        $$;
+        CREATE TABLE mine AS SELECT id, embedding, 'public.attack()' AS predicate
+        FROM queries;
+        """)
+    )
+    with answering(dsn, cache_dir=tmp_path / "models"):
+        row = ended(session, post(session, "build_layout('items_v', 'mine')"))
+    assert row["error"].splitlines()[0] == f"seen {name} {name}"
 
 
 def test_who_posts_cannot_be_forged(
