@@ -23,7 +23,8 @@ GRANTS = (
     "GRANT SELECT ON pgembed.embedding, pgembed.layout, pgembed.worker TO {}",
     "GRANT SELECT ON pgembed.batch, pgembed.batch_progress, pgembed.batches, "
     "pgembed.layouts TO {}",
-    "GRANT INSERT, UPDATE (cancel_requested) ON pgembed.batch TO {}",
+    "GRANT INSERT (kind, embedding, queries, results, k, recall, options, settings), "
+    "UPDATE (cancel_requested) ON pgembed.batch TO {}",
     "GRANT USAGE, CREATE ON SCHEMA public TO {}",
 )
 

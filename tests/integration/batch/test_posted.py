@@ -282,8 +282,10 @@ def test_nor_does_the_workload_of_a_layout(
 def test_who_posts_cannot_be_forged(
     connection: Connection, connect: Connect, items: str, alice: tuple[str, str]
 ) -> None:
+    """Not even by a role that was granted more than it needs."""
     name, role = alice
     session = connect(role)
+    connection.execute(unsafe(f"GRANT INSERT ON pgembed.batch TO {name}"))
     session.execute(
         "INSERT INTO pgembed.batch (kind, caller, embedding, queries, results, k, "
         "recall, state, attempts, lease) VALUES ('search', 'postgres', 'items_v', "
