@@ -124,16 +124,19 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 AS $$
 DECLARE
     name pg_catalog.text;
-    kept pg_catalog.jsonb := pg_catalog.jsonb_build_object('search_path', pg_catalog.current_setting('search_path'));
+    kept pg_catalog.jsonb := '{}';
 BEGIN
-    FOREACH name IN ARRAY coalesce(names, '{}') LOOP
-        kept := pg_catalog.jsonb_set(kept, ARRAY[name], pg_catalog.to_jsonb(pg_catalog.current_setting(name)));
+    -- What predicates mean depends on these.
+    names := pg_catalog.array_cat('{search_path,TimeZone,DateStyle,IntervalStyle}'::pg_catalog._text, names);
+    FOREACH name IN ARRAY names LOOP
+        kept := kept OPERATOR(pg_catalog.||)
+            pg_catalog.jsonb_build_object(name, pg_catalog.current_setting(name));
     END LOOP;
     RETURN kept;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._kept_settings(text[]) IS
-'The search_path of this session and the settings of these names, for a batch to run under.';
+'The search_path of this session, how it writes times, and the settings of these names, for a batch to run under.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._post_batch(
@@ -175,7 +178,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.search_batch(text, regclass, text, integer, float8, text[]) IS
-'Have a worker answer a table of queries into a table of results, once this transaction has committed: see pgembed.batches under the number that this returns. It runs as this role, under this search_path and the settings named (those that policies read, say).';
+'Have a worker answer a table of queries into a table of results, once this transaction has committed: see pgembed.batches under the number that this returns. It runs as this role, under this search_path and time zone and the settings named (those that policies read, say).';
 
 
 CREATE OR REPLACE FUNCTION pgembed.knn_join(

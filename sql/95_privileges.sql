@@ -94,7 +94,8 @@ BEGIN
     PERFORM pgembed.grant_search(role);
     EXECUTE format('GRANT SELECT ON pgembed.layout, pgembed.layouts, pgembed.worker, pgembed.batch, '
         'pgembed.batch_progress, pgembed.batches TO %s', role);
-    EXECUTE format('GRANT INSERT, UPDATE (cancel_requested) ON pgembed.batch TO %s', role);
+    EXECUTE format('GRANT INSERT (kind, embedding, queries, results, k, recall, options, settings), '
+        'UPDATE (cancel_requested) ON pgembed.batch TO %s', role);
     FOR routine IN SELECT r FROM pgembed._batch_routines() AS r LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', routine, role);
     END LOOP;

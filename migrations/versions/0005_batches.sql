@@ -31,7 +31,7 @@ COMMENT ON TABLE pgembed.batch IS 'Batches that SQL functions posted. A role tha
 COMMENT ON COLUMN pgembed.batch.caller IS 'Who posted it, as whom it runs; written by a trigger, whatever was inserted.';
 COMMENT ON COLUMN pgembed.batch.queries IS 'search: the table of queries; join: the embedding whose rows are the queries; build_layout: the table of the workload. Table names are qualified and quoted.';
 COMMENT ON COLUMN pgembed.batch.options IS 'What only some kinds have: the filter and predicate of a join, the options of a layout.';
-COMMENT ON COLUMN pgembed.batch.settings IS 'Settings of the session that posted it, under which it runs: search_path, and those it named.';
+COMMENT ON COLUMN pgembed.batch.settings IS 'Settings of the session that posted it, under which it runs: search_path, how times are written, and those it named.';
 COMMENT ON COLUMN pgembed.batch.cancel_requested IS 'Somebody wants it to end. The one column that its caller may update.';
 COMMENT ON COLUMN pgembed.batch.lease IS 'Who holds it: the results are committed with the end of the batch, and only under the lease that is written here.';
 

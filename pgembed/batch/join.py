@@ -15,12 +15,20 @@ from numpy.typing import NDArray
 
 from pgembed.batch.execute import Batch, Options
 from pgembed.batch.result import BatchResult, Report
-from pgembed.batch.rows import RowIds, RowMap, Tables, fetch, look_up, unpack
+from pgembed.batch.rows import (
+    RowIds,
+    RowMap,
+    Tables,
+    fetch,
+    look_up,
+    rank_by_key,
+    unpack,
+)
 from pgembed.batch.singly import typed
 from pgembed.batch.source import Source, describe
 from pgembed.batch.vectors import Spool, read_blocks
 from pgembed.batch.workload import MAX_K, Condition, Filter, Workload, canonical
-from pgembed.errors import EmbeddingError, FilterError, SettingError, VectorError
+from pgembed.errors import FilterError, SettingError, VectorError
 from pgembed.postgres.connection import Connection, fetch_all
 
 Ints = NDArray[np.int64]
@@ -47,7 +55,8 @@ class JoinResult:
 class Join:
     """A k-NN join in an open snapshot: each row of *asking* searches *source*.
 
-    When both are of one table, no row is related to itself.
+    When both are of one table, no row is related to itself. With chunks, each of a
+    row's chunks asks, and a related row is as far away as the nearest two chunks.
     """
 
     connection: Connection
@@ -70,8 +79,8 @@ class Join:
     ) -> Join:
         """Look the embeddings up; *asking* is by default the one that is searched.
 
-        Raises EmbeddingError or VectorError for embeddings that cannot be joined, and
-        SettingError for a k out of range.
+        Raises VectorError for embeddings of different dimensions, and SettingError for
+        a k out of range.
         """
         source = describe(connection, embedding)
         other = describe(connection, asking) if asking is not None else source
@@ -99,8 +108,9 @@ class Join:
         )
         answer = Batch(self.connection, self.source, workload, options).run()
         if self.reflexive:
-            own = _renumbered(ids, self.tables.oids, answer.tables)
-            answer = _without(answer, own, self.k)
+            answer = _without(answer, self._own(ids, answer), self.k)
+        if self.asking.chunked:
+            return self._by_row(ids, answer)
         return ids, answer
 
     def keys(self, ids: RowIds) -> NDArray[Any]:
@@ -112,6 +122,44 @@ class Join:
         ):
             found[place, 0] = key[0] if len(key) == 1 else tuple(key)
         return typed(found, np.ones(len(ids), np.int64))[:, 0]
+
+    def _own(self, ids: RowIds, answer: BatchResult) -> NDArray[np.bool_]:
+        """Return (q, k): whether what was found is the row that asked."""
+        if self.source.chunked or self.asking.chunked:
+            return np.asarray(answer.keys == self.keys(ids)[:, None], bool)
+        own = _renumbered(ids, self.tables.oids, answer.tables)
+        return np.asarray(answer.places == own[:, None])
+
+    def _by_row(self, ids: RowIds, answer: BatchResult) -> tuple[RowIds, BatchResult]:
+        """Draw the answers to the chunks of a row together."""
+        there = np.arange(answer.distances.shape[1]) < answer.counts[:, None]
+        chunk, column = np.nonzero(there)
+        _, first, row = np.unique(
+            rank_by_key(self.connection, self.asking, self.tables, ids),
+            return_index=True,
+            return_inverse=True,
+        )
+        distinct, inverse = np.unique(answer.places[there], return_inverse=True)
+        tables = Tables(answer.tables)
+        keys = rank_by_key(self.connection, self.source, tables, distinct)
+        chosen, rows, columns = _nearest(
+            row[chunk], keys[inverse], answer.distances[there], self.k
+        )
+        shape = (len(first), self.k)
+        found = chunk[chosen], column[chosen]
+
+        def placed(values: NDArray[Any], beyond: Any) -> NDArray[Any]:
+            result = np.full(shape, beyond, values.dtype)
+            result[rows, columns] = values[found]
+            return result
+
+        return ids[first], dataclasses.replace(
+            answer,
+            keys=placed(answer.keys, _nothing(answer.keys)),
+            distances=placed(answer.distances, np.inf),
+            places=placed(answer.places, 0),
+            counts=np.bincount(rows, minlength=len(first)),
+        )
 
     def _read(self) -> tuple[RowIds, NDArray[np.float32]]:
         """Read the rows that have a vector, and a distance to others."""
@@ -137,12 +185,13 @@ class Join:
             return (Condition(text, self.predicate),), members
         numbers: dict[str, int] = {}
         places = RowMap(ids)
-        row = self.asking.row
+        asking = self.asking
         for predicate, oid, packed in fetch(
             self.connection,
-            f"SELECT {expression}, {row}.tableoid::pg_catalog.int8, "
-            f"pg_catalog.string_agg(pg_catalog.tidsend({row}.ctid), ''::bytea) "
-            f"{self.asking.rows()} GROUP BY 1, 2",
+            f"SELECT {asking.computed(0, expression)}, "
+            f"{asking.row}.tableoid::pg_catalog.int8, pg_catalog.string_agg("
+            f"pg_catalog.tidsend({asking.row}.ctid), ''::pg_catalog.bytea) "
+            f"{asking.rows(computed=[expression])} GROUP BY 1, 2",
             parameters,
         ):
             found = places.positions(self.tables.ids(oid, unpack(packed)))
@@ -153,12 +202,6 @@ class Join:
 
 
 def _check(source: Source, asking: Source) -> None:
-    for each in (source, asking):
-        if each.chunked:
-            raise EmbeddingError(
-                f"embedding {each.name!r} has several vectors a row, which a join does "
-                "not compare: join embeddings without chunks"
-            )
     if source.dimensions != asking.dimensions:
         raise VectorError(
             f"the vectors of embedding {asking.name!r} have {asking.dimensions} "
@@ -218,7 +261,7 @@ def _literals(connection: Connection, asking: Source) -> dict[str, str]:
         [asking.relation],
     )
     return {
-        name: f"'(' || coalesce(pg_catalog.quote_literal({asking.row}.{quoted}"
+        name: f"'(' || coalesce(pg_catalog.quote_literal({asking.alias}.{quoted}"
         f"::pg_catalog.text), 'NULL') || {ending}"
         for name, quoted, ending in rows
     }
@@ -234,11 +277,10 @@ def _renumbered(ids: RowIds, mine: list[int], theirs: tuple[int, ...]) -> RowIds
     )
 
 
-def _without(answer: BatchResult, own: RowIds, k: int) -> BatchResult:
-    """Leave each query's own row out of its answer, and of the rest all but *k*."""
-    width = answer.distances.shape[1]
-    there = np.arange(width) < answer.counts[:, None]
-    mine = there & (answer.places == own[:, None])
+def _without(answer: BatchResult, own: NDArray[np.bool_], k: int) -> BatchResult:
+    """Leave what is *own* (q, k) out of the answers, and of the rest all but *k*."""
+    there = np.arange(own.shape[1]) < answer.counts[:, None]
+    mine = there & own
     order = np.argsort(mine | ~there, axis=1, kind="stable")[:, :k]
     counts = np.minimum(answer.counts - mine.sum(axis=1), k)
 
@@ -247,11 +289,41 @@ def _without(answer: BatchResult, own: RowIds, k: int) -> BatchResult:
         kept[np.arange(kept.shape[1]) >= counts[:, None]] = beyond
         return kept
 
-    nothing = None if answer.keys.dtype == object else 0
     return dataclasses.replace(
         answer,
-        keys=taken(answer.keys, nothing),
+        keys=taken(answer.keys, _nothing(answer.keys)),
         distances=taken(answer.distances, np.inf),
         places=taken(answer.places, 0),
         counts=counts,
     )
+
+
+def _nothing(keys: NDArray[Any]) -> int | None:
+    return None if keys.dtype == object else 0
+
+
+def _nearest(
+    rows: Ints, keys: Ints, distances: NDArray[np.float64], k: int
+) -> tuple[Ints, Ints, Ints]:
+    """Choose the *k* nearest distinct keys of each row, from pairs (m,).
+
+    Returns the pairs chosen (c,), their rows, and their rank from 0; equal distances
+    rank by key.
+    """
+    by_pair = np.lexsort((distances, keys, rows))
+    nearest = by_pair[_first(rows[by_pair], keys[by_pair])]
+    order = nearest[np.lexsort((keys[nearest], distances[nearest], rows[nearest]))]
+    owners = rows[order]
+    starts = np.flatnonzero(_first(owners))
+    counts = np.diff(np.append(starts, len(owners)))
+    ranks = np.arange(len(owners)) - np.repeat(starts, counts)
+    kept = ranks < k
+    return order[kept], owners[kept], ranks[kept]
+
+
+def _first(*columns: Ints) -> NDArray[np.bool_]:
+    """Return whether each of sorted rows (m,) differs from the one before it."""
+    new = np.ones(len(columns[0]), bool)
+    if len(new):
+        new[1:] = np.logical_or.reduce([c[1:] != c[:-1] for c in columns])
+    return new

@@ -76,9 +76,9 @@ def build_layout(
             builder.cut(workload)
         origin = freshness.origin(connection, builder.tables.oids)
         origin["column"] = [source.target, source.vector, source.dimensions]
-        place = store.folder(
-            source.embedding, freshness.database_name(connection), root
-        )
+    # Not by the reader's word: its search_path is its own.
+    database = freshness.database_name(recorder or connection)
+    place = store.folder(source.embedding, database, root)
     builder.partition()
     with store.Writer(place) as writer:
         size = builder.write(writer, origin)

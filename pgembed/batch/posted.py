@@ -19,8 +19,8 @@ class Posted:
     id: int
     kind: str
     """search, join, build_layout or drop_layout."""
-    caller: str
-    """The name of the role that posted it, as which it is to run."""
+    caller: str | None
+    """The name of the role that posted it, as which it is to run; None: dropped."""
     embedding: str
     queries: str | None
     results: str | None

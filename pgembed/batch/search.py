@@ -89,8 +89,8 @@ def knn_join(
     mean no column are doubled. Every distinct predicate is evaluated once. The other
     arguments are those of search_batch.
 
-    Raises what search_batch raises; FilterError also for a column that is not there,
-    EmbeddingError for an embedding with chunks.
+    With chunks, two rows are as far from each other as the nearest two of their chunks.
+    Raises what search_batch raises; FilterError also for a column that is not there.
     """
     options = Options(
         check_recall(recall),

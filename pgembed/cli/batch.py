@@ -45,7 +45,7 @@ def batch(
     With --self every row of EMBEDDING is a query (with --rows-of, every row of another
     embedding), and no row is related to itself. The results have its key columns, rank,
     those of the row found after related_, and distance. In --predicate, {column} is a
-    value of the row that asks: --predicate 'category = {category} AND id <> {twin}'.
+    value of the row that asks: --predicate 'category = {category} AND year > {year}'.
     """
     from pgembed.batch.engine import cores
     from pgembed.batch.execute import Options

@@ -16,6 +16,8 @@ import threading
 import time
 from typing import Any
 
+import psycopg
+
 from pgembed.batch import posted as batches
 from pgembed.batch.posted import Hold, Posted, Progress
 from pgembed.postgres.connection import Connection, backoff
@@ -23,6 +25,7 @@ from pgembed.settings import Settings
 from pgembed.worker.leases import Identity
 from pgembed.worker.lifetime import Lifetime, Stopped
 from pgembed.worker.link import Link
+from pgembed.worker.retries import Retries
 from pgembed.worker.spawn import spawn
 
 _log = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ class Batches:
             finishing=True,
         )
         self._closed = threading.Event()
+        self._retries = Retries(base=5, cap=300)
 
     @property
     def _stopping(self) -> bool:
@@ -66,17 +70,32 @@ class Batches:
         """Carry out what is posted, until told to stop."""
         try:
             while not self._stopping:
-                posted = self._claim()
-                if posted is None:
-                    self._wait()
-                elif posted.state == "running":
-                    self._carry_out(posted)
-                else:
-                    _log.info("batch %d is %s", posted.id, posted.state)
+                try:
+                    self._next()
+                except psycopg.Error as error:  # calls are answered nonetheless
+                    pause = self._retries.failed("batches")
+                    _log.error("no batch is begun for %.0f s: %s", pause, error)
+                    self._sleep(pause)
         except Stopped:
             pass
         finally:
             self._link.close()
+
+    def _next(self) -> None:
+        """Carry out a batch, or wait for one."""
+        posted = self._claim()
+        self._retries.succeeded("batches")
+        if posted is None:
+            self._wait()
+        elif posted.state == "running":
+            self._carry_out(posted)
+        else:
+            _log.info("batch %d is %s", posted.id, posted.state)
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._stopping:
+            self._closed.wait(_SLICE)
 
     def _claim(self) -> Posted | None:
         worker = self._identity.id
@@ -199,7 +218,11 @@ class _Process:
     def _read(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - asked for above
         for line in self._process.stdout:
-            said = json.loads(line)
+            try:
+                said = json.loads(line)
+            except ValueError:
+                _log.warning("a batch's process said %r", line)
+                continue
             if "progress" in said:
                 self.progress = Progress(**said["progress"])
             else:

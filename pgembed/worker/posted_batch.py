@@ -51,13 +51,15 @@ _LAYOUT_OPTIONS = {"list_rows", "least_rows", "memory"}
 _STDIN = 0
 
 
-def connect_as(dsn: str, role: str, own: Connection) -> Connection:
+def connect_as(dsn: str, role: str | None, own: Connection) -> Connection:
     """Open a session of *role* on the server of *dsn*; *own* is the worker's.
 
     Another role's password is not in the DSN: libpq finds it in its password file,
     unless the server lets the role in without. Raises ConnectError when the role
     cannot log in, WorkerError when the session turns out to be another's.
     """
+    if role is None:
+        raise WorkerError("the role that posted the batch was dropped: post it anew")
     (worker,) = fetch_one(own, "SELECT session_user::text")
     parameters: dict[str, Any] = conninfo_to_dict(dsn)
     if role != worker:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from psycopg import sql
@@ -55,3 +57,15 @@ def waits_for_a_lock(connection: Connection) -> bool:
         "AND application_name = 'pgembed batch' AND wait_event_type = 'Lock'"
     )
     return bool(fetch_one(connection, query)[0])
+
+
+def batch_processes() -> list[int]:
+    """Return the ids of the processes that carry out batches for this process."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = place.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            line = place.joinpath("cmdline").read_bytes()
+            if int(parent) == os.getpid() and b"pgembed.worker.posted_batch" in line:
+                found.append(int(place.name))
+    return found

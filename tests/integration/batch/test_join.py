@@ -19,6 +19,7 @@ from pgembed.cli.batch import batch
 from pgembed.errors import FilterError, PgembedError, SettingError
 from pgembed.postgres.connection import fetch_all, fetch_one
 from tests.conftest import Connect
+from tests.harness.models import register_model
 from tests.integration.batch.oracle import OPERATORS
 from tests.integration.batch.posting import batch_of, ended, post, poster
 from tests.integration.batch.tables import KEYS, create, vectors
@@ -355,3 +356,79 @@ def test_refused(
     with pytest.raises(error, match=message):
         pgembed.knn_join(connection, items, **arguments)
     assert connection.info.transaction_status.name == "IDLE"
+
+
+@pytest.fixture
+def documents(connection: Connection) -> None:
+    """Create docs (a, b, n, v), with embeddings docs_v and docs_body, of chunks."""
+    register_model(connection, "tiny", dimensions=4)
+    connection.execute(
+        "CREATE TABLE docs (a text, b int, n int, body text, v vector(4), "
+        "PRIMARY KEY (a, b))"
+    )
+    connection.execute(
+        "SELECT pgembed.create_embedding('docs', 'body', 'tiny', chunk_tokens => 8), "
+        "pgembed.adopt_vectors('docs', 'v', distance => 'cosine')"
+    )
+    random = np.random.default_rng(1)
+
+    def vector() -> Any:
+        return random.integers(-2, 3, 4).astype(np.float32) + np.float32(0.5)
+
+    with connection.cursor() as cursor:
+        for i in range(40):
+            key = ("xyz"[i % 3], i)
+            cursor.execute(
+                "INSERT INTO docs VALUES (%s, %s, %s, 'x', %s)", [*key, i % 4, vector()]
+            )
+            cursor.executemany(
+                "INSERT INTO docs_body_chunk VALUES (%s, %s, %s, 'x', %s)",
+                [(*key, chunk, vector()) for chunk in range(i % 5)],
+            )
+
+
+@pytest.mark.parametrize("embedding", ["docs_body", "docs_v"])
+@pytest.mark.parametrize("asking", ["docs_body", "docs_v"])
+@pytest.mark.parametrize("predicate", [None, "n > {n}"])
+def test_rows_are_as_far_apart_as_their_nearest_chunks(
+    connection: Connection,
+    documents: None,
+    embedding: str,
+    asking: str,
+    predicate: str | None,
+) -> None:
+    tables = {
+        "docs_body": "(SELECT a, b, n, c.embedding AS v FROM docs "
+        "JOIN docs_body_chunk AS c USING (a, b))",
+        "docs_v": "docs",
+    }
+    expected = fetch_all(
+        connection,
+        unsafe(
+            "SELECT a, b, rank::int, c, d, far FROM (SELECT q.a, q.b, t.a AS c, "
+            "t.b AS d, min(q.v <=> t.v) AS far, row_number() OVER "
+            "(PARTITION BY q.a, q.b ORDER BY min(q.v <=> t.v), t.a, t.b) AS rank "
+            f"FROM {tables[asking]} AS q, {tables[embedding]} AS t "
+            "WHERE (q.a, q.b) <> (t.a, t.b) "
+            f"AND {'t.n > q.n' if predicate else 'true'} "
+            "GROUP BY q.a, q.b, t.a, t.b) AS x WHERE rank <= 7 ORDER BY 1, 2, 3"
+        ),
+    )
+    assert len(expected) > 100
+    run_join(
+        connection,
+        embedding,
+        "r",
+        asking=asking,
+        k=7,
+        predicate=predicate,
+        options=Options(recall=1.0, memory=64 << 20, threads=1),
+    )
+    found = fetch_all(connection, "SELECT * FROM r ORDER BY a, b, rank")
+    assert found == expected
+    result = pgembed.knn_join(
+        connection, embedding, asking=asking, k=7, predicate=predicate, recall=1.0
+    )
+    assert pairs(result) == [
+        ((a, b), rank, (c, d), far) for a, b, rank, c, d, far in expected
+    ]

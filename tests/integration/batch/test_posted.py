@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pgembed.postgres.connection import fetch_all, fetch_one
 from tests.conftest import Connect
 from tests.integration.batch.posting import (
     batch_of,
+    batch_processes,
     ended,
     post,
     poster,
@@ -97,7 +100,9 @@ def test_it_begins_when_the_transaction_commits(
             connection.execute(
                 'CREATE SCHEMA "S"; SET LOCAL search_path = "S", public; '
                 "CREATE TABLE queries AS SELECT 'x' AS id, '[1,0,0,0,0,0]'::vector "
-                "AS embedding, 'is_even(tenant)' AS predicate; "
+                "AS embedding, 'is_even(tenant) AND "
+                "extract(timezone_hour FROM now()) = 14' AS predicate; "
+                "SET LOCAL TimeZone = 'Pacific/Kiritimati'; "
                 "CREATE FUNCTION is_even(int) RETURNS boolean IMMUTABLE LANGUAGE sql "
                 "RETURN $1 % 2 = 0"
             )
@@ -240,11 +245,47 @@ def test_nothing_in_a_batch_gets_at_the_workers_role(
     assert seen == [(name, name)]
 
 
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=list(ATTACKS))
+def test_nor_does_the_workload_of_a_layout(
+    dsn: str,
+    connection: Connection,
+    connect: Connect,
+    items: str,
+    alice: tuple[str, str],
+    attack: str,
+    tmp_path: Path,
+) -> None:
+    name, role = alice
+    share(connection, name)
+    connection.execute(unsafe(f"ALTER TABLE items OWNER TO {name}"))
+    session = connect(role)
+    session.execute(
+        unsafe(f"""
+        CREATE FUNCTION attack() RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            BEGIN
+                {attack};
+            EXCEPTION WHEN OTHERS THEN NULL;
+            END;
+            RAISE EXCEPTION 'seen % %', session_user, current_user;
+        END;
+        $$;
+        CREATE TABLE mine AS SELECT id, embedding, 'public.attack()' AS predicate
+        FROM queries;
+        """)
+    )
+    with answering(dsn, cache_dir=tmp_path / "models"):
+        row = ended(session, post(session, "build_layout('items_v', 'mine')"))
+    assert row["error"].splitlines()[0] == f"seen {name} {name}"
+
+
 def test_who_posts_cannot_be_forged(
     connection: Connection, connect: Connect, items: str, alice: tuple[str, str]
 ) -> None:
+    """Not even by a role that was granted more than it needs."""
     name, role = alice
     session = connect(role)
+    connection.execute(unsafe(f"GRANT INSERT ON pgembed.batch TO {name}"))
     session.execute(
         "INSERT INTO pgembed.batch (kind, caller, embedding, queries, results, k, "
         "recall, state, attempts, lease) VALUES ('search', 'postgres', 'items_v', "
@@ -362,6 +403,69 @@ def test_a_killed_workers_batch_is_taken_up_by_another(
     assert fetch_one(connection, "SELECT count(*) FROM results") == (200,)
 
 
+def test_a_killed_process_is_replaced(
+    dsn: str, connection: Connection, connect: Connect, items: str
+) -> None:
+    create_results(connection)
+    other = connect(dsn)
+    with answering(dsn), other.transaction():
+        other.execute("LOCK TABLE results IN ACCESS EXCLUSIVE MODE")
+        batch = post(connection, SEARCH)
+        wait_until(lambda: waits_for_a_lock(connection))
+        (process,) = batch_processes()
+        # It yields to the process that answers calls, and to those that embed.
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, process) == own + 10
+        os.kill(process, signal.SIGKILL)
+        wait_until(lambda: batch_of(connection, batch)["attempts"] == 2)
+        wait_until(lambda: waits_for_a_lock(connection))
+        other.execute("COMMIT; BEGIN")
+        assert ended(connection, batch)["state"] == "done"
+    assert fetch_one(connection, "SELECT count(*) FROM results") == (200,)
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+def test_killed_while_it_commits(
+    dsn: str, connection: Connection, connect: Connect, items: str, noticed: bool
+) -> None:
+    """The results are there once, whether or not the server still committed."""
+    create_results(connection)
+    connection.execute(
+        "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "PERFORM pg_advisory_xact_lock(7); RETURN NULL; END $$; "
+        "CREATE CONSTRAINT TRIGGER pause AFTER INSERT ON results "
+        "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pause()"
+    )
+    other = connect(dsn)
+    other.execute("SELECT pg_advisory_lock(7)")
+    with answering(dsn):
+        batch = post(connection, SEARCH)
+        wait_until(lambda: waits_for_a_lock(connection))
+        os.kill(batch_processes()[0], signal.SIGKILL)
+        if noticed:
+            wait_until(lambda: batch_of(connection, batch)["attempts"] == 2)
+        other.execute("SELECT pg_advisory_unlock(7)")
+        assert ended(connection, batch)["state"] == "done"
+    assert fetch_one(connection, "SELECT count(*) FROM results") == (200,)
+
+
+def test_a_role_that_cannot_log_in_any_more(
+    dsn: str,
+    connection: Connection,
+    connect: Connect,
+    items: str,
+    alice: tuple[str, str],
+) -> None:
+    share(connection, alice[0])
+    batch = post(connect(alice[1]), SEARCH)
+    connection.execute(unsafe(f"ALTER ROLE {alice[0]} NOLOGIN"))
+    with answering(dsn):
+        row = ended(connection, batch)
+    assert (row["state"], row["attempts"]) == ("failed", 3)
+    assert row["error"].startswith(f"the worker cannot log in as '{alice[0]}'")
+    assert "pg_hba.conf" in row["error"]
+
+
 def test_a_batch_that_kills_its_process_is_given_up(
     dsn: str, connection: Connection, items: str
 ) -> None:
@@ -405,6 +509,41 @@ def test_who_lost_the_lease_writes_nothing(
         wait_until(lambda: not batch_sessions(connection))
     assert fetch_one(connection, "SELECT count(*) FROM results") == (0,)
     assert batch_of(connection, batch)["state"] == "running"
+
+
+def test_what_dies_again_and_again_is_given_up(
+    connection: Connection, items: str
+) -> None:
+    batch = post(connection, SEARCH)
+    claim = "SELECT state FROM pgembed._claim_batch(gen_random_uuid(), '0 s', 3)"
+    states = [fetch_one(connection, claim)[0] for _ in range(4)]
+    assert states == ["running"] * 3 + ["failed"]
+    assert batch_of(connection, batch)["error"] == "its worker died (3 attempts)"
+    assert fetch_one(connection, claim) is None
+
+
+def test_a_role_that_was_dropped(
+    dsn: str, connection: Connection, connect: Connect, items: str
+) -> None:
+    with poster(dsn, connection) as (_, role):
+        session = connect(role)
+        batch = post(session, SEARCH)
+        session.close()
+    with answering(dsn):
+        row = ended(connection, batch)
+    assert row["error"].startswith("the role that posted the batch was dropped")
+
+
+def test_calls_are_answered_where_batches_cannot_be(
+    dsn: str, connection: Connection, tmp_path: Path
+) -> None:
+    """Beside a schema of another version, say."""
+    add_good(connection, tmp_path)
+    connection.execute("ALTER FUNCTION pgembed._claim_batch RENAME TO _gone")
+    with answering(dsn):
+        connection.execute("SET pgembed.call_timeout = '30s'")
+        query = "SELECT pgembed.embed_query('tiny', 'a cat') IS NOT NULL"
+        assert fetch_one(connection, query) == (True,)
 
 
 def test_the_callers_turns_are_fair(

@@ -103,6 +103,10 @@ def granted(connection: Connection) -> set[str]:
             SELECT c.relname::text, c.relacl FROM pg_class AS c
             WHERE c.relnamespace = 'pgembed'::regnamespace
             UNION ALL
+            SELECT c.relname || '.' || a.attname, a.attacl FROM pg_attribute AS a
+            JOIN pg_class AS c ON c.oid = a.attrelid
+            WHERE c.relnamespace = 'pgembed'::regnamespace
+            UNION ALL
             SELECT p.oid::regprocedure::text, p.proacl FROM pg_proc AS p
             WHERE p.pronamespace = 'pgembed'::regnamespace
         ) AS o (name, acl), aclexplode(o.acl) AS a
@@ -154,11 +158,14 @@ def test_a_poster_of_batches_may_do_what_is_listed(tenants: Connection) -> None:
     }
     before = granted(tenants)
     tenants.execute("SELECT pgembed.grant_batch('searcher')")
+    inserted = ["kind", "embedding", "queries", "results"]
+    inserted += ["k", "recall", "options", "settings"]
     readable = ["batch", "batch_progress", "batches", "layout", "layouts", "worker"]
     assert granted(tenants) - before == (
         {f"{routine}: execute" for routine in routines}
         | {f"{name}: select" for name in readable}
-        | {"batch: insert"}
+        | {f"batch.{name}: insert" for name in inserted}
+        | {"batch.cancel_requested: update"}
     )
     tenants.execute("SELECT pgembed.revoke_all('searcher')")
     assert granted(tenants) == set()
