@@ -158,6 +158,7 @@ def _rows(
         loaded = Rows.load(
             execute, asked[members[0]], {k for i in members for k, _ in found[i]}
         )
-        for number in members:
-            rows[number] = loaded.of(asked[number].chosen(found[number]))
+        chosen = loaded.of(asked[i].chosen(found[i]) for i in members)
+        for number, part in zip(members, chosen, strict=True):
+            rows[number] = part
     return rows

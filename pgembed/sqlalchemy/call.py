@@ -56,9 +56,10 @@ class SearchCall(FunctionElement[Any]):
 
     name = "search"
     inherit_cache = True
+    # The signature says what columns the rows have.
     _traverse_internals = [  # noqa: RUF012 - as SQLAlchemy declares it
-        *FunctionElement._traverse_internals,
         ("signature", InternalTraversal.dp_plain_obj),
+        ("clause_expr", InternalTraversal.dp_clauseelement),
     ]
 
     def __init__(

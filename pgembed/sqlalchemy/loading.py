@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -54,12 +55,16 @@ class Rows:
             names = _names(asked.statement) or names
         return cls([*names, asked.shape.signature.result], rows)
 
-    def of(self, found: Found) -> list[Row[Any, float]]:
+    def of(self, found: Iterable[Found]) -> list[list[Row[Any, float]]]:
         """Return rows with distances; one that is not there any more is left out."""
-        made = [
-            (*self.rows[key], distance) for key, distance in found if key in self.rows
+        known = self.rows
+        parts = [
+            [(*known[key], distance) for key, distance in each if key in known]
+            for each in found
         ]
-        return list(IteratorResult(SimpleResultMetaData(self.names), iter(made)))
+        together = itertools.chain.from_iterable(parts)
+        rows = iter(IteratorResult(SimpleResultMetaData(self.names), together))
+        return [list(itertools.islice(rows, len(part))) for part in parts]
 
 
 def _names(statement: Select[Any]) -> list[str]:
