@@ -20,7 +20,7 @@ from pgembed.postgres.connection import Connection, fetch_one
 
 def head(migrations: Path) -> str:
     """Return the newest revision in the folder *migrations*."""
-    revision = ScriptDirectory.from_config(_config(migrations)).get_current_head()
+    revision = ScriptDirectory.from_config(config(migrations)).get_current_head()
     if revision is None:
         raise InstallError(
             f"{migrations} holds no migration: install pgembed-vector again"
@@ -38,7 +38,7 @@ def current(connection: Connection) -> str | None:
 
 def is_known(revision: str, migrations: Path) -> bool:
     """Whether the folder *migrations* has *revision*."""
-    script = ScriptDirectory.from_config(_config(migrations))
+    script = ScriptDirectory.from_config(config(migrations))
     return any(known.revision == revision for known in script.walk_revisions())
 
 
@@ -57,16 +57,17 @@ def upgrade(
         use_native_hstore=False,
     )
     with engine.connect() as borrowed:
-        config = _config(migrations)
-        config.attributes.update(connection=borrowed, resolve_schemas=resolve)
+        settings = config(migrations)
+        settings.attributes.update(connection=borrowed, resolve_schemas=resolve)
         try:
-            command.upgrade(config, "head")
+            command.upgrade(settings, "head")
         except sqlalchemy.exc.DBAPIError as error:
             # What SQLAlchemy wraps around it is about SQLAlchemy.
             raise (error.orig or error) from None
 
 
-def _config(migrations: Path) -> Config:
+def config(migrations: Path) -> Config:
+    """Return Alembic's configuration for the folder *migrations*."""
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

@@ -17,7 +17,12 @@ from pgembed.postgres import (
     transports,
     vectors,
 )
-from pgembed.postgres.connection import Connection, fetch_all, require_idle
+from pgembed.postgres.connection import (
+    Connection,
+    extension_schema,
+    fetch_all,
+    require_idle,
+)
 from pgembed.postgres.doctor import verify
 from pgembed.postgres.installation import Installation
 from pgembed.postgres.resources import Resources, resource_dir
@@ -26,7 +31,7 @@ from pgembed.postgres.transports import Wish
 # Taken by every install and uninstall; the number spells "pgembed" in ASCII.
 _LOCK = int.from_bytes(b"pgembed", "big")
 
-_REVOKE = """
+REVOKE = """
     REVOKE ALL ON SCHEMA pgembed FROM PUBLIC;
     REVOKE ALL ON ALL ROUTINES IN SCHEMA pgembed FROM PUBLIC;
     REVOKE ALL ON ALL TABLES IN SCHEMA pgembed FROM PUBLIC;
@@ -109,6 +114,7 @@ def _install(
     socket_dir: str | None = None,
 ) -> InstallReport:
     _enter(connection)
+    guards.refuse_extension(connection)
     guards.require_versions(connection)
     guards.require_vector(connection)
     transports.offer(connection, transport)
@@ -134,7 +140,7 @@ def _write(
     connection.execute(installation.TABLE)
     migrate.upgrade(connection, resources.migrations, plan.resolve)
     written = _run_sql(connection, plan)
-    connection.execute(_REVOKE)
+    connection.execute(REVOKE)
     installation.write(
         connection,
         Installation(__version__, plan.digest, sorted(written), plan.calls),
@@ -212,6 +218,10 @@ def _uninstall(connection: Connection) -> None:
     guards.refuse_foreign(connection, schema)
     for statement in _trigger_drops(connection):
         connection.execute(statement.encode())
+    if extension_schema(connection, "pgembed") is not None:
+        # First what embeddings made: it uses what the extension made.
+        objects.drop_what_can_go(connection, _everything(connection))
+        connection.execute("DROP EXTENSION pgembed")
     objects.drop_all_or_refuse(connection, _everything(connection))
     connection.execute("DROP SCHEMA pgembed")
 
