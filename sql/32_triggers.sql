@@ -34,6 +34,10 @@ BEGIN
     EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature,
         format('Captures every %s of %s for the embedding %s.', event, e.source, e.name));
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
+    -- It calls the extension's functions: dropping these must not leave triggers that fail.
+    IF EXISTS (SELECT FROM pg_extension AS x WHERE x.extname = 'pgembed') THEN
+        EXECUTE format('ALTER FUNCTION %s DEPENDS ON EXTENSION pgembed', signature);
+    END IF;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._create_capture_function(pgembed.embedding, text, text) IS

@@ -70,6 +70,8 @@ class Plan:
     calls: CallSettings
     transport: Transport
     """How SQL functions will reach a worker."""
+    is_extension: bool
+    """Whether CREATE EXTENSION put it there."""
 
     @property
     def digest(self) -> str:
@@ -78,7 +80,16 @@ class Plan:
 
     @property
     def is_current(self) -> bool:
-        """Whether the database holds exactly that already."""
+        """Whether the database holds exactly that already.
+
+        An extension counts as such when its version is this one.
+        """
+        if self.is_extension:
+            return (
+                self.found is not None
+                and self.found.version == __version__
+                and not self.missing
+            )
         return (
             self.found is not None
             and self.found.digest == self.digest
@@ -151,6 +162,7 @@ def plan(
         schemas=schemas,
         calls=settings,
         transport=chosen,
+        is_extension=extension_schema(connection, "pgembed") is not None,
     )
 
 

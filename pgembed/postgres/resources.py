@@ -91,6 +91,12 @@ def quote_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def quote_literal(text: str) -> str:
+    """Return *text* as SQL writes it, whatever standard_conforming_strings says."""
+    quoted = text.replace("'", "''").replace("\\", "\\\\")
+    return f"E'{quoted}'" if "\\" in text else f"'{quoted}'"
+
+
 def digest(texts: list[tuple[str, str]]) -> str:
     """Return the SHA-256 over names and texts: what an installation consists of."""
     state = hashlib.sha256()

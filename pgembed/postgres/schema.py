@@ -17,7 +17,12 @@ from pgembed.postgres import (
     transports,
     vectors,
 )
-from pgembed.postgres.connection import Connection, fetch_all, require_idle
+from pgembed.postgres.connection import (
+    Connection,
+    extension_schema,
+    fetch_all,
+    require_idle,
+)
 from pgembed.postgres.doctor import verify
 from pgembed.postgres.installation import Installation
 from pgembed.postgres.resources import Resources, resource_dir
@@ -114,6 +119,7 @@ def install_in_transaction(
     Raises what install does, and psycopg's errors.
     """
     _enter(connection)
+    guards.refuse_extension(connection)
     guards.require_versions(connection)
     guards.require_vector(connection)
     transports.offer(connection, transport)
@@ -221,6 +227,10 @@ def uninstall_in_transaction(connection: Connection) -> None:
     guards.refuse_foreign(connection, schema)
     for statement in _trigger_drops(connection):
         connection.execute(statement.encode())
+    if extension_schema(connection, "pgembed") is not None:
+        # First what embeddings made: it uses what the extension made.
+        objects.drop_what_can_go(connection, _everything(connection))
+        connection.execute("DROP EXTENSION pgembed")
     objects.drop_all_or_refuse(connection, _everything(connection))
     connection.execute("DROP SCHEMA pgembed")
 

@@ -63,7 +63,10 @@ class Rows:
             for each in found
         ]
         together = itertools.chain.from_iterable(parts)
-        rows = iter(IteratorResult(SimpleResultMetaData(self.names), together))
+        result: IteratorResult[Any, float] = IteratorResult(
+            SimpleResultMetaData(self.names), together
+        )
+        rows = iter(result)
         return [list(itertools.islice(rows, len(part))) for part in parts]
 
 
