@@ -12,6 +12,19 @@ import platformdirs
 
 from pgembed.errors import SettingError
 
+_DAY = 86_400
+_RANGES = {
+    "processes": (1, 1000),
+    "threads": (0, 1000),
+    "batch_tokens": (1, 1_000_000),
+    "claim_rows": (1, 100_000),
+    "lease_seconds": (1, _DAY),
+    "poll_seconds": (0.01, _DAY),
+    # The database counts attempts in a smallint.
+    "max_attempts": (1, 10_000),
+    "drain_seconds": (0, _DAY),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -48,12 +61,8 @@ class Settings:
     """How long a worker told to stop may finish what it holds."""
 
     def __post_init__(self) -> None:
-        for name in ("processes", "batch_tokens", "claim_rows", "max_attempts"):
-            _require(name, getattr(self, name), at_least=1)
-        _require("threads", self.threads, at_least=0)
-        _require("lease_seconds", self.lease_seconds, at_least=1)
-        _require("poll_seconds", self.poll_seconds, at_least=0.01)
-        _require("drain_seconds", self.drain_seconds, at_least=0)
+        for name, (least, most) in _RANGES.items():
+            _require(name, getattr(self, name), at_least=least, at_most=most)
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, **arguments: Any) -> Self:
@@ -86,9 +95,9 @@ def _parse(variable: str, text: str, kind: type) -> Any:
         ) from None
 
 
-def _require(name: str, value: float, *, at_least: float) -> None:
-    if not value >= at_least:
+def _require(name: str, value: float, *, at_least: float, at_most: float) -> None:
+    if not at_least <= value <= at_most:
         raise SettingError(
-            f"{name} is {value!r}, but must be at least {at_least}: "
-            f"pass a larger value or unset PGEMBED_{name.upper()}"
+            f"{name} is {value!r}, but must be from {at_least} to {at_most:,}: "
+            f"pass another value or unset PGEMBED_{name.upper()}"
         )

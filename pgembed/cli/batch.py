@@ -34,10 +34,9 @@ def batch(
     The table --results is created if it does not exist: query_id, rank, the key columns
     of the source and distance. All results appear at once, or none.
     """
-    from pgembed.batch.engine import cores
     from pgembed.batch.execute import Options
     from pgembed.batch.job import run_batch
-    from pgembed.batch.search import check_recall, memory_bytes
+    from pgembed.batch.search import check_recall, memory_bytes, thread_count
 
     with (
         connect(options.settings(dsn=dsn).dsn, purpose="batch") as connection,
@@ -52,7 +51,7 @@ def batch(
             options=Options(
                 check_recall(arguments["recall"]),
                 memory_bytes(arguments["memory"]),
-                arguments["threads"] or cores(),
+                thread_count(arguments["threads"]),
                 not no_layout,
                 progress=bar.say,
             ),
