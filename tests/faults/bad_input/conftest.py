@@ -12,7 +12,6 @@ from pgembed.postgres.connection import connect, fetch_all, fetch_one
 from tests.harness.models import register_model
 from tests.harness.server import Databases
 from tests.harness.sql_worker import Connection
-from tests.integration.embeddings.support import catalog
 
 TABLES = """
     CREATE TABLE docs (
@@ -36,6 +35,15 @@ TABLES = """
     SELECT pgembed.create_embedding('docs', 'body', 'tiny', index => 'none');
     SELECT pgembed.adopt_vectors('items', 'v');
     SELECT pgembed.adopt_vectors('bits', 'v');
+"""
+_CATALOG = """
+    SELECT 'relation', oid, relname::text FROM pg_class WHERE relnamespace >= 2200
+    UNION ALL SELECT 'column', attrelid, attname::text FROM pg_attribute
+    WHERE attrelid >= 16384
+    UNION ALL SELECT 'routine', oid, proname::text FROM pg_proc WHERE oid >= 16384
+    UNION ALL SELECT 'trigger', oid, tgname::text FROM pg_trigger
+    UNION ALL SELECT 'schema', oid, nspname::text FROM pg_namespace
+    ORDER BY 1, 2, 3
 """
 # A statement that reads every row of every table.
 _READ_ALL = """
@@ -66,7 +74,7 @@ class Stage:
 def everything(connection: Connection) -> object:
     """Return all that a database holds."""
     statement = fetch_one(connection, _READ_ALL)[0]
-    return fetch_all(connection, statement), catalog(connection)
+    return fetch_all(connection, statement), fetch_all(connection, _CATALOG)
 
 
 @pytest.fixture(scope="module")
