@@ -14,6 +14,20 @@ from pgembed.errors import SettingError
 
 LOG_FORMATS = ("plain", "json")
 
+_DAY = 86_400
+_RANGES = {
+    "processes": (1, 1000),
+    "threads": (0, 1000),
+    "batch_tokens": (1, 1_000_000),
+    "claim_rows": (1, 100_000),
+    "lease_seconds": (1, _DAY),
+    "poll_seconds": (0.01, _DAY),
+    # The database counts attempts in a smallint.
+    "max_attempts": (1, 10_000),
+    "drain_seconds": (0, _DAY),
+    "metrics_port": (0, 65_535),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -59,13 +73,8 @@ class Settings:
     """Where a worker opens its socket for SQL functions; empty: as installed."""
 
     def __post_init__(self) -> None:
-        for name in ("processes", "batch_tokens", "claim_rows", "max_attempts"):
-            _require(name, getattr(self, name), at_least=1)
-        _require("threads", self.threads, at_least=0)
-        _require("lease_seconds", self.lease_seconds, at_least=1)
-        _require("poll_seconds", self.poll_seconds, at_least=0.01)
-        _require("drain_seconds", self.drain_seconds, at_least=0)
-        _require("metrics_port", self.metrics_port, at_least=0)
+        for name, (least, most) in _RANGES.items():
+            _require(name, getattr(self, name), at_least=least, at_most=most)
         if self.log_format not in LOG_FORMATS:
             raise SettingError(
                 f"log_format is {self.log_format!r}, but must be one of "
@@ -103,9 +112,9 @@ def _parse(variable: str, text: str, kind: type) -> Any:
         ) from None
 
 
-def _require(name: str, value: float, *, at_least: float) -> None:
-    if not value >= at_least:
+def _require(name: str, value: float, *, at_least: float, at_most: float) -> None:
+    if not at_least <= value <= at_most:
         raise SettingError(
-            f"{name} is {value!r}, but must be at least {at_least}: "
-            f"pass a larger value or unset PGEMBED_{name.upper()}"
+            f"{name} is {value!r}, but must be from {at_least} to {at_most:,}: "
+            f"pass another value or unset PGEMBED_{name.upper()}"
         )

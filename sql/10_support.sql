@@ -104,7 +104,7 @@ BEGIN
         RETURN found_embedding;
     END IF;
     SELECT string_agg(e.name, ', ' ORDER BY e.name) INTO known FROM pgembed.embedding AS e;
-    RAISE EXCEPTION 'there is no embedding %', coalesce(quote_literal(name), 'NULL')
+    RAISE EXCEPTION 'there is no embedding %', coalesce(quote_literal(left(name, 100)), 'NULL')
         USING ERRCODE = 'undefined_object',
         HINT = coalesce('The embeddings are: ' || known || '.',
             'There are none yet: SELECT pgembed.create_embedding(...) declares one.');
@@ -128,10 +128,11 @@ BEGIN
         RETURN found_model;
     END IF;
     SELECT string_agg(m.name, ', ' ORDER BY m.name) INTO known FROM pgembed.model AS m;
-    RAISE EXCEPTION 'model % is not registered', coalesce(quote_literal(name), 'NULL')
+    RAISE EXCEPTION 'model % is not registered', coalesce(quote_literal(left(name, 100)), 'NULL')
         USING ERRCODE = 'undefined_object',
         HINT = format('%s Add one with: pgembed model add %s SOURCE',
-            coalesce('The models are: ' || known || '.', 'There are none yet.'), name);
+            coalesce('The models are: ' || known || '.', 'There are none yet.'),
+            coalesce(substring(name FROM '^[[:alnum:]_.-]{1,100}$'), 'NAME'));
 END;
 $$;
 COMMENT ON FUNCTION pgembed._find_model(text) IS

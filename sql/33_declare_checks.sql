@@ -100,7 +100,7 @@ DECLARE
 BEGIN
     IF coalesce(name, '') = '' OR octet_length(name) > longest THEN
         RAISE EXCEPTION 'the embedding name % is empty or longer than % bytes',
-            coalesce(quote_literal(name), 'NULL'), longest
+            coalesce(quote_literal(left(name, 100)), 'NULL'), longest
             USING ERRCODE = 'invalid_name', HINT = 'Choose another: name => ''...''.';
     END IF;
     SELECT e.* INTO taken FROM pgembed.embedding AS e WHERE e.name = _check_name.name;

@@ -194,21 +194,45 @@ CREATE OR REPLACE FUNCTION pgembed._read_until(
     OUT contents text[],
     OUT attempts smallint[]
 )
-LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT
-        coalesce(array_agg(t.slot ORDER BY t.slot), '{}'),
-        array_agg(t.version ORDER BY t.slot),
-        array_agg(t.content ORDER BY t.slot),
-        array_agg(t.attempts ORDER BY t.slot)
-    FROM (
-        SELECT r.*, sum(length(r.content)) OVER (
-            ORDER BY r.slot ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-        ) AS before
-        FROM pgembed._read_claimed(e, lease, 1, last_slot) AS r
-    ) AS t
-    WHERE coalesce(t.before, 0) < max_characters;
+DECLARE
+    characters bigint := 0;
+    first_slot integer := 1;
+    -- Then as many as will do if the texts go on like this: what is not taken is not read.
+    step integer := 16;
+    part record;
+BEGIN
+    slots := '{}';
+    versions := '{}';
+    contents := '{}';
+    attempts := '{}';
+    WHILE first_slot <= last_slot AND characters < max_characters LOOP
+        SELECT
+            array_agg(t.slot ORDER BY t.slot) AS slots,
+            array_agg(t.version ORDER BY t.slot) AS versions,
+            array_agg(t.content ORDER BY t.slot) AS contents,
+            array_agg(t.attempts ORDER BY t.slot) AS attempts,
+            coalesce(sum(length(t.content)), 0) AS characters
+        INTO part
+        FROM (
+            SELECT r.*, sum(length(r.content)) OVER (
+                ORDER BY r.slot ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ) AS before
+            FROM pgembed._read_claimed(e, lease, first_slot, first_slot + step - 1) AS r
+        ) AS t
+        WHERE characters + coalesce(t.before, 0) < max_characters;
+        slots := slots || part.slots;
+        versions := versions || part.versions;
+        contents := contents || part.contents;
+        attempts := attempts || part.attempts;
+        characters := characters + part.characters;
+        first_slot := first_slot + step;
+        step := least(
+            (max_characters - characters) * first_slot / greatest(characters, 1) + 1, last_slot);
+    END LOOP;
+END;
 $$;
 COMMENT ON FUNCTION pgembed._read_until(pgembed.embedding, bigint, integer, bigint) IS
 'The texts of claimed rows, until so many characters are reached.';

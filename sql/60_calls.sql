@@ -311,6 +311,10 @@ LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF name !~ '\S' THEN
+        RAISE EXCEPTION 'the name of a model is empty'
+            USING ERRCODE = 'invalid_name', HINT = 'Give it one: pgembed.add_model(''minilm'', ''minilm'').';
+    END IF;
     IF source !~ '^(pypi:)?[A-Za-z0-9][A-Za-z0-9._-]*([/=]=?[A-Za-z0-9][A-Za-z0-9._-]*)?(@[A-Za-z0-9._/-]+)?$' THEN
         RAISE EXCEPTION 'a worker does not read the model source %', quote_literal(source)
             USING ERRCODE = 'invalid_parameter_value',

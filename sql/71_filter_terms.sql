@@ -125,7 +125,7 @@ BEGIN
         PERFORM pgembed._read_value(given, kind, name);
     EXCEPTION WHEN OTHERS THEN
         PERFORM pgembed._refuse_filter(format('%s is no value of %s: %s',
-            left(value::text, 100), label, left(SQLERRM, 200)),
+            left(value::text, 100), label, left(regexp_replace(SQLERRM, '^filter: .* is no value', 'no value'), 200)),
             format('Give a value that PostgreSQL reads as %s.', format_type(kind, NULL)));
     END;
     arguments := arguments || given;
@@ -188,6 +188,11 @@ BEGIN
         PERFORM pgembed._refuse_filter(format('"%s" of %s lists %s values, more than 10000',
             word, label, jsonb_array_length(value)),
             'Put them in a table and use a predicate: id IN (SELECT ...).');
+    ELSIF value @? 'strict $[*] ? (@.type() == "array")' AND kind NOT IN ('json'::regtype, 'jsonb'::regtype)
+        AND (SELECT t.typcategory FROM pg_catalog.pg_type AS t WHERE t.oid = kind) <> 'A'
+    THEN
+        PERFORM pgembed._refuse_filter(format('"%s" of %s lists lists: %s', word, label,
+            left(value::text, 100)), format('Write {"%s": [1, 2, 3]}.', word));
     ELSIF operator IS NULL THEN
         PERFORM pgembed._refuse_filter(format('%s cannot be compared by "%s"', label, word),
             'Its type has no such operator; is_null works on every column.');

@@ -167,7 +167,7 @@ DECLARE
     total record;
     chosen record;
 BEGIN
-    PERFORM pgembed._check_advice(e, budget_mb);
+    PERFORM pgembed._check_advice(e, budget_mb, k, recall);
     SELECT sum(f.weight) AS searches, sum(f.weight * f.us) AS us, sum(f.weight * f.us) AS left_us INTO total
     FROM pgembed._advice_filters(e, workload, k, recall) AS f;
     LOOP
@@ -205,7 +205,9 @@ COMMENT ON FUNCTION pgembed.advise(text, float8, regclass, integer, float8) IS
 'Partial HNSW indexes that would make searches faster, for the filters that were recorded (SET pgembed.record_filters = 0.01) or those of a workload table with a column filter: greedily by benefit per byte, within a budget (default: the size of an index over all rows). searches is the share of the searches that an index serves, saved_ms what it saves on average over all, speedup that of the workload with this index and those before it, by the cost model; statement creates it, outside a transaction.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._check_advice(e pgembed.embedding, budget_mb float8)
+CREATE OR REPLACE FUNCTION pgembed._check_advice(
+    e pgembed.embedding, budget_mb float8, k integer, recall float8
+)
 RETURNS void
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -221,10 +223,16 @@ BEGIN
     ELSIF budget_mb < 0 OR budget_mb = 'NaN' THEN
         RAISE EXCEPTION 'the budget is % MB, but must not be negative', budget_mb
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave it out for the size of an index over all rows.';
+    ELSIF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION 'k is %, but must be from 1 to 10000', coalesce(k::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say how many rows the searches ask for.';
+    ELSIF recall IS NULL OR NOT recall BETWEEN 0 AND 1 THEN
+        RAISE EXCEPTION 'recall is %, but must be from 0 to 1', coalesce(recall::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say which recall the searches ask for, such as 0.99.';
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._check_advice(pgembed.embedding, float8) IS
+COMMENT ON FUNCTION pgembed._check_advice(pgembed.embedding, float8, integer, float8) IS
 'An error when no advice can be given.';
 
 

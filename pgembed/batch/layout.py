@@ -62,10 +62,11 @@ def build_layout(
     a posting list has on average. *root*: the folder for layouts; default: beside the
     cache of models. *recorder*: the connection that records what was built, if the
     reader may not. Raises PgembedError when the connection is in a transaction,
-    SettingError when list_rows makes no sense, FilterError for a bad condition.
+    SettingError when a number makes no sense, FilterError for a bad condition.
     """
-    if list_rows < 1:
-        raise SettingError(f"list_rows is {list_rows}, but must be at least 1")
+    for name, value in (("list_rows", list_rows), ("least_rows", least_rows)):
+        if value is not None and value < 1:
+            raise SettingError(f"{name} is {value}, but must be at least 1")
     require_idle(connection, "build a layout")
     builder = Builder(connection, list_rows, least_rows, memory, threads or cores())
     with one_snapshot(connection):

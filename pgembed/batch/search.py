@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 from numpy.typing import ArrayLike
@@ -56,11 +57,10 @@ def search_batch(
     workload = Workload.of(queries, filters, predicates, k)
     check_recall(recall)
     limit = memory_bytes(memory)
+    count = thread_count(threads)
     with one_snapshot(connection):
         source = describe(connection, embedding)
-        options = Options(
-            recall, limit, threads or cores(), layout, layouts, progress, few_by_sql
-        )
+        options = Options(recall, limit, count, layout, layouts, progress, few_by_sql)
         return Batch(connection, source, workload, options).run()
 
 
@@ -116,9 +116,21 @@ def knn_join(
 
 def check_recall(recall: float) -> float:
     """Return *recall*; SettingError unless it is above 0 and at most 1."""
-    if not 0 < recall <= 1:
+    if not isinstance(recall, Real) or not 0 < recall <= 1:
         raise SettingError(f"recall is {recall!r}, but must be above 0 and at most 1")
     return recall
+
+
+def thread_count(threads: int | None) -> int:
+    """Return *threads*, or one per core for None; SettingError unless at least 1."""
+    if threads is None:
+        return cores()
+    if not isinstance(threads, Integral) or threads < 1:
+        raise SettingError(
+            f"threads is {threads!r}, but must be at least 1: leave it out for one "
+            "per core"
+        )
+    return int(threads)
 
 
 def memory_bytes(memory: str | int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class Workload:
 
 
 def _checked(queries: ArrayLike) -> Float32:
-    vectors = np.ascontiguousarray(queries, np.float32)
+    vectors = _floats(queries)
     if vectors.ndim != 2:
         raise VectorError(
             f"queries must be an array (q, d), not one of shape {vectors.shape}"
@@ -94,6 +94,17 @@ def _checked(queries: ArrayLike) -> Float32:
             f"query {bad[0]} holds NaN or infinity, which has no distance to anything"
         )
     return vectors
+
+
+def _floats(queries: ArrayLike) -> Float32:
+    try:
+        with np.errstate(over="ignore"):  # what does not fit becomes infinity
+            return np.ascontiguousarray(queries, np.float32)
+    except (TypeError, ValueError) as error:
+        raise VectorError(
+            f"the queries are no array of numbers (q, d): {error}; embed texts first, "
+            "and give all queries the dimensions of the embedding"
+        ) from None
 
 
 def _checked_k(k: ArrayLike, count: int) -> Ints:
@@ -113,6 +124,10 @@ def _checked_k(k: ArrayLike, count: int) -> Ints:
 def _each(given: Any, single: type, name: str, count: int) -> list[Any]:
     if given is None or isinstance(given, single):
         return [given] * count
+    if not isinstance(given, Iterable):
+        raise SettingError(
+            f"{name} are {given!r}: give one for all queries, or a list of one each"
+        )
     values = list(given)
     if len(values) != count:
         raise SettingError(

@@ -47,9 +47,8 @@ def batch(
     those of the row found after related_, and distance. In --predicate, {column} is a
     value of the row that asks: --predicate 'category = {category} AND year > {year}'.
     """
-    from pgembed.batch.engine import cores
     from pgembed.batch.execute import Options
-    from pgembed.batch.search import check_recall, memory_bytes
+    from pgembed.batch.search import check_recall, memory_bytes, thread_count
 
     _check_queries(arguments)
     with (
@@ -59,7 +58,7 @@ def batch(
         given = Options(
             check_recall(arguments["recall"]),
             memory_bytes(arguments["memory"]),
-            arguments["threads"] or cores(),
+            thread_count(arguments["threads"]),
             not no_layout,
             progress=bar.say,
         )

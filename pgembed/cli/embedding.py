@@ -40,8 +40,9 @@ def create(dsn: str | None, wait: bool, **arguments: Any) -> None:
             """
             SELECT pgembed.create_embedding(
                 %(source)s::text::regclass, %(content)s, %(model)s, name => %(name)s,
-                target_column => %(target_column)s, chunk_tokens => %(chunk_tokens)s,
-                chunk_overlap => %(chunk_overlap)s, storage => %(storage)s,
+                target_column => %(target_column)s,
+                chunk_tokens => %(chunk_tokens)s::int,
+                chunk_overlap => %(chunk_overlap)s::int, storage => %(storage)s,
                 index => %(index)s, on_change => %(on_change)s
             )
             """,

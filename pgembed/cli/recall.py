@@ -17,8 +17,8 @@ from pgembed.postgres.connection import connect
 _LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 _STATEMENT = (
     "SELECT filter_shape, queries, recall, worst, short, ms, exact_ms "
-    "FROM pgembed.recall(%(embedding)s, %(k)s, %(sample)s, %(filter_json)s::jsonb, "
-    "%(workload)s::text::regclass, %(mode)s, %(recall_target)s)"
+    "FROM pgembed.recall(%(embedding)s, %(k)s::int, %(sample)s::int, "
+    "%(filter_json)s::jsonb, %(workload)s::text::regclass, %(mode)s, %(recall_target)s)"
 )
 
 

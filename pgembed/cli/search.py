@@ -74,7 +74,7 @@ def _statement(
     if not rows:
         raise EmbeddingError(f"the source of embedding {embedding!r} was dropped")
     call = sql.SQL(
-        "pgembed.{function}(NULL::{table}, %(query)s::text, k => %(k)s, "
+        "pgembed.{function}(NULL::{table}, %(query)s::text, k => %(k)s::int, "
         "filter => %(filter_json)s::jsonb, predicate => %(where)s, "
         "embedding => %(embedding)s, mode => %(mode)s)"
     ).format(

@@ -176,12 +176,22 @@ def _errors_explained() -> Iterator[None]:
     """Raise what the database says about a declaration as EmbeddingError."""
     try:
         yield
+    except (UnicodeEncodeError, psycopg.DataError) as error:
+        if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+            raise _explained(error) from error
+        raise EmbeddingError(
+            f"a name or a content holds what PostgreSQL cannot store: {error}"
+        ) from error
     except psycopg.Error as error:
         if is_transient(error) or error.diag.message_primary is None:
             raise
-        parts = (
-            error.diag.message_primary,
-            error.diag.message_detail,
-            error.diag.message_hint,
-        )
-        raise EmbeddingError("\n".join(filter(None, parts))) from error
+        raise _explained(error) from error
+
+
+def _explained(error: psycopg.Error) -> EmbeddingError:
+    parts = (
+        error.diag.message_primary,
+        error.diag.message_detail,
+        error.diag.message_hint,
+    )
+    return EmbeddingError("\n".join(filter(None, parts)))

@@ -134,6 +134,8 @@ def snapshot(connection: Connection) -> Iterator[Connection]:
 
 def require_idle(connection: Connection, purpose: str) -> None:
     """Raise PgembedError unless *connection* is open and outside any transaction."""
+    if connection.closed:
+        raise PgembedError(f"cannot {purpose}: the connection is closed; open another")
     status = connection.info.transaction_status
     if status != TransactionStatus.IDLE:
         raise PgembedError(

@@ -62,6 +62,29 @@ def test_ten_megabytes_of_text(
     assert length == 10_000_000
 
 
+def test_memory_has_a_ceiling(dsn: str, connection: Connection, tmp_path: Path) -> None:
+    """Sixty megabytes of text wait, and a worker reads four of them at a time."""
+    add_good(connection, tmp_path)
+    create_docs(connection, "a cat")
+    with worker_process(dsn, tmp_path) as worker:
+        wait_until(lambda: is_drained(connection))
+        before = peak_megabytes(worker.pid)
+        connection.execute(
+            "INSERT INTO docs (id, body) SELECT i, repeat('the dog ' || i, 100000) "
+            "FROM generate_series(2, 60) AS i"
+        )
+        wait_until(lambda: is_drained(connection))
+        assert peak_megabytes(worker.pid) - before < 200
+    query = "SELECT count(body_embedding) FROM docs"
+    assert fetch_one(connection, query) == (60,)
+
+
+def peak_megabytes(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    (line,) = [each for each in status.splitlines() if each.startswith("VmHWM:")]
+    return int(line.split()[1]) / 1024
+
+
 @pytest.fixture
 def statement_timeout(connection: Connection) -> None:
     connection.execute(

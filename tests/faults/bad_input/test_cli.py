@@ -1,0 +1,52 @@
+"""Bad input to the command line: a message, an exit status, and nothing changed."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from pgembed.cli.errors import explain
+from pgembed.cli.main import pgembed
+from pgembed.errors import PgembedError
+from tests.faults.bad_input.cases import ids, read
+from tests.faults.bad_input.conftest import Stage
+
+CASES = read("cli.tsv")
+
+
+@pytest.mark.parametrize(("error", "message", "line"), CASES, ids=ids(CASES))
+def test_cli(stage: Stage, error: str, message: str, line: str) -> None:
+    environ = {"PGEMBED_DSN": stage.dsn}
+    result = CliRunner().invoke(pgembed, shlex.split(line), env=environ)
+    assert isinstance(result.exception, (PgembedError, psycopg.Error, SystemExit))
+    assert type(result.exception).__name__ == error
+    if isinstance(result.exception, SystemExit):
+        assert result.exit_code == 2
+        assert message in result.output
+    else:
+        assert explain(result.exception).startswith(message)
+        assert "secret" not in explain(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("embedding drop absent", 2),
+        ("batch items_v --queries queries --results r --recall 2", 1),
+    ],
+)
+def test_errors_are_shown_without_a_traceback(
+    stage: Stage, line: str, lines: int
+) -> None:
+    """What a person sees: "Error:", what happened, and what to do."""
+    command = [sys.executable, "-m", "pgembed", *line.split(), "--dsn", stage.dsn]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == lines
