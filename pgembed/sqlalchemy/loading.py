@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -63,8 +63,9 @@ class Rows:
             for each in found
         ]
         together = itertools.chain.from_iterable(parts)
-        made = IteratorResult(SimpleResultMetaData(self.names), together)
-        rows: Iterator[Row[Any, float]] = iter(made)
+        names = SimpleResultMetaData(self.names)
+        made: IteratorResult[Any, float] = IteratorResult(names, together)
+        rows = iter(made)
         return [list(itertools.islice(rows, len(part))) for part in parts]
 
 
