@@ -63,10 +63,9 @@ class Rows:
             for each in found
         ]
         together = itertools.chain.from_iterable(parts)
-        result: IteratorResult[Any, float] = IteratorResult(
-            SimpleResultMetaData(self.names), together
-        )
-        rows = iter(result)
+        names = SimpleResultMetaData(self.names)
+        made: IteratorResult[Any, float] = IteratorResult(names, together)
+        rows = iter(made)
         return [list(itertools.islice(rows, len(part))) for part in parts]
 
 
