@@ -139,7 +139,7 @@ COMMENT ON FUNCTION pgembed._hang_up(text) IS
 
 CREATE OR REPLACE FUNCTION pgembed._ask_over(
     connection text, kind text, model text, contents text[], timeout interval,
-    OUT call_id bigint, OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
+    OUT call_id bigint, OUT answered boolean, OUT vectors text[], OUT error text
 )
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -150,7 +150,7 @@ BEGIN
         'CALL pgembed._ask(%L, %L, %L::text[], %L::interval, %s, NULL, NULL, NULL, NULL)',
         kind, model, contents, timeout + '1 second'::interval,
         least(extract(epoch FROM timeout), 0.05)
-    )) AS a (call_id bigint, answered boolean, vectors @extschema:vector@.vector[], error text);
+    )) AS a (call_id bigint, answered boolean, vectors text[], error text);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._ask_over(text, text, text, text[], interval) IS
@@ -159,7 +159,7 @@ COMMENT ON FUNCTION pgembed._ask_over(text, text, text, text[], interval) IS
 
 CREATE OR REPLACE FUNCTION pgembed._await_over(
     connection text, call_id bigint, started timestamptz, timeout interval,
-    OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
+    OUT answered boolean, OUT vectors text[], OUT error text
 )
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -178,7 +178,7 @@ BEGIN
         FROM @extschema:dblink@.dblink(connection, format(
             'SELECT * FROM pgembed._await_call(%s, %s, %s, %L)',
             call_id, greatest(least(remaining, slice), 0), pause, remaining <= 0
-        )) AS a (answered boolean, vectors @extschema:vector@.vector[], error text);
+        )) AS a (answered boolean, vectors text[], error text);
         EXIT WHEN answered OR remaining <= 0;
     END LOOP;
 END;
@@ -190,7 +190,7 @@ COMMENT ON FUNCTION pgembed._await_over(text, bigint, timestamptz, interval) IS
 CREATE OR REPLACE FUNCTION pgembed._call(
     kind text, model text, contents text[], timeout interval
 )
-RETURNS @extschema:vector@.vector[]
+RETURNS text[]
 LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -228,4 +228,4 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS
-'Ask a worker through a second session and wait for its answer: vectors, or an error.';
+'Ask a worker through a second session and wait for its answer: vectors as text, or an error.';

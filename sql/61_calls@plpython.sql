@@ -5,7 +5,7 @@ CREATE OR REPLACE FUNCTION pgembed._talk(
     step text, kind text DEFAULT NULL, model text DEFAULT NULL, model_hash bytea DEFAULT NULL,
     contents text[] DEFAULT NULL, timeout double precision DEFAULT NULL,
     patience double precision DEFAULT 0,
-    OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text, OUT trouble text
+    OUT answered boolean, OUT vectors text[], OUT error text, OUT trouble text
 )
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -186,7 +186,7 @@ COMMENT ON FUNCTION pgembed._talk(text, text, text, bytea, text[], double precis
 CREATE OR REPLACE FUNCTION pgembed._call(
     kind text, model text, contents text[], timeout interval
 )
-RETURNS @extschema:vector@.vector[]
+RETURNS text[]
 LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -219,4 +219,4 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS
-'Ask a worker over a Unix socket and wait for its answer: vectors, or an error.';
+'Ask a worker over a Unix socket and wait for its answer: vectors as text, or an error.';

@@ -78,10 +78,10 @@ def batch(
 
 def _check_queries(arguments: dict[str, Any]) -> None:
     ways = [arguments["queries"], arguments["itself"], arguments["rows_of"]]
-    if sum(map(bool, ways)) != 1:
+    if sum(way not in (None, False) for way in ways) != 1:
         raise click.UsageError("give one of --queries, --self and --rows-of")
     for name in ("predicate", "filter"):
-        if arguments["queries"] and arguments[name]:
+        if arguments["queries"] is not None and arguments[name]:
             raise click.UsageError(
                 f"--{name} is for --self and --rows-of: queries have a column {name}"
             )
@@ -92,7 +92,7 @@ def _run(
 ) -> tuple[int, Report]:
     from pgembed.batch.job import run_batch, run_join
 
-    if arguments["queries"]:
+    if arguments["queries"] is not None:
         return run_batch(
             connection,
             embedding,

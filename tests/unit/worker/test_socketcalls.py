@@ -29,13 +29,13 @@ _ROUNDS = 10_000
 class Bench:
     """The worker's end, stepped by hand; every call is answered with its lengths."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, slow_seconds: float) -> None:
         self.additions: list[tuple[str, list[str], socketcalls.Answered]] = []
         self.sockets = SocketCalls(
             SocketPlace(folder, PREFIX, None),
             knows=lambda name, model_hash: name == "tiny" and model_hash == HASH,
             add_model=lambda *arguments: self.additions.append(arguments),
-            slow_seconds=0.05,
+            slow_seconds=slow_seconds,
         )
 
     def step(self) -> list[Call]:
@@ -119,12 +119,25 @@ def assert_serves(bench: Bench) -> None:
             np.testing.assert_array_equal(answer, [[5, 1], [8, 1]])
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "calls")
+@contextlib.contextmanager
+def opened(folder: Path, slow_seconds: float) -> Iterator[Bench]:
+    bench = Bench(folder, slow_seconds)
     yield bench
     bench.sockets.close()
-    assert list((tmp_path / "calls").iterdir()) == []
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with opened(tmp_path / "calls", slow_seconds=60) as bench:
+        yield bench
+
+
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[Bench]:
+    """A bench that soon loses patience with who is slow."""
+    with opened(tmp_path / "calls", slow_seconds=0.2) as bench:
+        yield bench
 
 
 def test_calls_are_answered(bench: Bench) -> None:
@@ -202,24 +215,24 @@ def test_who_breaks_the_protocol_is_cut_off(bench: Bench, data: bytes) -> None:
     assert_serves(bench)
 
 
-def test_a_frame_that_does_not_end_is_cut_off(bench: Bench) -> None:
-    with bench.caller() as slow:
+def test_a_frame_that_does_not_end_is_cut_off(hasty: Bench) -> None:
+    with hasty.caller() as slow:
         slow.send(request("the dog")[:-1])
-        bench.step()
-        assert_serves(bench)
+        hasty.step()
+        assert_serves(hasty)
         slow.wait_for_the_end()
 
 
-def test_an_answer_that_nobody_reads_is_given_up(bench: Bench) -> None:
-    with bench.caller() as deaf:
+def test_an_answer_that_nobody_reads_is_given_up(hasty: Bench) -> None:
+    with hasty.caller() as deaf:
         deaf.send(request(*["x"] * 10_000))
-        while not (calls := bench.sockets.take(0.01)):
+        while not (calls := hasty.sockets.take(0.01)):
             continue
-        bench.sockets.answer(calls[0], np.zeros((10_000, 384), np.float32))
-        assert_serves(bench)
-        waits: Callable[[], bool] = lambda: bool(bench.sockets._callers)  # noqa: E731
+        hasty.sockets.answer(calls[0], np.zeros((10_000, 384), np.float32))
+        assert_serves(hasty)
+        waits: Callable[[], bool] = lambda: bool(hasty.sockets._callers)  # noqa: E731
         for _ in range(_ROUNDS):
-            bench.step()
+            hasty.step()
             if not waits():
                 break
         assert not waits()
