@@ -28,6 +28,41 @@ COMMENT ON FUNCTION pgembed._post_call(text, text, text[], interval) IS
 'Post a request for a worker and wake one up; an error when the model is unknown.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._call_lock(call_id bigint)
+RETURNS bigint
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN pg_catalog.hashint8extended(call_id, 7309453671226245476);
+COMMENT ON FUNCTION pgembed._call_lock(bigint) IS
+'The key of the advisory lock that a worker holds from taking a call to answering it. It guards nothing: its release wakes the caller, who would otherwise look every millisecond.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._await_release(call_id bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = 40
+AS $$
+DECLARE
+    lock_key bigint := pgembed._call_lock(call_id);
+BEGIN
+    IF NOT pg_try_advisory_lock_shared(lock_key) THEN
+        BEGIN
+            PERFORM pg_advisory_lock_shared(lock_key);
+        EXCEPTION
+            WHEN lock_not_available THEN
+                RETURN true;
+        END;
+        PERFORM pg_advisory_unlock_shared(lock_key);
+        RETURN true;
+    END IF;
+    PERFORM pg_advisory_unlock_shared(lock_key);
+    RETURN false;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._await_release(bigint) IS
+'Wait, 40 ms at most, while a worker holds the lock of a call; false, at once, when none does.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._await_call(
     call_id bigint, patience double precision, pause double precision, withdraw boolean,
     OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
@@ -42,13 +77,15 @@ BEGIN
         DELETE FROM pgembed.call AS c WHERE c.id = call_id AND (c.answered OR withdraw)
         RETURNING c.answered, c.vectors, c.error INTO answered, vectors, error;
         EXIT WHEN FOUND OR clock_timestamp() >= deadline;
-        PERFORM pg_sleep(pause);
+        IF NOT pgembed._await_release(call_id) THEN
+            PERFORM pg_sleep(pause);
+        END IF;
     END LOOP;
     answered := coalesce(answered, false);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._await_call(bigint, double precision, double precision, boolean) IS
-'Wait for the answer to a call and take it away: look every pause seconds, for patience seconds; answered is false when there is none yet. withdraw: take the call away in any case. Needs READ COMMITTED.';
+'Wait for the answer to a call and take it away: look whenever a worker lets go of it, or every pause seconds, for patience seconds; answered is false when there is none yet. withdraw: take the call away in any case. Needs READ COMMITTED.';
 
 
 -- A routine that commits cannot have a SET clause: whoever opens the second session sets
@@ -78,8 +115,11 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
+DECLARE
+    -- Whom notifications reach has a session of its own, and may keep locks in it.
+    notified boolean := ids IS NOT NULL;
 BEGIN
-    IF ids IS NULL THEN
+    IF NOT notified THEN
         ids := ARRAY(
             SELECT w.id FROM pgembed.call AS w
             WHERE w.worker IS NULL ORDER BY w.id LIMIT max_calls FOR UPDATE SKIP LOCKED
@@ -92,10 +132,15 @@ BEGIN
     RETURNING c.id, c.kind, c.model,
         (SELECT m.hash FROM pgembed.model AS m WHERE m.name = c.model),
         c.contents, c.expires_at - clock_timestamp();
+    IF notified THEN
+        PERFORM pg_try_advisory_lock(pgembed._call_lock(c.id))
+        FROM pgembed.call AS c
+        WHERE c.id = ANY (ids) AND c.worker = _take_calls.worker AND c.kind <> 'add_model';
+    END IF;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._take_calls(uuid, bigint[], integer) IS
-'Claim waiting calls for a worker: those named, or any when ids is NULL.';
+'Claim waiting calls for a worker: those that notifications named, which are locked, or any when ids is NULL.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._answer_call(
@@ -115,6 +160,24 @@ END;
 $$;
 COMMENT ON FUNCTION pgembed._answer_call(bigint, uuid, @extschema:vector@.vector[], text) IS
 'Answer a call with vectors or an error; false when nobody waits for it any more.';
+
+
+-- Like _ask it commits; here is no name to look up in a search_path.
+CREATE OR REPLACE PROCEDURE pgembed._answer(
+    call_id bigint, worker uuid, vectors @extschema:vector@.vector[], error text
+)
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM pgembed._answer_call(call_id, worker, vectors, error);
+    COMMIT;
+    -- Also those of calls that nobody waits for any more, and those of calls to be
+    -- answered next: their callers look every millisecond then.
+    PERFORM pg_catalog.pg_advisory_unlock_all();
+END;
+$$;
+COMMENT ON PROCEDURE pgembed._answer(bigint, uuid, @extschema:vector@.vector[], text) IS
+'Answer a call, commit, and let go of the locks of calls: that wakes who waits.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._expire_calls()

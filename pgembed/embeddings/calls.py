@@ -50,9 +50,9 @@ def answer(
     vectors: VectorArray | None,
     error: str | None = None,
 ) -> None:
-    """Answer a call with vectors or with an error."""
+    """Answer a call with vectors or with an error; lets go of the locks of calls."""
     connection.execute(
-        "SELECT pgembed._answer_call(%s::bigint, %s, %s, %s)",
+        "CALL pgembed._answer(%s::bigint, %s, %s, %s)",
         (call_id, worker, vectors, error and error.replace("\0", "")),
     )
 

@@ -59,15 +59,15 @@ class TableCalls:
         ids = self._link.run(lambda c: _notified(c, timeout))
         self._spoke = False
         now = time.monotonic()
+        if now >= self._next_expiry:
+            self._next_expiry = now + _EXPIRE_SECONDS
+            self._spoke = True
+            self._link.run(calls.expire)
         if now >= self._next_poll:
             self._next_poll = now + _POLL_SECONDS
             return self._taken(None)
         if ids:
             return self._taken(ids)
-        if now >= self._next_expiry:
-            self._next_expiry = now + _EXPIRE_SECONDS
-            self._spoke = True
-            self._link.run(calls.expire)
         return []
 
     def answer(self, call: Call, answer: Float32 | str) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
 from psycopg import errors, sql
 from psycopg.conninfo import conninfo_to_dict
 
+from pgembed.embeddings import calls
 from pgembed.models.session import Model
-from pgembed.postgres.connection import fetch_one
+from pgembed.postgres.connection import fetch_all, fetch_one
 from pgembed.postgres.resources import Resources
 from pgembed.postgres.schema import install
+from pgembed.postgres.vectors import VectorArray
 from tests.conftest import Connect
 from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
@@ -254,6 +257,48 @@ def test_a_worker_that_comes_while_the_caller_waits(
     with answering(dsn):
         thread.join(30)
     np.testing.assert_allclose(answers[0], model.embed(["a cat"])[0], atol=1e-6)
+
+
+CALL_LOCKS = """
+    SELECT l.granted FROM pg_catalog.pg_locks AS l
+    INNER JOIN pg_catalog.pg_database AS d ON d.oid = l.database
+    WHERE l.locktype = 'advisory' AND d.datname = current_database() ORDER BY l.granted
+"""
+
+
+@pytest.mark.usefixtures("model")
+@over_dblink
+def test_a_caller_sleeps_while_a_worker_has_its_call(
+    dsn: str, connection: Connection, connect: Connect
+) -> None:
+    answers: list[Any] = []
+    caller, worker = connect(dsn), connect(dsn)
+    caller.execute("SET pgembed.call_timeout = '60s'")
+    query = "SELECT pgembed.embed('tiny', 'a cat')::text"
+    thread = threading.Thread(target=lambda: answers.append(value(caller, query)))
+    thread.start()
+    wait_until(lambda: calls_left(connection) == 1)
+    me = uuid4()
+    (call,) = calls.take(worker, me, [value(connection, "SELECT id FROM pgembed.call")])
+    wait_until(lambda: fetch_all(connection, CALL_LOCKS) == [(False,), (True,)])
+    answer = VectorArray(np.array([[1, 2, 3]], np.float32))
+    calls.answer(worker, call.id, me, answer)
+    thread.join(30)
+    assert answers == ["[1,2,3]"]
+    assert fetch_all(connection, CALL_LOCKS) == []
+
+
+@pytest.mark.usefixtures("worker")
+@over_dblink
+def test_somebody_else_s_lock_keeps_no_answer_back(
+    dsn: str, connection: Connection, connect: Connect
+) -> None:
+    connect(dsn).execute(
+        "SELECT pg_advisory_lock(pgembed._call_lock(n)) FROM generate_series(1, 9) AS n"
+    )
+    assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+    query = "SELECT last_value < 9 FROM pgembed.call_id_seq"
+    assert value(connection, query), "the call had another lock"
 
 
 @pytest.mark.parametrize("text", ["soon", "-1s", "0", "2 days"])
