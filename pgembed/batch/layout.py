@@ -27,6 +27,8 @@ Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 _LIST_ROWS = 1000
+_PROBED_LISTS = 8
+"""Lists that hold 99 of 100 nearest neighbours, where all rows count (measured)."""
 _COPY_ROWS = 16_384
 
 
@@ -162,7 +164,12 @@ class Builder:
         words[RowMap(self.ids).positions(listing.ids)] = listing.words[0]
         total = len(self.ids)
         least = self.least_rows or max(4 * self.list_rows, total // 100)
-        self.tree = grow(words, weights[chosen].astype(float), least_rows=least)
+        self.tree = grow(
+            words,
+            weights[chosen].astype(float),
+            least_rows=least,
+            probed_rows=_PROBED_LISTS * self.list_rows,
+        )
         self.seconds["cutting"] = time.perf_counter() - start
 
     def partition(self) -> None:
