@@ -139,6 +139,44 @@ COMMENT ON FUNCTION pgembed._find_model(text) IS
 'The model of that name; an error that lists the names when there is none.';
 
 
+-- LOCK TABLE asks for rights on the whole table, a statement for rights on the columns it names.
+-- To plan it locks what to execute it would, partitions included; no trigger fires.
+CREATE OR REPLACE FUNCTION pgembed._try_lock_by_plan(relation regclass, lock_mode text)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '1ms'
+AS $$
+DECLARE
+    right_needed text := CASE lock_mode WHEN 'ACCESS SHARE' THEN 'SELECT' WHEN 'ROW EXCLUSIVE' THEN 'UPDATE' END;
+    permitted text;
+BEGIN
+    SELECT a.attname INTO permitted
+    FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+        AND has_column_privilege(relation, a.attnum, right_needed)
+    ORDER BY a.attnum
+    LIMIT 1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'permission denied for table %', relation
+            USING ERRCODE = 'insufficient_privilege',
+            HINT = format('Role %I needs %s on columns of it, or on all of it.', current_user, coalesce(right_needed, lock_mode));
+    END IF;
+    EXECUTE format(
+        CASE right_needed
+            WHEN 'SELECT' THEN 'EXPLAIN SELECT s.%2$I FROM %1$s AS s'
+            ELSE 'EXPLAIN UPDATE %1$s AS s SET %2$I = DEFAULT'
+        END, relation, permitted);
+    RETURN true;
+EXCEPTION
+    WHEN lock_not_available OR undefined_table OR syntax_error THEN
+        RETURN false;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._try_lock_by_plan(regclass, text) IS
+'Lock a relation as _try_lock does, with rights on some of its columns: in ACCESS SHARE mode with SELECT, in ROW EXCLUSIVE mode with UPDATE.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._try_lock(relation regclass, lock_mode text)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -151,6 +189,8 @@ EXCEPTION
     WHEN lock_not_available OR undefined_table OR syntax_error THEN
         -- A relation that was dropped is written as a number, which LOCK cannot read.
         RETURN false;
+    WHEN insufficient_privilege THEN
+        RETURN pgembed._try_lock_by_plan(relation, lock_mode);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._try_lock(regclass, text) IS

@@ -16,6 +16,14 @@ COMMENT ON FUNCTION pgembed._trigger_name(integer, text) IS
 'The name of an embedding''s trigger for insert, update, delete, truncate or wake.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._captured_events()
+RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN ARRAY['insert', 'update', 'delete', 'truncate', 'wake'];
+COMMENT ON FUNCTION pgembed._captured_events() IS
+'What an embedding has a trigger function for.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._create_capture_function(
     e pgembed.embedding, event text, body text
 )
@@ -42,6 +50,23 @@ END;
 $$;
 COMMENT ON FUNCTION pgembed._create_capture_function(pgembed.embedding, text, text) IS
 'Create or replace a trigger function of an embedding.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._create_capture_functions(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgembed._create_capture_function(e, 'insert', pgembed._insert_body(e));
+    PERFORM pgembed._create_capture_function(e, 'wake', pgembed._inserted_body(e));
+    PERFORM pgembed._create_capture_function(e, 'update', pgembed._update_body(e));
+    PERFORM pgembed._create_capture_function(e, 'delete', pgembed._delete_body(e));
+    PERFORM pgembed._create_capture_function(e, 'truncate', pgembed._truncate_body(e));
+END;
+$$;
+COMMENT ON FUNCTION pgembed._create_capture_functions(pgembed.embedding) IS
+'Create or replace the trigger functions of an embedding.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._create_trigger(
@@ -109,11 +134,12 @@ DECLARE
     by_statement boolean := pgembed._by_statement(e.source);
     wanted record;
 BEGIN
-    PERFORM pgembed._create_capture_function(e, 'insert', pgembed._insert_body(e));
-    PERFORM pgembed._create_capture_function(e, 'wake', pgembed._inserted_body(e));
-    PERFORM pgembed._create_capture_function(e, 'update', pgembed._update_body(e));
-    PERFORM pgembed._create_capture_function(e, 'delete', pgembed._delete_body(e));
-    PERFORM pgembed._create_capture_function(e, 'truncate', pgembed._truncate_body(e));
+    IF pgembed._administers() THEN
+        PERFORM pgembed._create_capture_functions(e);
+    ELSE
+        -- A trigger of this statement makes them, as the schema's owner.
+        UPDATE pgembed.embedding AS n SET key_columns = e.key_columns WHERE n.id = e.id;
+    END IF;
     FOR wanted IN
         SELECT *
         FROM (VALUES
@@ -273,8 +299,6 @@ LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    events text[] := ARRAY['insert', 'update', 'delete', 'truncate', 'wake'];
-    event text;
     t record;
 BEGIN
     -- By function, not by table: a partition that was detached keeps a trigger.
@@ -282,16 +306,31 @@ BEGIN
         SELECT g.tgrelid::regclass AS relation, g.tgname AS name
         FROM pg_catalog.pg_trigger AS g
         INNER JOIN pg_catalog.pg_proc AS p ON p.oid = g.tgfoid
-        INNER JOIN unnest(events) AS v (event)
+        INNER JOIN unnest(pgembed._captured_events()) AS v (event)
             ON g.tgname = pgembed._trigger_name(e.id, v.event)
         WHERE p.pronamespace = 'pgembed'::regnamespace AND g.tgparentid = 0
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', t.name, t.relation);
     END LOOP;
-    FOREACH event IN ARRAY events LOOP
-        EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I()', pgembed._trigger_function(e.id, event));
-    END LOOP;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._drop_capture(pgembed.embedding) IS
-'Drop the capture triggers of an embedding and their functions.';
+'Drop the capture triggers of an embedding.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._drop_queue(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    event text;
+BEGIN
+    FOREACH event IN ARRAY pgembed._captured_events() LOOP
+        EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I()', pgembed._trigger_function(e.id, event));
+    END LOOP;
+    EXECUTE format('DROP TABLE IF EXISTS %s', pgembed._job_table(e.id));
+END;
+$$;
+COMMENT ON FUNCTION pgembed._drop_queue(pgembed.embedding) IS
+'Drop the capture functions of an embedding, whose triggers are gone, and its job table.';

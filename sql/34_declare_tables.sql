@@ -165,6 +165,7 @@ BEGIN
         '(pgembed_available_at; NULL: nothing to do), who holds it (pgembed_lease, '
         'pgembed_slot), what was embedded (pgembed_fingerprint), what went wrong '
         '(pgembed_error).', e.source, e.name));
+    PERFORM pgembed._grant_queue(e);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._create_job_table(pgembed.embedding) IS

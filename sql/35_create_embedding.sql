@@ -70,8 +70,12 @@ BEGIN
         CASE WHEN index = 'none' THEN 'none' ELSE 'waiting' END
     )
     RETURNING n.* INTO e;
-    PERFORM pgembed._create_job_table(e);
+    -- For others than the schema's owner, a trigger has done that.
+    IF pgembed._administers() THEN
+        PERFORM pgembed._create_job_table(e);
+    END IF;
     PERFORM pgembed._create_capture(e);
+    PERFORM pgembed._grant_source(e);
     PERFORM pgembed._wake();
     RETURN e.name;
 END;

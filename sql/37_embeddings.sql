@@ -14,8 +14,18 @@ BEGIN
             EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', e.source);
         END IF;
         PERFORM pgembed._drop_capture(e);
-        EXECUTE format('DROP TABLE IF EXISTS %s', pgembed._job_table(e.id));
-        IF drop_vectors AND pgembed._exists(e.target) THEN
+        IF source_exists THEN
+            PERFORM pgembed._revoke_source(e, w) FROM pgembed._worker_roles() AS w;
+            -- Others of this source may need the same columns.
+            PERFORM pgembed._grant_source(o)
+            FROM pgembed.embedding AS o
+            WHERE o.source = e.source AND o.id <> e.id;
+        END IF;
+        IF pgembed._administers() THEN
+            PERFORM pgembed._drop_queue(e);
+        END IF;
+        -- A worker that notices that the source is gone may not own the chunks.
+        IF drop_vectors AND (source_exists OR pgembed._owns(e.target)) AND pgembed._exists(e.target) THEN
             IF e.target <> e.source THEN
                 EXECUTE format('DROP TABLE %s', e.target);
             ELSE

@@ -47,6 +47,22 @@ COMMENT ON FUNCTION pgembed.retry_failed(text) IS
 'Give the rows in pgembed.failures their attempts again; returns how many.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._rename_keys(relation regclass, old_names text[], new_names text[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    FOR i IN 1 .. cardinality(new_names) LOOP
+        CONTINUE WHEN new_names[i] = old_names[i];
+        EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, old_names[i], new_names[i]);
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._rename_keys(regclass, text[], text[]) IS
+'Give the key columns of a job or chunk table the names that the source''s have now.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._follow_key(e pgembed.embedding)
 RETURNS pgembed.embedding
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -55,7 +71,6 @@ AS $$
 DECLARE
     names text[] := pgembed._key_columns(e.source);
     job regclass := pgembed._job_table(e.id)::regclass;
-    relation regclass;
     followed pgembed.embedding;
 BEGIN
     IF names = e.key_columns OR cardinality(names) <> cardinality(e.key_columns) OR EXISTS (
@@ -65,12 +80,12 @@ BEGIN
     ) THEN
         RETURN e;
     END IF;
-    FOREACH relation IN ARRAY CASE WHEN e.target = e.source THEN ARRAY[job] ELSE ARRAY[job, e.target] END LOOP
-        FOR i IN 1 .. cardinality(names) LOOP
-            CONTINUE WHEN names[i] = e.key_columns[i];
-            EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, e.key_columns[i], names[i]);
-        END LOOP;
-    END LOOP;
+    IF pgembed._administers() THEN
+        PERFORM pgembed._rename_keys(job, e.key_columns, names);
+    END IF;
+    IF e.target <> e.source THEN
+        PERFORM pgembed._rename_keys(e.target, e.key_columns, names);
+    END IF;
     UPDATE pgembed.embedding AS n
     SET key_columns = names, blocked = NULL
     WHERE n.id = e.id
@@ -165,6 +180,7 @@ BEGIN
             HINT = 'Undo that, or drop the embedding and declare it again.';
     END IF;
     PERFORM pgembed._create_capture(e);
+    PERFORM pgembed._grant_source(e);
     PERFORM pgembed._delete_leftovers(e);
     PERFORM pgembed._delete_twins(e);
     queued := pgembed._add_missing_jobs(e) + pgembed._queue_stale(e);

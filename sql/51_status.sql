@@ -174,7 +174,7 @@ DECLARE
     e pgembed.embedding;
 BEGIN
     FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' ORDER BY n.name LOOP
-        CONTINUE WHEN to_regclass(pgembed._job_table(e.id)) IS NULL;
+        CONTINUE WHEN has_table_privilege(to_regclass(pgembed._job_table(e.id)), 'SELECT') IS NOT TRUE;
         RETURN QUERY EXECUTE format('SELECT $1, jsonb_build_object(%s), j.pgembed_attempts::integer, '
             'j.pgembed_error, j.pgembed_changed_at FROM %s AS j '
             'WHERE j.pgembed_available_at IS NULL AND j.pgembed_error IS NOT NULL',

@@ -1,4 +1,6 @@
--- Who may search and post batches: nobody but the owner, until it is granted.
+-- Who may search, post batches, declare embeddings and work: nobody but the owner, until it is
+-- granted. What the routines do is done with their caller's rights, but for the few of
+-- tests/faults/privileges.txt: it is the rights on tables that decide.
 
 CREATE OR REPLACE FUNCTION pgembed._routines(names text)
 RETURNS SETOF regprocedure
@@ -105,16 +107,213 @@ COMMENT ON FUNCTION pgembed.grant_batch(regrole) IS
 'Let a role search, and post batches: search_batch, knn_join, build_layout, drop_layout, await_batch, cancel_batch, and SELECT on pgembed.batches and pgembed.layouts. Call it again after an upgrade.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._shared_routines()
+RETURNS SETOF regprocedure
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 40
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT r FROM pgembed._routines(
+        'drop_embedding '
+        '_add_missing_jobs _administers _attached_index _by_statement _captured_events '
+        '_captures_wrongly _column_list _column_text _columns _content_expression _count_jobs '
+        '_delete_leftovers _drop_capture _enable_capture _exists _fault _find_embedding _firing '
+        '_fits _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _in_schema_of '
+        '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
+        '_key_list _key_match _live _lock_jobs _operator_class _owner _owns _queue_depths '
+        '_refuse_stranger _revoke_source _source_privileges _template_expression '
+        '_template_tokens _trigger_function _trigger_name _try_lock _try_lock_by_plan _wake '
+        '_with_partitions _worker_roles _check_embedding _block') AS r;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._shared_routines() IS
+'The routines that both declaring embeddings and working need.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._owner_routines()
+RETURNS SETOF regprocedure
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 70
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT r FROM pgembed._routines(
+        'create_embedding adopt_vectors pause_embedding resume_embedding retry_failed reconcile '
+        '_add_vector_column _adopted_type _change_condition _check_chunking _check_declared '
+        '_check_free _check_indexable _check_key _check_name _check_option _check_source '
+        '_column_type _content_columns _count_rows _create_capture _create_chunk_table '
+        '_create_trigger _create_truncate_trigger _delete_twins _failures _find_kept '
+        '_find_model _follow_key _forget_all _index_name _is_moved_out _key_changed '
+        '_key_definitions _present_index _queue_stale _rate _rename_keys _shorten _state '
+        '_status _vector_type _wake_trigger') AS r
+    UNION
+    SELECT r FROM pgembed._shared_routines() AS r;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._owner_routines() IS
+'The routines that declaring embeddings needs beside those of a batch: all but _wake and _wake_trigger run as their caller.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.grant_owner(role regrole)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    routine regprocedure;
+BEGIN
+    PERFORM pgembed.grant_batch(role);
+    EXECUTE format('GRANT SELECT ON pgembed.model, pgembed.models, pgembed.model_file, pgembed.progress, '
+        'pgembed.workers, pgembed.failures, pgembed.embedding_status TO %s', role);
+    EXECUTE format('GRANT DELETE, '
+        'INSERT (name, kind, source, key_columns, content, content_columns, model, target, '
+        'target_column, chunk_tokens, chunk_overlap, storage, dimensions, distance, on_change, '
+        'index_method, index_name, index_state, enqueued), '
+        'UPDATE (key_columns, on_change, index_method, index_state, index_error, enqueued, paused, '
+        'blocked) ON pgembed.embedding TO %s', role);
+    FOR routine IN SELECT r FROM pgembed._owner_routines() AS r LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', routine, role);
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.grant_owner(regrole) IS
+'Let a role search, post batches, and declare embeddings on tables that it owns: create_embedding, adopt_vectors, drop_embedding and what belongs to them. Drop its embeddings before you take this back. Call it again after an upgrade.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._worker_routines()
+RETURNS SETOF regprocedure
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 90
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT r FROM pgembed._routines(
+        '_answer_call _begin_index _check_lengths _claim _claim_batch _claim_size _complete '
+        '_complete_chunks _delete_claimed_leftovers _end_batch _end_jobs _enqueue_all '
+        '_expire_calls _fail _fail_unreadable _hand_back_stale _heartbeat _hold _index_work '
+        '_kept_embedding _lock_sources _merge_twins _open_embedding _pick _read_claimed '
+        '_read_until _record_progress _register_worker _release _renew _renew_batch '
+        '_replace_chunks _set_idle _set_index_state _settled _stored_vector _take_calls _tend '
+        '_unblock _unregister_worker _work _write_vectors') AS r
+    UNION
+    SELECT r FROM pgembed._shared_routines() AS r;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._worker_routines() IS
+'The routines that a worker needs: all but _wake run as their caller.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.grant_worker(role regrole)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    routine regprocedure;
+    e pgembed.embedding;
+BEGIN
+    EXECUTE format('GRANT USAGE ON SCHEMA pgembed TO %s', role);
+    EXECUTE format('GRANT USAGE ON SEQUENCE pgembed.lease_seq TO %s', role);
+    EXECUTE format('GRANT SELECT ON pgembed.installation, pgembed.model, pgembed.model_file, '
+        'pgembed.blob_chunk, pgembed.embedding TO %s', role);
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON pgembed.worker, pgembed.progress, '
+        'pgembed.layout, pgembed.batch_progress TO %s', role);
+    EXECUTE format('GRANT SELECT, DELETE, UPDATE (worker, answered, vectors, error) ON pgembed.call TO %s', role);
+    EXECUTE format('GRANT SELECT, DELETE, UPDATE (state, worker, lease, attempts, started_at, '
+        'ended_at, due_at, error) ON pgembed.batch TO %s', role);
+    EXECUTE format('GRANT DELETE, UPDATE (enqueued, blocked, index_state, index_error, index_worker) '
+        'ON pgembed.embedding TO %s', role);
+    FOR routine IN SELECT r FROM pgembed._worker_routines() AS r LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', routine, role);
+    END LOOP;
+    FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' AND pgembed._exists(n.source) LOOP
+        PERFORM pgembed._grant_queue(e);
+        IF pgembed._owns(e.source) THEN
+            PERFORM pgembed._grant_source(e);
+        ELSE
+            RAISE WARNING 'role % may not yet work on %, a table of role %', role, e.source, pgembed._owner(e.source)
+                USING HINT = format('Let that role run: SELECT pgembed.reconcile(%L)', e.name);
+        END IF;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed.grant_worker(regrole) IS
+'Let a role run workers: it takes jobs, reads the columns that embeddings read and writes those that they write, answers calls, and carries out batches in sessions of their callers. It owns nothing. Call it again after an upgrade.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.create_roles()
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    role text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['pgembed_user', 'pgembed_owner', 'pgembed_worker'] LOOP
+        CONTINUE WHEN to_regrole(role) IS NOT NULL;
+        BEGIN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', role);
+        EXCEPTION
+            WHEN duplicate_object OR unique_violation THEN
+                -- Another database of this server was faster.
+                NULL;
+            WHEN insufficient_privilege THEN
+                RAISE EXCEPTION 'role % may not create role %', quote_ident(current_user), role
+                    USING ERRCODE = 'insufficient_privilege',
+                    HINT = 'Let an administrator run: CREATE ROLE pgembed_user; CREATE ROLE pgembed_owner; '
+                        'CREATE ROLE pgembed_worker; and call this again.';
+        END;
+    END LOOP;
+    PERFORM pgembed.grant_search('pgembed_user');
+    PERFORM pgembed.grant_owner('pgembed_owner');
+    PERFORM pgembed.grant_worker('pgembed_worker');
+END;
+$$;
+COMMENT ON FUNCTION pgembed.create_roles() IS
+'Create the roles pgembed_user (searches), pgembed_owner (declares embeddings on its tables) and pgembed_worker, where they are missing, and grant them their rights in this database: GRANT them to the roles that log in. Doing it again changes nothing.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._refresh_roles()
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgembed.create_roles()
+    WHERE has_schema_privilege(to_regrole('pgembed_user'), 'pgembed', 'USAGE')
+        AND has_schema_privilege(to_regrole('pgembed_owner'), 'pgembed', 'USAGE')
+        AND has_schema_privilege(to_regrole('pgembed_worker'), 'pgembed', 'USAGE');
+END;
+$$;
+COMMENT ON FUNCTION pgembed._refresh_roles() IS
+'After an upgrade: grant the roles of this database what is new.';
+
+
 CREATE OR REPLACE FUNCTION pgembed.revoke_all(role regrole)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    routine regprocedure;
 BEGIN
+    IF role IN (SELECT w FROM pgembed._worker_roles() AS w) THEN
+        PERFORM pgembed._revoke_source(e, role)
+        FROM pgembed.embedding AS e
+        WHERE pgembed._exists(e.source) AND pgembed._owns(e.source);
+    END IF;
     EXECUTE format('REVOKE ALL ON SCHEMA pgembed FROM %s', role);
     EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA pgembed FROM %s', role);
-    EXECUTE format('REVOKE ALL ON ALL ROUTINES IN SCHEMA pgembed FROM %s', role);
+    EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgembed FROM %s', role);
+    FOR routine IN
+        SELECT p.oid::regprocedure
+        FROM pg_catalog.pg_proc AS p
+        WHERE p.pronamespace = 'pgembed'::regnamespace AND NOT starts_with(p.proname, '_capture_')
+    LOOP
+        EXECUTE format('REVOKE ALL ON ROUTINE %s FROM %s', routine, role);
+    END LOOP;
 END;
 $$;
 COMMENT ON FUNCTION pgembed.revoke_all(regrole) IS
-'Take back everything that a role was granted in schema pgembed.';
+'Take back everything that a role was granted in schema pgembed, and on the sources of this role as a worker''s.';

@@ -25,7 +25,15 @@ from pgembed.postgres.transports import Wish
     "--socket-dir",
     help="Folder of workers' sockets, for plpython (at first /run/pgembed); kept, too.",
 )
-def install(dsn: str | None, transport: Wish | None, socket_dir: str | None) -> None:
+@click.option(
+    "--roles",
+    is_flag=True,
+    help="Create pgembed_user, pgembed_owner and pgembed_worker, where missing, "
+    "and grant them their rights here.",
+)
+def install(
+    dsn: str | None, transport: Wish | None, socket_dir: str | None, roles: bool
+) -> None:
     """Install schema pgembed in the database, or bring it up to date.
 
     SQL functions such as pgembed.embed() reach a worker through dblink, wherever the
@@ -34,11 +42,18 @@ def install(dsn: str | None, transport: Wish | None, socket_dir: str | None) -> 
 
     Needs pgvector and a role that may create a schema; no superuser, no files on the
     server. Doing it again changes nothing.
+
+    With --roles, for which the role needs CREATEROLE unless they are there, GRANT
+    pgembed_user to roles that search, pgembed_owner to those that declare embeddings on
+    tables of theirs, and pgembed_worker to those that workers log in as. 'pgembed
+    uninstall' takes their rights in this database, and leaves the roles.
     """
     from pgembed.postgres import schema
 
     with connect(options.settings(dsn=dsn).dsn, purpose="install") as connection:
         report = schema.install(connection, transport=transport, socket_dir=socket_dir)
+        if roles:
+            connection.execute("SELECT pgembed.create_roles()")
     click.echo(str(report))
     if report.transport == "none" and transport != "none":
         click.echo(

@@ -46,19 +46,37 @@ def set_state(
     )
 
 
-def build(connection: Connection, job: IndexJob, worker: UUID) -> bool:
-    """Build the index of an embedding; False when another worker does it.
+def begin(connection: Connection, job: IndexJob, worker: UUID) -> bool:
+    """Take on the building of an embedding's index; False when another worker does."""
+    query = "SELECT pgembed._begin_index(%s::int, %s)"
+    return bool(fetch_one(connection, query, (job.embedding, worker))[0])
 
-    Needs an autocommit connection of its own. Raises psycopg.Error when a statement
-    fails; the caller records it, over another connection if this one is lost.
+
+def stranger_owner(connection: Connection, job: IndexJob) -> str | None:
+    """Return the owner of the table, if this session may not build an index on it."""
+    row = fetch_one(
+        connection,
+        """
+        SELECT r.rolname
+        FROM pgembed.embedding AS e
+        INNER JOIN pg_catalog.pg_class AS c ON c.oid = e.target
+        INNER JOIN pg_catalog.pg_roles AS r ON r.oid = c.relowner
+        WHERE e.id = %s AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
+        """,
+        (job.embedding,),
+    )
+    return row and str(row[0])
+
+
+def build(connection: Connection, job: IndexJob) -> None:
+    """Build the index of an embedding, whose building has begun.
+
+    Needs an autocommit connection of its own, of a role that may. Raises psycopg.Error
+    when a statement fails; the caller records that over another connection.
     """
-    if not _begin(connection, job, worker):
-        return False
     with _patient(connection):
-        for statement in _statements(connection, job):
+        for statement in statements(connection, job):
             connection.execute(statement)
-    set_state(connection, job, "ready")
-    return True
 
 
 @contextlib.contextmanager
@@ -77,12 +95,8 @@ def _patient(connection: Connection) -> Iterator[None]:
             connection.execute("RESET statement_timeout; RESET lock_timeout")
 
 
-def _begin(connection: Connection, job: IndexJob, worker: UUID) -> bool:
-    query = "SELECT pgembed._begin_index(%s::int, %s)"
-    return bool(fetch_one(connection, query, (job.embedding, worker))[0])
-
-
-def _statements(connection: Connection, job: IndexJob) -> list[LiteralString]:
+def statements(connection: Connection, job: IndexJob) -> list[LiteralString]:
+    """Return what is to be done to build the index; nothing when it is there."""
     query = """
         SELECT statement FROM pgembed._index_statements(%s::int) ORDER BY ordinal
     """

@@ -40,7 +40,14 @@ _FOREIGN = """
         WHERE o.oprnamespace = %(schema)s::pg_catalog.oid
     ) AS o (kind, name, owner)
     JOIN pg_catalog.pg_roles AS r ON r.oid = o.owner
-    WHERE %(all)s OR (o.owner <> %(owner)s::pg_catalog.oid AND NOT r.rolsuper)
+    WHERE %(all)s OR (
+        o.owner <> %(owner)s::pg_catalog.oid AND NOT r.rolsuper
+        -- Made for the owners of tables, who cannot create anything here.
+        AND NOT (
+            o.kind = 'function' AND o.name ~ '^pgembed[.]_capture_[0-9]+_[a-z]+[(][)]$'
+            AND NOT pg_catalog.has_schema_privilege(
+                r.oid, %(schema)s::pg_catalog.oid, 'CREATE'))
+    )
     ORDER BY 1, 2
 """
 

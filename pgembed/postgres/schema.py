@@ -21,6 +21,7 @@ from pgembed.postgres.connection import (
     Connection,
     extension_schema,
     fetch_all,
+    fetch_one,
     require_idle,
 )
 from pgembed.postgres.doctor import verify
@@ -33,7 +34,20 @@ _LOCK = int.from_bytes(b"pgembed", "big")
 
 REVOKE = """
     REVOKE ALL ON SCHEMA pgembed FROM PUBLIC;
-    REVOKE ALL ON ALL ROUTINES IN SCHEMA pgembed FROM PUBLIC;
+    DO $do$
+    DECLARE
+        routine pg_catalog.regprocedure;
+    BEGIN
+        -- Capture functions revoke that themselves, and may belong to tables' owners.
+        FOR routine IN
+            SELECT p.oid::pg_catalog.regprocedure FROM pg_catalog.pg_proc AS p
+            WHERE p.pronamespace = 'pgembed'::pg_catalog.regnamespace
+              AND NOT pg_catalog.starts_with(p.proname, '_capture_')
+        LOOP
+            EXECUTE 'REVOKE ALL ON ROUTINE ' || routine || ' FROM PUBLIC';
+        END LOOP;
+    END
+    $do$;
     REVOKE ALL ON ALL TABLES IN SCHEMA pgembed FROM PUBLIC;
     REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgembed FROM PUBLIC;
 """
@@ -146,6 +160,8 @@ def _write(
     migrate.upgrade(connection, resources.migrations, plan.resolve)
     written = _run_sql(connection, plan)
     connection.execute(REVOKE)
+    if "pgembed._refresh_roles()" in written:
+        connection.execute("SELECT pgembed._refresh_roles()")
     installation.write(
         connection,
         Installation(__version__, plan.digest, sorted(written), plan.calls),
@@ -225,6 +241,7 @@ def uninstall_in_transaction(connection: Connection) -> None:
         raise InstallError("the database holds no installation of pgembed")
     guards.become_owner(connection, schema)
     guards.refuse_foreign(connection, schema)
+    _revoke_from_workers(connection)
     for statement in _trigger_drops(connection):
         connection.execute(statement.encode())
     if extension_schema(connection, "pgembed") is not None:
@@ -233,6 +250,17 @@ def uninstall_in_transaction(connection: Connection) -> None:
         connection.execute("DROP EXTENSION pgembed")
     objects.drop_all_or_refuse(connection, _everything(connection))
     connection.execute("DROP SCHEMA pgembed")
+
+
+def _revoke_from_workers(connection: Connection) -> None:
+    """Take from workers what they were granted on users' tables."""
+    found = fetch_one(
+        connection, "SELECT pg_catalog.to_regprocedure('pgembed._worker_roles()')"
+    )
+    if found[0] is not None:
+        connection.execute(
+            "SELECT pgembed.revoke_all(w) FROM pgembed._worker_roles() AS w"
+        )
 
 
 def _trigger_drops(connection: Connection) -> list[str]:

@@ -6,17 +6,19 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Iterator
 
 import psycopg
 
 from pgembed.embeddings import indexing
 from pgembed.embeddings.indexing import IndexJob, State
-from pgembed.errors import ConnectError
+from pgembed.errors import ConnectError, WorkerError
 from pgembed.postgres.connection import Connection, connect
 from pgembed.worker.leases import Identity
 from pgembed.worker.lifetime import Lifetime
 from pgembed.worker.link import Link
 from pgembed.worker.retries import Retries
+from pgembed.worker.sessions import connect_as
 
 _log = logging.getLogger(__name__)
 _SLICE = 0.2
@@ -75,19 +77,44 @@ class IndexBuilder:
     def _build(self, job: IndexJob) -> None:
         started = time.monotonic()
         try:
-            with connect(self._dsn, purpose="index") as self._connection:
-                if self._closed.is_set():
+            with connect(self._dsn, purpose="index") as own:
+                if not indexing.begin(own, job, self._identity.id):
                     return
-                built = indexing.build(self._connection, job, self._identity.id)
-        except (psycopg.Error, ConnectError) as error:
+                with self._session(own, job) as self._connection:
+                    if self._closed.is_set():
+                        self._record(job, "waiting", None)
+                        return
+                    indexing.build(self._connection, job)
+        except (psycopg.Error, ConnectError, WorkerError) as error:
             self._failed(job, error)
         else:
-            if built:
-                self._retries.succeeded(job.embedding)
-                seconds = time.monotonic() - started
-                _log.info("%s: index built in %.1f s", job.name, seconds)
+            self._record(job, "ready", None)
+            self._retries.succeeded(job.embedding)
+            seconds = time.monotonic() - started
+            _log.info("%s: index built in %.1f s", job.name, seconds)
         finally:
             self._connection = None
+
+    @contextlib.contextmanager
+    def _session(self, own: Connection, job: IndexJob) -> Iterator[Connection]:
+        """Return a session that may build the index: only a table's owner may."""
+        owner = indexing.stranger_owner(own, job)
+        if owner is None or not indexing.statements(own, job):
+            yield own
+            return
+        try:
+            session = connect_as(
+                self._dsn, owner, own, whose="the owner of the table", purpose="index"
+            )
+        except (ConnectError, WorkerError) as error:
+            user = own.info.user
+            call = f"pgembed._index_statements({job.embedding})"
+            raise WorkerError(
+                f"role {user!r} does not own the table, and {error}. Or GRANT "
+                f"{owner!r} TO {user!r}; or let {owner!r} run the statements of {call}"
+            ) from None
+        with session:
+            yield session
 
     def _failed(self, job: IndexJob, error: Exception) -> None:
         if self._closed.is_set():

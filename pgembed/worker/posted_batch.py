@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgembed import logs
 from pgembed.batch.engine import cores
@@ -37,8 +36,9 @@ from pgembed.batch.layout import build_layout, drop_layout
 from pgembed.batch.posted import Posted, Progress
 from pgembed.batch.result import Report
 from pgembed.batch.search import memory_bytes
-from pgembed.errors import ConnectError, PgembedError, SettingError, WorkerError
-from pgembed.postgres.connection import Connection, connect, fetch_one, is_transient
+from pgembed.errors import PgembedError, SettingError, WorkerError
+from pgembed.postgres.connection import Connection, connect, is_transient
+from pgembed.worker.sessions import connect_as
 
 _log = logging.getLogger(__name__)
 
@@ -49,39 +49,6 @@ _SAY_SECONDS = 0.2
 _CANCEL_SECONDS = 3.0
 _LAYOUT_OPTIONS = {"list_rows", "least_rows", "memory"}
 _STDIN = 0
-
-
-def connect_as(dsn: str, role: str | None, own: Connection) -> Connection:
-    """Open a session of *role* on the server of *dsn*; *own* is the worker's.
-
-    Another role's password is not in the DSN: libpq finds it in its password file,
-    unless the server lets the role in without. Raises ConnectError when the role
-    cannot log in, WorkerError when the session turns out to be another's.
-    """
-    if role is None:
-        raise WorkerError("the role that posted the batch was dropped: post it anew")
-    (worker,) = fetch_one(own, "SELECT session_user::text")
-    parameters: dict[str, Any] = conninfo_to_dict(dsn)
-    if role != worker:
-        parameters = {**parameters, "user": role}
-        parameters.pop("password", None)
-    try:
-        connection = connect(make_conninfo(**parameters), purpose="batch")
-    except ConnectError as error:
-        raise ConnectError(
-            f"the worker cannot log in as {role!r}, the role that posted the batch: "
-            f"{str(error).splitlines()[0]}\nGive the worker a line for that role in "
-            "its password file (~/.pgpass), or let pg_hba.conf admit it from there"
-        ) from None
-    found = fetch_one(connection, "SELECT session_user::text, current_user::text")
-    if found != (role, role):
-        connection.close()
-        raise WorkerError(
-            f"a session of role {role!r} is one of {found[0]!r} acting as "
-            f"{found[1]!r}: let the worker reach the server without a pooler that "
-            "changes roles"
-        )
-    return connection
 
 
 class _Voice:
@@ -227,6 +194,14 @@ class _Run:
         )
 
 
+def _session(dsn: str, posted: Posted, own: Connection) -> Connection:
+    if posted.caller is None:
+        raise WorkerError("the role that posted the batch was dropped: post it anew")
+    return connect_as(
+        dsn, posted.caller, own, whose="the role that posted the batch", purpose="batch"
+    )
+
+
 def _apply(connection: Connection, settings: Mapping[str, str], *, local: bool) -> None:
     for name, value in settings.items():
         connection.execute(
@@ -293,7 +268,7 @@ def main() -> int:
     threading.Thread(target=_watch, args=(sessions,), daemon=True).start()
     try:
         with connect(request["dsn"], purpose="batch worker") as own:
-            session = connect_as(request["dsn"], posted.caller, own)
+            session = _session(request["dsn"], posted, own)
             sessions.append(session)
             with session:
                 _prepare(session)

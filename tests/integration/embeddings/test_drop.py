@@ -146,7 +146,11 @@ def test_dropping_the_source_when_the_worker_is_not_the_owner(
         worker.drain()
         worker.drain()
     assert_converged(db, "other_body")
-    assert status(db, "docs_body")["state"] == "source dropped"
+    gone = "SELECT count(*) FROM pgembed.embedding WHERE name = 'docs_body'"
+    assert value(db, gone) == 0
+    assert value(db, "SELECT to_regclass('pgembed.job_1') IS NULL")
+    # The chunks are not the worker's to drop.
+    assert value(db, "SELECT to_regclass('docs_body_chunk') IS NOT NULL")
 
 
 def grant_worker_rights(db: Connection, role: str) -> None:

@@ -1,0 +1,18 @@
+"""Roles: a worker that does not own the schema sees all batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import context, op
+
+revision = "0007"
+down_revision = "0005"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create the policies."""
+    text = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+    op.execute(context.config.attributes["resolve_schemas"](text))

@@ -1,0 +1,122 @@
+"""Each role, and each function and relation it may use: privileges.txt has all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pgembed.postgres.connection import Connection, fetch_all
+from tests.conftest import Connect
+from tests.harness.sql_worker import value
+from tests.integration.roles.conftest import GROUPS, PEOPLE, Roles
+
+EXPECTED = Path(__file__).with_name("privileges.txt")
+
+# Internal functions run as their caller, so that the right to execute one gives nothing
+# that tables withhold: they are left out, unless they run as their owner.
+FOUND = """
+    SELECT format('%s %s %s', g.grantee::regrole, g.privilege_type, o.name)
+    FROM (
+        SELECT p.oid::regprocedure::text, p.proowner, p.proacl
+        FROM pg_proc AS p
+        WHERE p.pronamespace = 'pgembed'::regnamespace
+            AND (p.prosecdef OR NOT starts_with(p.proname, '_'))
+        UNION ALL
+        SELECT CASE c.relkind WHEN 'S' THEN 'sequence ' ELSE '' END || c.oid::regclass,
+            c.relowner, c.relacl
+        FROM pg_class AS c
+        WHERE c.relnamespace = 'pgembed'::regnamespace
+        UNION ALL
+        SELECT format('%s (%s)', a.attrelid::regclass, a.attname), c.relowner, a.attacl
+        FROM pg_attribute AS a INNER JOIN pg_class AS c ON c.oid = a.attrelid
+        WHERE c.relnamespace = 'pgembed'::regnamespace
+        UNION ALL
+        SELECT 'schema pgembed', n.nspowner, n.nspacl
+        FROM pg_namespace AS n WHERE n.nspname = 'pgembed'
+    ) AS o (name, owner, acl),
+    aclexplode(o.acl) AS g
+    WHERE g.grantee <> o.owner
+    ORDER BY 1
+"""
+
+
+def lines() -> list[str]:
+    text = EXPECTED.read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and line[0] != "#"]
+
+
+def test_the_privileges_are_those_of_the_file(
+    roles: Roles, connection: Connection
+) -> None:
+    found = [line for (line,) in fetch_all(connection, FOUND)]
+    assert sorted(found) == sorted(lines())
+    assert {line.split()[0] for line in found} == set(GROUPS)
+
+
+def test_what_runs_as_its_owner_is_granted_knowingly(
+    roles: Roles, connection: Connection
+) -> None:
+    internal = """
+        SELECT p.oid::regprocedure::text FROM pg_proc AS p, aclexplode(p.proacl) AS a
+        WHERE p.pronamespace = 'pgembed'::regnamespace AND p.prosecdef
+            AND a.grantee <> p.proowner
+    """
+    listed = "\n".join(lines())
+    for (name,) in fetch_all(connection, internal):
+        assert f" {name}" in listed
+
+
+@pytest.mark.parametrize("person", PEOPLE)
+def test_a_member_reads_the_relations_of_its_role_and_no_others(
+    roles: Roles, connection: Connection, connect: Connect, person: str
+) -> None:
+    session = connect(roles.dsn(person))
+    names = """
+        SELECT c.oid::regclass::text FROM pg_class AS c
+        WHERE c.relnamespace = 'pgembed'::regnamespace AND c.relkind IN ('r', 'v')
+    """
+    readable = set()
+    for (name,) in fetch_all(connection, names):
+        try:
+            session.execute(f"SELECT * FROM {name}".encode())
+        except psycopg.errors.InsufficientPrivilege:
+            continue
+        readable.add(name)
+    group = PEOPLE[person]
+    listed = {
+        line.split()[2] for line in lines() if line.startswith(f"{group} SELECT ")
+    }
+    assert readable == listed
+
+
+@pytest.mark.parametrize("person", [*PEOPLE, "stranger"])
+def test_a_member_calls_the_functions_of_its_role_and_no_others(
+    roles: Roles, connection: Connection, connect: Connect, person: str
+) -> None:
+    session = connect(roles.dsn(person))
+    functions = """
+        SELECT p.oid::regprocedure::text, p.oid FROM pg_proc AS p
+        WHERE p.pronamespace = 'pgembed'::regnamespace
+            AND NOT starts_with(p.proname, '_')
+    """
+    group = PEOPLE.get(person, "nobody")
+    listed = {
+        line.split(maxsplit=2)[2]
+        for line in lines()
+        if line.startswith(f"{group} EXECUTE ")
+    }
+    for identity, number in fetch_all(connection, functions):
+        # Not called: a strict function is not looked at when it is given a NULL.
+        query = "SELECT has_function_privilege(%s::oid, 'EXECUTE')"
+        assert value(session, query, number) == (identity in listed), identity
+
+
+def test_a_stranger_sees_nothing(roles: Roles, connect: Connect) -> None:
+    session = connect(roles.dsn("stranger"))
+    for query in ("pgembed.embed('tiny', 'x')", "pgembed._wake()", "pgembed.models"):
+        with pytest.raises(
+            psycopg.errors.InsufficientPrivilege, match="for schema pgembed"
+        ):
+            session.execute(f"SELECT * FROM {query}".encode())

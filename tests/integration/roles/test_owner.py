@@ -1,0 +1,242 @@
+"""Declaring embeddings on one's own tables, without owning schema pgembed."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from pgembed.postgres.connection import Connection, fetch_all, fetch_one
+from pgembed.postgres.schema import install, uninstall
+from tests.conftest import Connect
+from tests.harness.models import register_model
+from tests.harness.sql_worker import SqlWorker, assert_converged, rows, value
+from tests.integration.roles.conftest import Roles, execute
+
+
+@pytest.fixture(autouse=True)
+def model(connection: Connection) -> None:
+    """Register model tiny."""
+    register_model(connection)
+
+
+def create_docs(olga: Connection) -> None:
+    olga.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    olga.execute("INSERT INTO docs VALUES (1, 'one'), (2, 'two words more')")
+
+
+def declare(olga: Connection, options: str = "", name: str = "docs_body") -> str:
+    query = f"SELECT pgembed.create_embedding('docs', 'body', 'tiny'{options})"
+    assert value(olga, query) == name
+    return name
+
+
+def drain(walter: Connection) -> None:
+    worker = SqlWorker(walter)
+    worker.work()
+    worker.drain()
+
+
+def change_everything(writer: Connection) -> None:
+    writer.execute("INSERT INTO olga.docs VALUES (3, 'three'), (4, NULL)")
+    writer.execute("UPDATE olga.docs SET body = 'changed' WHERE id = 1")
+    writer.execute("UPDATE olga.docs SET id = 20 WHERE id = 2")
+    writer.execute("DELETE FROM olga.docs WHERE id = 3")
+
+
+@pytest.mark.parametrize(
+    "options", ["", ", on_change => 'clear'", ", chunk_tokens => 8"]
+)
+def test_an_embedding_is_kept(
+    olga: Connection, walter: Connection, connection: Connection, options: str
+) -> None:
+    create_docs(olga)
+    name = declare(olga, options)
+    drain(walter)
+    assert_converged(connection, name)
+    change_everything(olga)
+    drain(walter)
+    assert_converged(connection, name)
+    olga.execute("TRUNCATE docs")
+    assert_converged(connection, name)
+
+
+def test_writers_need_nothing_but_the_table(
+    roles: Roles, olga: Connection, walter: Connection, connect: Connect
+) -> None:
+    create_docs(olga)
+    declare(olga, ", on_change => 'clear'")
+    declare(olga, ", chunk_tokens => 8, name => 'cut'", "cut")
+    drain(walter)
+    olga.execute("GRANT USAGE ON SCHEMA olga TO stranger")
+    olga.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON docs TO stranger")
+    change_everything(connect(roles.dsn("stranger")))
+    drain(walter)
+    assert_converged(connect(roles.superuser), "docs_body")
+    assert_converged(connect(roles.superuser), "cut")
+
+
+def test_the_capture_runs_as_the_owner_of_the_table(
+    olga: Connection, connection: Connection
+) -> None:
+    """What olga puts in its way cannot reach the rights of the schema's owner."""
+    create_docs(olga)
+    declare(olga, ", chunk_tokens => 8")
+    olga.execute(
+        """
+        CREATE TABLE seen (who name);
+        CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO olga.seen VALUES (current_user); RETURN OLD; END';
+        CREATE TRIGGER spy BEFORE DELETE ON docs_body_chunk
+            FOR EACH ROW EXECUTE FUNCTION spy();
+        INSERT INTO docs_body_chunk VALUES (1, 0, 'one', '[1,2,3]')
+        """
+    )
+    connection.execute("DELETE FROM olga.docs")
+    assert fetch_all(olga, "SELECT who FROM seen") == [("olga",)]
+    owners = fetch_all(
+        connection,
+        "SELECT DISTINCT proowner::regrole::text FROM pg_proc "
+        "WHERE pronamespace = 'pgembed'::regnamespace AND proname ~ '^_capture_'",
+    )
+    assert owners == [("olga",)]
+
+
+def test_the_owner_has_no_way_into_the_schema(olga: Connection) -> None:
+    create_docs(olga)
+    declare(olga)
+    for statement in (
+        "CREATE FUNCTION pgembed.search(text) RETURNS int LANGUAGE sql RETURN 1",
+        "CREATE OR REPLACE FUNCTION pgembed._capture_1_insert() RETURNS trigger "
+        "LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "CREATE TABLE pgembed.mine (id int)",
+        "ALTER TABLE pgembed.job_1 ADD COLUMN more int",
+        "INSERT INTO pgembed.model SELECT * FROM pgembed.model",
+        "SELECT nextval('pgembed.lease_seq')",
+        "UPDATE pgembed.embedding SET source = 'docs'",
+        "SELECT * FROM pgembed.blob_chunk",
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            olga.execute(statement.encode())
+
+
+def test_a_direct_insert_is_checked_too(
+    olga: Connection, connection: Connection
+) -> None:
+    """The function is a convenience: the row is what is guarded."""
+    create_docs(olga)
+    olga.execute("ALTER TABLE docs ADD v vector(3)")
+    connection.execute("CREATE TABLE public.theirs (id int PRIMARY KEY, body text)")
+    connection.execute("ALTER TABLE public.theirs ADD v vector(3)")
+    insert = """
+        INSERT INTO pgembed.embedding (name, kind, source, key_columns, content,
+            content_columns, model, target, target_column, storage, dimensions,
+            distance, index_method, index_name)
+        VALUES ('forged', 'kept', %s::regclass, '{nonsense}', 'body', '{"; DROP"}',
+            'tiny', %s::regclass, 'v', 'vector', 3, 'cosine', 'hnsw', 'not this')
+        RETURNING key_columns, content_columns, index_name <> 'not this', enqueued
+    """
+    for source, target in (
+        ("public.theirs", "olga.docs"),
+        ("olga.docs", "public.theirs"),
+    ):
+        with pytest.raises(
+            psycopg.errors.InsufficientPrivilege,
+            match=r"must be owner of table public\.theirs",
+        ):
+            olga.execute(insert, [source, target])
+    assert fetch_one(olga, insert, ["docs", "docs"]) == (["id"], ["body"], True, False)
+
+
+def test_other_tables_and_embeddings_are_out_of_reach(
+    olga: Connection, connection: Connection
+) -> None:
+    connection.execute("CREATE TABLE public.theirs (id int PRIMARY KEY, body text)")
+    connection.execute("SELECT pgembed.create_embedding('theirs', 'body', 'tiny')")
+    connection.execute("GRANT ALL ON public.theirs TO olga")
+    for statement in (
+        "SELECT pgembed.create_embedding('theirs', 'id', 'tiny', name => 'x')",
+        "SELECT pgembed.drop_embedding('theirs_body')",
+        "SELECT pgembed.pause_embedding('theirs_body')",
+        "SELECT pgembed.reconcile('theirs_body')",
+        "SELECT pgembed.retry_failed('theirs_body')",
+        "DELETE FROM pgembed.embedding",
+        "UPDATE pgembed.embedding SET paused = true",
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            olga.execute(statement.encode())
+    assert value(connection, "SELECT count(*) FROM pgembed.embedding") == 1
+
+
+def test_what_an_owner_does_with_an_embedding(
+    olga: Connection, walter: Connection, connection: Connection
+) -> None:
+    create_docs(olga)
+    name = declare(olga)
+    olga.execute("SELECT pgembed.pause_embedding('docs_body')")
+    assert SqlWorker(walter).work() == {}
+    olga.execute("SELECT pgembed.resume_embedding('docs_body')")
+    drain(walter)
+    olga.execute("ALTER TABLE docs DISABLE TRIGGER ALL")
+    olga.execute("UPDATE docs SET body = 'unseen'")
+    olga.execute("ALTER TABLE docs RENAME COLUMN id TO number")
+    assert value(olga, "SELECT pgembed.reconcile('docs_body')") == 2
+    drain(walter)
+    assert_converged(connection, name)
+    assert value(olga, "SELECT pgembed.retry_failed('docs_body')") == 0
+    assert rows(olga, "SELECT * FROM pgembed.failures") == []
+    state = "SELECT state, rows, embedded FROM pgembed.embedding_status"
+    assert rows(olga, state) == [("current", 2, 2)]
+
+
+def test_dropping_leaves_nothing(olga: Connection, connection: Connection) -> None:
+    create_docs(olga)
+    declare(olga, ", chunk_tokens => 8, name => 'cut'", "cut")
+    declare(olga)
+    granted = """
+        SELECT count(*) FROM information_schema.column_privileges
+        WHERE table_name = 'docs' AND grantee = 'pgembed_worker'
+    """
+    assert value(connection, granted) > 0
+    olga.execute("SELECT pgembed.drop_embedding('docs_body', true)")
+    assert value(connection, granted) > 0  # the other one needs the same columns
+    olga.execute("SELECT pgembed.drop_embedding('cut', true)")
+    assert value(connection, granted) == 0
+    left = """
+        SELECT count(*) FROM pg_proc WHERE proname ~ '^_capture_[0-9]'
+        UNION ALL SELECT count(*) FROM pg_class WHERE relname ~ '^job_|_chunk$'
+        UNION ALL SELECT count(*) FROM pgembed.embedding
+    """
+    assert rows(connection, left) == [(0,), (1,), (0,)]  # pgembed.blob_chunk
+
+
+def test_a_group_that_owns_the_table_needs_the_rights_itself(
+    roles: Roles, olga: Connection, connection: Connection, walter: Connection
+) -> None:
+    execute(connection, "CREATE ROLE {}", "landlord")
+    execute(connection, "GRANT {} TO {}", "landlord", "olga")
+    create_docs(olga)
+    execute(connection, "ALTER TABLE olga.docs OWNER TO {}", "landlord")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
+        declare(olga)
+    assert "GRANT pgembed_owner TO landlord" in str(caught.value.diag.message_hint)
+    execute(connection, "GRANT {} TO {}", "pgembed_owner", "landlord")
+    execute(connection, "GRANT USAGE ON SCHEMA olga TO {}", "landlord")
+    name = declare(olga)
+    change_everything(olga)
+    drain(walter)
+    assert_converged(connection, name)
+
+
+def test_installing_again_and_uninstalling(
+    roles: Roles, olga: Connection, connection: Connection
+) -> None:
+    """The functions that olga owns are not taken for a stranger's."""
+    create_docs(olga)
+    declare(olga)
+    connection.execute("UPDATE pgembed.installation SET digest = ''")
+    assert install(connection).changed
+    olga.execute("INSERT INTO docs VALUES (7, 'seven')")
+    uninstall(connection)
+    olga.execute("INSERT INTO docs VALUES (8, 'eight')")
+    granted = "SELECT attacl FROM pg_attribute WHERE attrelid = 'olga.docs'::regclass"
+    assert {row for (row,) in rows(connection, granted)} <= {None}
