@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -174,7 +175,7 @@ def run(command: list[str], account: Account, *, stdin: int = NO_INPUT) -> str:
             stderr=errors,
             check=False,
             cwd="/",
-            env=_environment(),
+            env=_environment(account),
             **identity,  # type: ignore[call-overload]
         )
         output.seek(0)
@@ -187,13 +188,17 @@ def run(command: list[str], account: Account, *, stdin: int = NO_INPUT) -> str:
         return output.read()
 
 
-def _environment() -> dict[str, str]:
+def _environment(account: Account) -> dict[str, str]:
     # PGPORT, PGDATA and the like would change what the server does.
-    return {
+    kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("PG") and not name.startswith("LC_") and name != "LANG"
     }
+    # libpq in the server, for dblink, looks there for certificates: not in root's.
+    with contextlib.suppress(KeyError):
+        kept["HOME"] = pwd.getpwuid(account.uid).pw_dir
+    return kept
 
 
 def is_postgres(pid: int, data_dir: Path) -> bool:

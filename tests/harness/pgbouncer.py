@@ -58,17 +58,24 @@ def pgbouncer(program: str, dsn: str, folder: Path, user: int) -> Iterator[str]:
         """,
         encoding="utf-8",
     )
+    address = f"postgresql://postgres@127.0.0.1:{port}/{given['dbname']}"
+    with serving(program, config, user, address):
+        yield address
+
+
+@contextlib.contextmanager
+def serving(program: str, config: Path, user: int, address: str) -> Iterator[None]:
+    """Run PgBouncer with these settings during the block, once *address* answers."""
     for path in (config, *config.parents[:3]):
         path.chmod(path.stat().st_mode | 0o055)
-    log = folder / "pgbouncer.log"
+    log = config.with_name("pgbouncer.log")
     with log.open("wb") as output:
         process = subprocess.Popen(
             [program, str(config)], stdout=output, stderr=output, user=user
         )
-    address = f"postgresql://postgres@127.0.0.1:{port}/{given['dbname']}"
     try:
         _wait(address, process, log)
-        yield address
+        yield
     finally:
         process.kill()
         process.wait()
