@@ -6,7 +6,12 @@ from collections.abc import Iterator
 
 from pgembed import __version__
 from pgembed.errors import InstallError
-from pgembed.postgres import embedding_checks, guards, installation
+from pgembed.postgres import (
+    embedding_checks,
+    guards,
+    installation,
+    server_checks,
+)
 from pgembed.postgres.connection import (
     Connection,
     extension_schema,
@@ -22,7 +27,8 @@ def verify(
 ) -> list[Finding]:
     """Look at the server, the schema, the workers, the models and the embeddings.
 
-    Reads only. The findings come in the order in which to mend things.
+    Changes nothing, but asks a worker to embed a word. The findings come in the order
+    in which to mend things.
     """
     findings = [*_server(connection), *_vector(connection), *_access(connection)]
     if any(finding.level == "error" for finding in findings):
@@ -34,9 +40,13 @@ def verify(
     findings += _schema(connection, plan)
     if plan.found is not None:
         findings += _privileges(connection)
+        findings += server_checks.check_roles(connection)
+        findings += server_checks.check_clock(connection)
         findings += _transport(connection, plan)
         findings += _workers(connection)
-        findings += _models(connection)
+        findings += (models := list(_models(connection)))
+        findings += server_checks.check_call(connection, _complete(models))
+        findings += server_checks.check_settings(connection)
         findings += embedding_checks.check_all(connection)
     return findings
 
@@ -231,6 +241,21 @@ def _workers(connection: Connection) -> Iterator[Finding]:
     else:
         counts = ", ".join(f"{count} for {role}" for role, count, _ in rows)
         yield ok("workers", f"processes: {counts}")
+    silent = fetch_one(
+        connection,
+        """
+        SELECT pg_catalog.count(*), pg_catalog.min(host || ', pid ' || pid)
+        FROM pgembed.worker
+        WHERE seen_at <= pg_catalog.now() - interval '1 minute'
+        """,
+    )
+    if silent[0]:
+        yield warning(
+            "workers",
+            f"{silent[0]} have not been heard of for a minute (one on {silent[1]})",
+            "if they were killed, the next worker forgets them after five minutes; if "
+            "they run, look at their logs",
+        )
     others = {version for row in rows for version in row[2]} - {__version__}
     if others:
         yield warning(
@@ -238,6 +263,10 @@ def _workers(connection: Connection) -> Iterator[Finding]:
             f"some run pgembed {', '.join(sorted(others))}, this is {__version__}",
             "restart them with the installed version",
         )
+
+
+def _complete(models: list[Finding]) -> list[str]:
+    return [m.subject.removeprefix("model ") for m in models if m.level == "ok"]
 
 
 def _models(connection: Connection) -> Iterator[Finding]:

@@ -10,6 +10,8 @@ from psycopg import sql
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 from pgembed.postgres.findings import Finding, error, ok, warning
 
+_STALE = "5 minutes"
+
 
 class _Embedding(NamedTuple):
     id: int
@@ -122,12 +124,40 @@ def _queue(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
         yield warning(
             embedding.subject, "it is paused", embedding.call("resume_embedding")
         )
+    if not embedding.paused and embedding.blocked is None:
+        yield from _stale(connection, embedding)
     failed = _failed_rows(connection, embedding)
     if failed:
         yield warning(
             embedding.subject,
             f"{failed} rows failed, see pgembed.failures",
             embedding.call("retry_failed"),
+        )
+
+
+def _stale(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+    """Look for rows that nobody works on; a large backfill that goes on is well."""
+    query = sql.SQL(
+        "SELECT pg_catalog.count(*), "
+        "extract(epoch FROM pg_catalog.now() - min(since))::int4 / 60 "
+        "FROM (SELECT pgembed_available_at FROM {jobs} UNION ALL SELECT created_at "
+        "FROM pgembed.embedding WHERE id = {id} AND NOT enqueued) AS j (since) "
+        "WHERE since < pg_catalog.now() - interval '{age}' "
+        "AND NOT EXISTS (SELECT FROM pgembed.progress AS p WHERE p.embedding = {id} "
+        "AND p.bucket > pg_catalog.now() - interval '{age}')"
+    ).format(
+        jobs=sql.Identifier("pgembed", f"job_{embedding.id}"),
+        id=sql.Literal(embedding.id),
+        age=sql.SQL(_STALE),
+    )
+    waiting, minutes = fetch_one(connection, query)
+    if waiting:
+        yield warning(
+            embedding.subject,
+            f"rows wait, for up to {minutes} minutes, and none was embedded in the "
+            f"last {_STALE}",
+            "see that a worker runs ('pgembed worker'), what its log says, and whether "
+            "a transaction holds the table locked (pg_locks)",
         )
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from pgembed.postgres import server_checks
 from pgembed.postgres.findings import Finding
 from pgembed.postgres.schema import install, verify
 from tests.conftest import Connect
 from tests.integration.postgres.test_uninstall import REGISTER_MODEL
+from tests.integration.worker.running import add_good, answering
 
 Connection = psycopg.Connection[Any]
 
@@ -180,3 +186,91 @@ def test_versions_of_pgvector(docs: Connection, version: str, level: str) -> Non
     )
     [finding] = [f for f in verify(docs) if f.subject == "pgvector"]
     assert finding.level == level
+
+
+def only(connection: Connection, subject: str) -> Finding:
+    [finding] = [f for f in verify(connection) if f.subject == subject]
+    return finding
+
+
+def test_a_call_is_timed(
+    dsn: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_good(connection, tmp_path)
+    with answering(dsn):
+        finding = only(connection, "call")
+        assert finding.level == "ok", finding
+        assert re.fullmatch(
+            r"pgembed\.embed\('tiny'\) takes \d+\.\d ms", finding.message
+        )
+        monkeypatch.setattr(server_checks, "_SLOW_CALL", 0.0)
+        assert only(connection, "call").level == "warning"
+    monkeypatch.setattr(server_checks, "_CALL_SECONDS", 0.1)
+    finding = only(connection, "call")
+    assert finding.level == "warning"
+    assert "no worker answered" in finding.message
+    assert "pgembed worker" in finding.remedy
+
+
+def test_workers_that_are_superusers(
+    dsn: str, connection: Connection, connect: Connect
+) -> None:
+    assert only(connection, "roles").level == "ok"
+    connect(dsn, purpose="worker")
+    finding = only(connection, "roles")
+    assert finding.level == "warning"
+    assert "log in as postgres, a superuser" in finding.message
+
+
+def test_a_clock_that_is_off(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert only(connection, "clock").level == "ok"
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
+    finding = only(connection, "clock")
+    assert finding.level == "warning"
+    assert re.search("(3600|3599|3601) s ahead of", finding.message)
+
+
+def test_a_queue_that_nobody_works_on(docs: Connection) -> None:
+    docs.execute("INSERT INTO docs VALUES (1, 'x')")
+    docs.execute("UPDATE pgembed.embedding SET enqueued = true")
+    assert bad(docs, "embedding docs_body") == []
+    docs.execute(
+        "UPDATE pgembed.job_1 SET pgembed_available_at = now() - interval '1 hour'"
+    )
+    [finding] = bad(docs, "embedding docs_body")
+    assert "60 minutes" in finding.message
+    docs.execute("SELECT pgembed._record_progress(1, id, 1) FROM pgembed.worker")
+    assert bad(docs, "embedding docs_body") == []
+
+
+def test_workers_that_fell_silent(docs: Connection) -> None:
+    docs.execute(
+        "INSERT INTO pgembed.worker (role, host, pid, version, seen_at) "
+        "VALUES ('embed', 'there', 9, '0.1.0', now() - interval '2 minutes')"
+    )
+    [finding] = bad(docs, "workers")
+    assert "one on there, pid 9" in finding.message
+
+
+def test_settings_that_are_too_small(
+    docs: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bad(docs, "settings") == []
+    # As if the table had a million rows; counting is left to ANALYZE.
+    docs.execute("UPDATE pg_class SET reltuples = 1e6 WHERE relname = 'docs'")
+    docs.execute("SET maintenance_work_mem = '64MB'")
+    [finding] = bad(docs, "settings")
+    assert "maintenance_work_mem is 64 MB" in finding.message
+    docs.execute("UPDATE pg_class SET reltuples = 0 WHERE relname = 'docs'")
+    monkeypatch.setattr(server_checks, "_shared_memory", lambda _: 60 << 20)
+    [finding] = bad(docs, "settings")
+    assert "shm has 60 MB" in finding.message
+
+
+def test_the_shared_memory_is_seen_over_a_socket(connection: Connection) -> None:
+    size = server_checks._shared_memory(connection)
+    status = os.statvfs("/dev/shm")  # noqa: S108
+    assert size == status.f_frsize * status.f_blocks
