@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import psycopg
 import pytest
 from click.testing import CliRunner
 
 from pgembed.cli.main import pgembed
-from pgembed.postgres.connection import connect
+from pgembed.postgres.connection import Connection, connect
+from pgembed.postgres.schema import install, uninstall
+from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
 from tests.harness.sql_worker import value
 from tests.integration.roles.conftest import Roles
@@ -46,3 +52,76 @@ def test_without_createrole_the_roles_are_asked_for(empty_dsn: str) -> None:
             for name in names:
                 superuser.execute(f"DROP OWNED BY {name}".encode())
                 superuser.execute(f"DROP ROLE {name}".encode())
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "roles.md").read_text(encoding="utf-8")
+
+
+def test_the_statements_of_the_page(dsn: str, connection: Connection) -> None:
+    blocks = re.findall(r"^```sql\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    names = ("web", "app", "worker", "pgembed_user", "pgembed_owner", "pgembed_worker")
+    try:
+        for block in blocks:
+            connection.execute(block.encode())
+        register_model(connection)
+        connection.execute("CREATE SCHEMA app AUTHORIZATION app")
+        with connect(dsn.replace("postgres@", "app@", 1), purpose="test") as app:
+            app.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+            app.execute("SELECT pgembed.create_embedding('docs', 'body', 'tiny')")
+    finally:
+        for name in names:
+            connection.execute(f"DROP OWNED BY {name} CASCADE".encode())
+        for name in names:
+            connection.execute(f"DROP ROLE {name}".encode())
+
+
+@pytest.fixture
+def three_roles(empty_dsn: str) -> Iterator[Connection]:
+    """Return a superuser's session; the roles are there, pgembed is not."""
+    names = ("pgembed_user", "pgembed_owner", "pgembed_worker", "tenant")
+    with connect(empty_dsn, purpose="test") as superuser:
+        superuser.execute("CREATE EXTENSION vector")
+        for name in names:
+            superuser.execute(f"CREATE ROLE {name} LOGIN".encode())
+        try:
+            yield superuser
+        finally:
+            for name in names:
+                superuser.execute(f"DROP OWNED BY {name} CASCADE".encode())
+                superuser.execute(f"DROP ROLE {name}".encode())
+
+
+def test_an_ordinary_owner_of_the_schema_serves_its_own_members(
+    empty_dsn: str, three_roles: Connection
+) -> None:
+    """It makes functions for a table's owner only if it is a member of that role."""
+    superuser = three_roles
+    superuser.execute("GRANT pgembed_owner TO tenant")
+    superuser.execute("CREATE SCHEMA tenant AUTHORIZATION tenant")
+    with (
+        ordinary_role(empty_dsn) as role,
+        connect(role, purpose="test") as owner,
+        connect(empty_dsn.replace("postgres@", "tenant@", 1), purpose="test") as tenant,
+    ):
+        install(owner)
+        register_model(owner)
+        owner.execute("SELECT pgembed.create_roles()")
+        tenant.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+        declare = "SELECT pgembed.create_embedding('docs', 'body', 'tiny')"
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
+            tenant.execute(declare)
+        assert f"GRANT tenant TO {owner.info.user}" in str(
+            caught.value.diag.message_hint
+        )
+        superuser.execute(f"GRANT tenant TO {owner.info.user}".encode())
+        tenant.execute(declare)
+        # The right to create, which making the functions took, was lent for a moment.
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            tenant.execute("CREATE TABLE pgembed.mine (id int)")
+        tenant.execute("INSERT INTO docs VALUES (1, 'one')")
+        jobs = "SELECT count(*) FROM pgembed.job_2"  # the first number was refused
+        assert value(owner, jobs) == 1
+        owner.execute("UPDATE pgembed.installation SET digest = ''")
+        assert install(owner).changed
+        uninstall(owner)
+        tenant.execute("INSERT INTO docs VALUES (2, 'two')")
