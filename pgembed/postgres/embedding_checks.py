@@ -99,6 +99,33 @@ def _capture(connection: Connection, embedding: _Embedding) -> Iterator[Finding]
             f"its triggers for {', '.join(lost)} are missing or disabled",
             embedding.call("reconcile"),
         )
+    else:
+        yield from _partitions(connection, embedding)
+
+
+def _partitions(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+    """Look for partitions that came or went, which only the owner can follow."""
+    rows = fetch_all(
+        connection,
+        """
+        SELECT r::pg_catalog.text
+        FROM pgembed.embedding AS e, pgembed._with_partitions(e.source) AS r
+        WHERE e.id = %(id)s
+        EXCEPT
+        SELECT g::pg_catalog.text
+        FROM pgembed.embedding AS e, pgembed._guarded_relations(e) AS g
+        WHERE e.id = %(id)s
+        ORDER BY 1
+        """,
+        {"id": embedding.id},
+    )
+    if rows:
+        yield warning(
+            embedding.subject,
+            f"its rows in {', '.join(row[0] for row in rows[:3])} may not be known: "
+            "workers that own the table would notice that it was attached",
+            f"as the table's owner: {embedding.call('reconcile')}",
+        )
 
 
 def _fires_always(states: set[str]) -> bool:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import configparser
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from pgembed.cli.worker import worker
 from pgembed.settings import Settings
@@ -22,3 +27,17 @@ def test_the_unit_fits_the_command() -> None:
     context = worker.make_context("worker", arguments)
     assert context.params["log_format"] == "json"
     assert int(service["TimeoutStopSec"]) > Settings().drain_seconds
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / UNIT.name
+    # It looks for the program, which an installation puts there.
+    text = UNIT.read_text().replace("/opt/pgembed/bin/pgembed", sys.executable)
+    unit.write_text(text)
+    done = subprocess.run(
+        [program, "verify", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

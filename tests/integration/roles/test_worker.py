@@ -10,6 +10,7 @@ import pytest
 
 from pgembed.models.session import Model
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
+from pgembed.postgres.schema import verify
 from tests.conftest import Connect
 from tests.harness.sql_worker import SqlWorker, value
 from tests.integration.batch.posting import ended, post
@@ -245,3 +246,39 @@ def test_it_carries_out_a_batch_as_the_caller(
     assert found == [(1,), (2,)]
     owner = "SELECT relowner::regrole::text FROM pg_class WHERE relname = 'results'"
     assert fetch_one(connection, owner) == ("olga",)
+
+
+def test_a_partition_that_is_attached(
+    roles: Roles, olga: Connection, connection: Connection, model: Model
+) -> None:
+    """Triggers on it are the owner's to make: until then the doctor says so."""
+    connection.execute("SET search_path = olga, public")
+    olga.execute(
+        "CREATE TABLE docs (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)"
+    )
+    name = declare(olga, ", index => 'none'")
+    embed_all(roles.dsn("walter"))
+    olga.execute("CREATE TABLE part (LIKE docs INCLUDING ALL)")
+    olga.execute("INSERT INTO part VALUES (1, 'a cat'), (2, 'the dog')")
+    olga.execute("ALTER TABLE docs ATTACH PARTITION part FOR VALUES FROM (0) TO (9)")
+    embed_all(roles.dsn("walter"))
+    (finding,) = (
+        f
+        for f in verify(connection)
+        if f.subject == f"embedding {name}" and f.level == "warning"
+    )
+    assert "its rows in part may not be known" in finding.message
+    assert value(olga, "SELECT pgembed.reconcile(%s)", name) == 2
+    embed_all(roles.dsn("walter"))
+    assert_current(connection, model)
+    assert f"embedding {name}" in [
+        f.subject for f in verify(connection) if f.level == "ok"
+    ]
+
+    # A worker that is a member of the owner notices by itself.
+    execute(connection, "GRANT {} TO {}", "olga", "walter")
+    olga.execute("CREATE TABLE more (LIKE docs INCLUDING ALL)")
+    olga.execute("INSERT INTO more VALUES (11, 'blue')")
+    olga.execute("ALTER TABLE docs ATTACH PARTITION more FOR VALUES FROM (10) TO (19)")
+    embed_all(roles.dsn("walter"))
+    assert_current(connection, model)
