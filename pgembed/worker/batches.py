@@ -138,7 +138,9 @@ class Batches:
         if hold == "lost":
             _log.warning("batch %d was lost to another worker", posted.id)
             return
-        if outcome is None and (self._stopping or hold == "cancel"):
+        # Told to end, it may still have said that its statement was cancelled.
+        silent = outcome is None and (self._stopping or hold == "cancel")
+        if process.was_told_to_end or silent:
             self._end(posted, "waiting", None)
             return
         error = process.error
@@ -182,6 +184,10 @@ class _Process:
     @property
     def runs(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def was_told_to_end(self) -> bool:
+        return self._killed_at is not None
 
     @property
     def error(self) -> str:
