@@ -60,7 +60,7 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA pgembed TO %s', role);
     EXECUTE format('GRANT SELECT ON pgembed.embedding TO %s', role);
     FOR routine IN SELECT r FROM pgembed._search_routines() AS r LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', routine, role);
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', routine, role);
     END LOOP;
 END;
 $$;
@@ -99,7 +99,7 @@ BEGIN
     EXECUTE format('GRANT INSERT (kind, embedding, queries, results, k, recall, options, settings), '
         'UPDATE (cancel_requested) ON pgembed.batch TO %s', role);
     FOR routine IN SELECT r FROM pgembed._batch_routines() AS r LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', routine, role);
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', routine, role);
     END LOOP;
 END;
 $$;
@@ -173,7 +173,7 @@ BEGIN
         'UPDATE (key_columns, on_change, index_method, index_state, index_error, enqueued, paused, '
         'blocked) ON pgembed.embedding TO %s', role);
     FOR routine IN SELECT r FROM pgembed._owner_routines() AS r LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', routine, role);
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', routine, role);
     END LOOP;
 END;
 $$;
@@ -189,7 +189,7 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT r FROM pgembed._routines(
-        '_answer_call _begin_index _check_lengths _claim _claim_batch _claim_size _complete '
+        '_answer _answer_call _begin_index _call_lock _check_lengths _claim _claim_batch _claim_size _complete '
         '_complete_chunks _delete_claimed_leftovers _end_batch _end_jobs _enqueue_all '
         '_expire_calls _fail _fail_unreadable _hand_back_stale _heartbeat _hold _index_work '
         '_kept_embedding _lock_sources _merge_twins _open_embedding _pick _read_claimed '
@@ -225,7 +225,7 @@ BEGIN
     EXECUTE format('GRANT DELETE, UPDATE (enqueued, blocked, index_state, index_error, index_worker) '
         'ON pgembed.embedding TO %s', role);
     FOR routine IN SELECT r FROM pgembed._worker_routines() AS r LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', routine, role);
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', routine, role);
     END LOOP;
     FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' AND pgembed._exists(n.source) LOOP
         PERFORM pgembed._grant_queue(e);
