@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pgembed.batch import freshness, kmeans, store
 from pgembed.batch.engine import cores
-from pgembed.batch.predicates import WORD, compile_condition, read_listing
+from pgembed.batch.predicates import WORD, compile_conditions, read_listing
 from pgembed.batch.qdtree import Tree, grow
 from pgembed.batch.rows import RowMap, Tables
 from pgembed.batch.source import Source, describe, one_snapshot
@@ -149,9 +149,7 @@ class Builder:
         weights = np.bincount(workload.members, minlength=len(workload.conditions))
         chosen = np.argsort(-weights, kind="stable")[:WORD]
         self.conditions = tuple(workload.conditions[i] for i in chosen)
-        compiled = [
-            compile_condition(self.connection, self.source, c) for c in self.conditions
-        ]
+        compiled = compile_conditions(self.connection, self.source, self.conditions)
         listing = read_listing(
             self.connection,
             self.source,

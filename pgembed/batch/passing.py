@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pgembed.batch.predicates import (
     WORD,
     Listing,
-    compile_condition,
+    compile_conditions,
     read_listing,
     read_matching,
     rows_alone,
@@ -67,7 +67,7 @@ class Conditions:
         self, connection: Connection, source: Source, conditions: Sequence[Condition]
     ) -> None:
         self._connection, self._source = connection, source
-        self._compiled = [compile_condition(connection, source, c) for c in conditions]
+        self._compiled = compile_conditions(connection, source, conditions)
 
     def rounds(self, rows: int, memory: int) -> list[Round]:
         """Cut the conditions into rounds; there are about *rows* rows."""

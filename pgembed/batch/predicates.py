@@ -8,7 +8,7 @@ a statement of their own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,36 +62,48 @@ class Listing:
     words: NDArray[np.uint64]
 
 
-def compile_condition(
-    connection: Connection, source: Source, condition: Condition
-) -> Compiled:
-    """Turn a condition into SQL.
+def compile_conditions(
+    connection: Connection, source: Source, conditions: Iterable[Condition]
+) -> list[Compiled]:
+    """Turn conditions into SQL.
 
     Raises FilterError for what the filter language, or PostgreSQL, refuses.
     """
+    with connection.transaction():
+        return [_compile(connection, source, condition) for condition in conditions]
+
+
+def _compile(connection: Connection, source: Source, condition: Condition) -> Compiled:
     try:
-        with connection.transaction():
-            return _compile(connection, source, condition)
+        sql, values = _compile_filter(connection, source, condition.filter)
+        if condition.predicate is not None:
+            # Once outside parentheses: there, one that closes ours is an error.
+            relation = source.relation
+            fetch(
+                connection,
+                f"EXPLAIN SELECT FROM {relation} WHERE {condition.predicate}",
+            )
     except psycopg.Error as error:
         if error.sqlstate is None or error.sqlstate[:2] not in ("22", "42"):
             raise
         message = error.diag.message_primary or str(error)
         lines = [f"{condition}: {message}", error.diag.message_hint]
         raise FilterError("\n".join(line for line in lines if line)) from None
+    return Compiled(sql, condition.predicate, values)
 
 
-def _compile(connection: Connection, source: Source, condition: Condition) -> Compiled:
-    row = fetch_one(
+def _compile_filter(
+    connection: Connection, source: Source, given: str | None
+) -> tuple[str | None, list[str]]:
+    if given is None:
+        return None, []
+    found: tuple[str, list[str]] = fetch_one(
         connection,
         "SELECT condition, arguments FROM pgembed._compile_filter("
         "%s::pg_catalog.text::pg_catalog.regclass, %s::pg_catalog.jsonb, %s)",
-        [source.relation, condition.filter, _REFERENCE],
+        [source.relation, given, _REFERENCE],
     )
-    if condition.predicate is not None:
-        # Once outside parentheses: there, one that closes ours is an error.
-        explain = f"EXPLAIN SELECT FROM {source.relation} WHERE {condition.predicate}"
-        fetch(connection, explain)
-    return Compiled(row[0], condition.predicate, row[1])
+    return found
 
 
 def rows_alone(

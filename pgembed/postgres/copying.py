@@ -1,7 +1,7 @@
 """COPY BINARY into NumPy arrays, a block of rows at a time.
 
-PostgreSQL sends one message per row. The messages are collected, joined, and taken
-apart by NumPy: nothing but the collecting is done row by row.
+PostgreSQL sends one message per row. The messages are strung together, and taken
+apart by NumPy: nothing but the stringing is done row by row.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ def copy_columns(
     columns = _describe(connection, query)
     statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(_trusted(query))
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        while block := connection.wait(_collect(connection.pgconn, block_rows)):
-            ended = block[-1] in _ENDS
-            messages = block[:-1] if ended else block
-            if messages:
+        ended = False
+        while not ended:
+            messages = _Messages()
+            reading = _collect(connection.pgconn, block_rows, messages)
+            ended = connection.wait(reading)
+            if messages.lengths:
                 yield _Block(messages).columns(columns)
-            if ended:
-                break
         copy.read()
 
 
@@ -115,27 +115,39 @@ def _describe(connection: Connection, query: str) -> list[_Column]:
     ]
 
 
+@dataclasses.dataclass
+class _Messages:
+    """Messages strung together, and their lengths.
+
+    A list of them would cost more: the garbage collector would go through it.
+    """
+
+    octets: bytearray = dataclasses.field(default_factory=bytearray)
+    lengths: list[int] = dataclasses.field(default_factory=list)
+
+
 def _collect(
-    pgconn: psycopg.pq.abc.PGconn, rows: int
-) -> psycopg.abc.PQGen[list[memoryview]]:
-    """Read up to *rows* messages; the file's trailer is among them at its end.
+    pgconn: psycopg.pq.abc.PGconn, rows: int, messages: _Messages
+) -> psycopg.abc.PQGen[bool]:
+    """Add up to *rows* messages; return whether the trailer came, which is not added.
 
     psycopg's own Copy.read() costs twice as much per row.
     """
-    messages: list[memoryview] = []
-    while len(messages) < rows:
+    octets, lengths = messages.octets, messages.lengths
+    while len(lengths) < rows:
         size, message = pgconn.get_copy_data(1)
         if size > 0:
-            messages.append(message)
             if size in _END_SIZES and message in _ENDS:
-                break
+                return True
+            octets += message
+            lengths.append(size)
         elif size == 0:
             while not (yield Wait.R):
                 pass
             pgconn.consume_input()
         else:
             _raise_failure(pgconn)
-    return messages
+    return False
 
 
 def _raise_failure(pgconn: psycopg.pq.abc.PGconn) -> None:
@@ -149,12 +161,12 @@ def _raise_failure(pgconn: psycopg.pq.abc.PGconn) -> None:
 class _Block:
     """Rows as bytes, and the place in them up to which they are read."""
 
-    def __init__(self, messages: Sequence[memoryview]) -> None:
-        self._octets = np.frombuffer(b"".join(messages), np.uint8)
-        lengths = np.fromiter(map(len, messages), np.int64, len(messages))
+    def __init__(self, messages: _Messages) -> None:
+        self._octets = np.frombuffer(messages.octets, np.uint8)
+        lengths = np.array(messages.lengths, np.int64)
         # Every row starts with its number of columns, two bytes long.
         self._at = np.cumsum(lengths) - lengths + 2
-        if messages[0][: len(_HEADER)] == _HEADER:
+        if messages.octets.startswith(_HEADER):
             self._at[0] += len(_HEADER)
 
     def columns(self, columns: Sequence[_Column]) -> list[Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from pgembed.batch.search import check_recall
 from pgembed.batch.source import Source, describe
 from pgembed.batch.workload import Workload
 from pgembed.errors import VectorError
-from pgembed.sqlalchemy.asked import Asked, Found
+from pgembed.sqlalchemy.asked import Asked, Nearest
 from pgembed.sqlalchemy.call import SearchedBy, SearchedEmbedding
 from pgembed.sqlalchemy.ddl import explained
 from pgembed.sqlalchemy.executor import Executor
@@ -38,20 +38,19 @@ class Answers:
         self._execute, self._options, self._embedder = execute, options, embedder
         self._predicates: dict[Hashable, tuple[str, str | None]] = {}
 
-    def of(self, asked: Sequence[Asked]) -> list[Found]:
+    def of(self, asked: Sequence[Asked]) -> list[Nearest]:
         """Return for each statement the keys and distances of the nearest rows."""
         groups: dict[tuple[str, float], list[int]] = {}
         for number, each in enumerate(asked):
             embedding, _ = self._searched(each)
             group = (embedding, check_recall(each.recall))
             groups.setdefault(group, []).append(number)
-        found: list[Found] = [[]] * len(asked)
+        found: dict[int, Nearest] = {}
         for (embedding, recall), members in groups.items():
             part = [asked[i] for i in members]
             answer = self._batch(embedding, recall, part)
-            for place, number in enumerate(members):
-                found[number] = answer[place]
-        return found
+            found.update(zip(members, _lists(answer), strict=True))
+        return [found[number] for number in range(len(asked))]
 
     def _searched(self, asked: Asked) -> tuple[str, str | None]:
         """The embedding that is searched, and the predicate of the search."""
@@ -113,3 +112,15 @@ class Answers:
             [source.name, texts],
         )
         return [row[0] for row in rows]
+
+
+def _lists(answer: BatchResult) -> Iterator[Nearest]:
+    """Yield keys and distances of each query."""
+    rows = zip(
+        answer.keys.tolist(),
+        answer.distances.tolist(),
+        answer.counts.tolist(),
+        strict=True,
+    )
+    for keys, distances, count in rows:
+        yield keys[:count], distances[:count]

@@ -13,7 +13,8 @@ from pgembed.errors import FilterError, SettingError
 from pgembed.sqlalchemy.search import RECALL
 from pgembed.sqlalchemy.shape import Shape, refused
 
-Found = list[tuple[Any, float]]
+Nearest = tuple[list[Any], list[float]]
+"""Keys and distances, nearest first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +52,19 @@ class Asked:
             return 1.0
         return RECALL if recall is None else float(recall)
 
-    def chosen(self, found: Found) -> Found:
+    def chosen(self, found: Nearest) -> Nearest:
         """Return what bounds on the distance, OFFSET and LIMIT leave of *found*."""
-        for compare, bound in self.shape.bounds:
-            value = bound.of(self.values)
-            found = [each for each in found if compare(each[1], value)]
-        start = self.shape.offset.of(self.values) or 0
-        limit = self.shape.limit.of(self.values)
-        return found[start : None if limit is None else start + limit]
+        shape, values = self.shape, self.values
+        keys, distances = found
+        end = len(keys)
+        for compare, bound in shape.bounds:
+            value = bound.of(values)
+            end = min(end, sum(compare(each, value) for each in distances))
+        start = shape.offset.of(values) or 0
+        limit = shape.limit.of(values)
+        if limit is not None:
+            end = min(end, start + limit)
+        return keys[start:end], distances[start:end]
 
 
 def read(statements: Sequence[Any]) -> list[Asked]:

@@ -26,7 +26,7 @@ from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.orm import Session
 from sqlalchemy.types import UserDefinedType
 
-from pgembed.sqlalchemy.asked import Asked, Found
+from pgembed.sqlalchemy.asked import Asked, Nearest
 from pgembed.sqlalchemy.executor import Executor
 from pgembed.sqlalchemy.shape import Shape
 
@@ -50,17 +50,21 @@ class Rows:
             part = wanted[start : start + _BLOCK]
             result = execute.entities(_by_key(asked.shape, asked.statement, part))
             names = list(result.keys())[:-1]
-            rows |= {part[row[-1] - 1]: tuple(row[:-1]) for row in result}
+            rows |= {part[row[-1] - 1]: row[:-1] for row in result}
         if isinstance(execute.session, Session):
             names = _names(asked.statement) or names
         return cls([*names, asked.shape.signature.result], rows)
 
-    def of(self, found: Iterable[Found]) -> list[list[Row[Any, float]]]:
+    def of(self, found: Iterable[Nearest]) -> list[list[Row[Any, float]]]:
         """Return rows with distances; one that is not there any more is left out."""
         known = self.rows
         parts = [
-            [(*known[key], distance) for key, distance in each if key in known]
-            for each in found
+            [
+                (*known[key], distance)
+                for key, distance in zip(keys, distances, strict=True)
+                if key in known
+            ]
+            for keys, distances in found
         ]
         together = itertools.chain.from_iterable(parts)
         names = SimpleResultMetaData(self.names)

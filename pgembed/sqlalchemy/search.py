@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
     ColumnElement,
     Float,
@@ -16,10 +15,8 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
-    func,
     inspect,
     literal,
-    literal_column,
     select,
 )
 from sqlalchemy.dialects.postgresql import JSONB, REGCONFIG
@@ -46,9 +43,6 @@ class Embedder(Protocol):
 # One of each type for all statements: it remembers its part of their cache keys.
 _TEXT, _INTEGER, _FLOAT = Text(), Integer(), Float()
 _JSON, _LANGUAGE, _VECTOR = JSONB(), REGCONFIG(), VectorText()
-
-# A NULL vector: it lends its type, wherever pgvector was installed.
-_NULL_VECTOR = literal_column("((NULL::pgembed.call).vectors)[1]", VECTOR())
 
 MODE, RECALL = "auto", 0.99
 """The defaults of pgembed.search, which a statement leaves out."""
@@ -155,7 +149,7 @@ def _vector(
         if embedder is None:
             return None
         query = embedded(embedder, [query])[0]
-    return func.coalesce(_NULL_VECTOR, literal(query_vector(query), _VECTOR))
+    return literal(query_vector(query), _VECTOR)
 
 
 def embedded(

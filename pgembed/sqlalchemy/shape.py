@@ -26,7 +26,6 @@ from sqlalchemy.sql.selectable import Join
 from pgembed.errors import FilterError
 from pgembed.sqlalchemy.call import SearchCall, Signature
 from pgembed.sqlalchemy.predicate import search_join, tables_of
-from pgembed.sqlalchemy.vectors import VectorText
 
 _BOUNDS: dict[Any, Callable[[Any, Any], bool]] = {
     operators.lt: operator.lt,
@@ -169,15 +168,9 @@ class _Reader:
         return tuple(pairs[name] for name in signature.keys)
 
     def _query(self, clause: ColumnElement[Any]) -> Argument:
-        found = [
-            each
-            for each in visitors.iterate(clause)
-            if isinstance(each, BindParameter)
-            and (each is clause or isinstance(each.type, VectorText))
-        ]
-        if len(found) != 1:
+        if not isinstance(clause, BindParameter):
             raise refused("its query is an SQL expression, not a text or a vector")
-        return self._argument(found[0])
+        return self._argument(clause)
 
     def _argument(self, clause: Any) -> Argument:
         if clause is None:

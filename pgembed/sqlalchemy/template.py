@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     TupleType,
     TypeDecorator,
+    literal_column,
 )
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -58,10 +59,13 @@ class Template:
         if not self._parameters:
             return str(compiler.render_literal_value(text, String()))
         text = text.replace("%", "%%")
+        # What a type writes around its parameters is in the text already.
+        options = {**options, "skip_bind_expression": True}
+        literal = "literal_binds" in options
         values = []
         for number, parameter in enumerate(self._parameters):
             value = compiler.process(parameter, **options)
-            cast = "" if options else _cast(parameter, value, compiler)
+            cast = "" if literal else _cast(parameter, value, compiler)
             text = text.replace(_HOLE.format(number), f"%L{cast}")
             if not cast:
                 twin = compiler.process(_twin(parameter, compiler), **options)
@@ -104,8 +108,15 @@ class _Writer(SQLCompiler):
     parameters: list[BindParameter[Any]]
 
     def visit_bindparam(  # type: ignore[override]
-        self, bindparam: BindParameter[Any], **_: Any
+        self,
+        bindparam: BindParameter[Any],
+        skip_bind_expression: bool = False,
+        **_: Any,
     ) -> str:
+        type_ = bindparam.type.dialect_impl(self.dialect)
+        if type_._has_bind_expression and not skip_bind_expression:
+            around: Any = type_.bind_expression(bindparam)
+            return str(self.process(around, skip_bind_expression=True))
         if bindparam.expanding:
             raise FilterError(
                 f"parameter {bindparam.key!r} is a list outside of IN, which a search "
@@ -134,7 +145,14 @@ class _Writer(SQLCompiler):
             ]
             rows = f"SELECT * FROM unnest({', '.join(columns)})"  # noqa: S608 - compiled
             return f"({left} {words} ({rows}))"
-        return f"({left} {operator} ({self.process(_as_array(right, right.type))}))"
+        values = self.process(_as_array(right, right.type))
+        type_ = right.type.dialect_impl(self.dialect)
+        if type_._has_bind_expression:
+            each: Any = literal_column("u.value", right.type)
+            around: Any = type_.bind_expression(each)
+            rows = f"SELECT {self.process(around)} FROM unnest({values}) AS u (value)"  # noqa: S608
+            return f"({left} {words} ({rows}))"
+        return f"({left} {operator} ({values}))"
 
 
 def _as_array(

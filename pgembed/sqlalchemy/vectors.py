@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Dialect
+from pgvector.sqlalchemy import VECTOR
+from sqlalchemy import BindParameter, ColumnElement, Dialect, func, literal_column
 from sqlalchemy.types import UserDefinedType
 
 from pgembed.errors import VectorError
+
+# A NULL vector: it lends its type, wherever pgvector was installed.
+_NULL = literal_column("((NULL::pgembed.call).vectors)[1]", VECTOR())
 
 
 class QueryVector:
@@ -40,6 +44,12 @@ class VectorText(UserDefinedType[QueryVector]):
     def get_col_spec(self, **_: Any) -> str:
         """Return the name of the type."""
         return "VECTOR"
+
+    def bind_expression(
+        self, bindvalue: BindParameter[QueryVector]
+    ) -> ColumnElement[Any]:
+        """Return the parameter as an expression of pgvector's type."""
+        return func.coalesce(_NULL, bindvalue)
 
     def bind_processor(self, dialect: Dialect) -> Any:
         """Return what makes a parameter of the vector."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pgembed.batch.passing import Conditions
-from pgembed.batch.predicates import compile_condition, read_listing
+from pgembed.batch.predicates import compile_conditions, read_listing
 from pgembed.batch.rows import Tables, look_up, rank_by_key
 from pgembed.batch.source import describe
 from pgembed.batch.workload import Condition
@@ -18,10 +18,8 @@ from tests.integration.search.support import Connection
 def test_pieces_make_the_whole(connection: Connection, partitions: int) -> None:
     source = describe(connection, create(connection, partitions=partitions))
     # More than one word of bits, all of which stand for known rows.
-    conditions = [
-        compile_condition(connection, source, Condition(f'{{"n": {i}}}'))
-        for i in range(70)
-    ]
+    given = [Condition(f'{{"n": {i}}}') for i in range(70)]
+    conditions = compile_conditions(connection, source, given)
     tables = Tables()
     whole = read_listing(connection, source, tables, conditions)
     cut = read_listing(connection, source, tables, conditions, rows=6000, memory=20_000)

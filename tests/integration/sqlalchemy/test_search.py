@@ -20,16 +20,29 @@ from sqlalchemy import (
     select,
     text,
     tuple_,
+    type_coerce,
 )
 from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.orm import Session, aliased, joinedload, with_loader_criteria
-from sqlalchemy.types import Text
+from sqlalchemy.types import String, Text, TypeDecorator
 
 from pgembed.sqlalchemy import search
 from tests.integration.sqlalchemy.models import Article, Author, State, Tag
 
 QUERY = [0.3, -0.5, 0.9]
 Change = Callable[[Any], Any]
+
+
+class Lowered(TypeDecorator[str]):
+    """A type that writes a function around its parameters."""
+
+    impl = String
+    cache_ok = True
+
+    def bind_expression(self, bindvalue: Any) -> Any:
+        """Return the parameter in lower case."""
+        return func.lower(bindvalue)
+
 
 other = aliased(Article)
 parent = aliased(Article, name="p%")
@@ -78,6 +91,10 @@ CRITERIA: dict[str, Change] = {
     "function": lambda s: s.where(func.length(Article.title) == 4),
     "function of a parameter": lambda s: s.where(
         Article.title == func.concat("pl", "ain")
+    ),
+    "type with an expression": lambda s: s.where(
+        type_coerce(Article.title, Lowered) == "PLAIN",
+        type_coerce(Article.title, Lowered).in_(["PLAIN", "IT'S"]),
     ),
     "cast": lambda s: s.where(cast(Article.year, Text).like("19%")),
     "text": lambda s: s.where(text("article.year > :y").bindparams(y=2010)),
