@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from pgembed.postgres import connection as connections
 from pgembed.postgres.borrowed import borrowed
 
 T = TypeVar("T")
+Driver = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +49,7 @@ class Executor:
 
     def blocking(self, work: Callable[[], T]) -> T:
         """Do what uses the driver for long, without holding up an event loop."""
-        if not self.asynchronous:
-            return work()
-        done: T = await_only(asyncio.to_thread(work))
-        return done
+        return _blocking(work, asynchronous=self.asynchronous)
 
 
 @contextlib.contextmanager
@@ -74,8 +73,61 @@ def executor(
             "make it with the URL postgresql+psycopg://…"
         )
     asynchronous = isinstance(driver, psycopg.AsyncConnection)
-    with borrowed(driver) as own, _transaction(own), _unflushed(session):
+    with (
+        _entered(_lent(driver), asynchronous=asynchronous) as own,
+        _unflushed(session),
+    ):
         yield Executor(session, connection, own, asynchronous)
+
+
+def _blocking(work: Callable[[], T], *, asynchronous: bool) -> T:
+    if not asynchronous:
+        return work()
+    done: T = await_only(_in_thread(work))
+    return done
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Work in a thread, and return only when it is done, even if cancelled.
+
+    It uses the connection, which is given back then.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        raise
+
+
+@contextlib.contextmanager
+def _entered(
+    context: contextlib.AbstractContextManager[T], *, asynchronous: bool
+) -> Iterator[T]:
+    """Enter and leave a context that waits for the server, which may be for long.
+
+    A pooler keeps BEGIN waiting until others commit, for which they need the loop.
+    """
+    value = _blocking(context.__enter__, asynchronous=asynchronous)
+    try:
+        yield value
+    except BaseException as error:
+        leave = functools.partial(
+            context.__exit__, type(error), error, error.__traceback__
+        )
+        if not _blocking(leave, asynchronous=asynchronous):
+            raise
+    else:
+        leave = functools.partial(context.__exit__, None, None, None)
+        _blocking(leave, asynchronous=asynchronous)
+
+
+@contextlib.contextmanager
+def _lent(driver: Driver) -> Iterator[connections.Connection]:
+    with borrowed(driver) as own, _transaction(own):
+        yield own
 
 
 def _bind_arguments(statement: Select[Any]) -> dict[str, Any]:

@@ -246,6 +246,39 @@ def test_async_sessions(articles_dsn: str) -> None:
     asyncio.run(run())
 
 
+def test_a_batch_that_is_cancelled(articles_dsn: str) -> None:
+    """Its thread has ended before the connection goes back to the pool."""
+    statements = [search(Article.body_embedding, q) for q in QUERIES]
+    given_up: list[bool] = []
+
+    async def run() -> None:
+        engine = create_async_engine(url(articles_dsn), pool_size=1, max_overflow=0)
+        loop = asyncio.get_running_loop()
+
+        def progress(stage: str, share: float) -> None:
+            loop.call_soon_threadsafe(task.cancel)
+            # Time enough for the task to end, if it does not wait for this thread.
+            turns = asyncio.run_coroutine_threadsafe(asyncio.sleep(0.3), loop)
+            turns.result()
+            given_up.append(task.done())
+
+        async def batch() -> None:
+            async with AsyncSession(engine) as session:
+                await search_batch(session, statements, progress=progress)
+
+        task = asyncio.create_task(batch())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert given_up
+        assert not any(given_up)
+        async with AsyncSession(engine) as session:
+            found = await search_batch(session, statements)
+            assert [len(rows) for rows in found] == [10] * len(QUERIES)
+        await engine.dispose()
+
+    asyncio.run(run())
+
+
 def test_pending_changes_are_flushed(session: Session) -> None:
     """And what the open transaction has done is seen, as by any statement."""
     statement = search(Article.body_embedding, QUERY, k=1)
