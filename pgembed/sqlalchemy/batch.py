@@ -90,6 +90,8 @@ def search_batch(
     PostgreSQL. Statements with columns, an order or a grouping of their own, with
     FOR UPDATE, contains_eager() or an SQL expression as query are refused, and so are
     those of hybrid_search(). *recall* is that of each search(); mode='exact' is 1.
+    Distances are added up in float64, and by pgvector in float32: rows that differ by
+    less than 1e-7 may come in another order than when a statement is executed.
 
     *embedder* embeds the texts among the queries in this process, all at once;
     without it a worker does, one by one. *memory*, *threads*, *layout*, *layouts* and

@@ -70,6 +70,11 @@ class Declaration:
     on_change: str = "keep"
     dimensions: int | None = None
 
+    def name_on(self, table: Table) -> str:
+        """Return the name of the embedding that this is on *table*."""
+        name = self.name or default_name("{table}", self.content)
+        return name.replace("{table}", table.name)
+
     def spec(self, table: Table, target_column: str | None) -> EmbeddingSpec:
         """Return the embedding that this is on *table*.
 
@@ -77,13 +82,12 @@ class Declaration:
         Raises EmbeddingError when the table lacks a column of the content.
         """
         require_columns(self.content, table)
-        name = self.name or default_name("{table}", self.content)
         return EmbeddingSpec(
             table=table.name,
             schema=table.schema,
             content=self.content,
             model=self.model,
-            name=name.replace("{table}", table.name),
+            name=self.name_on(table),
             target_column=target_column,
             chunk_tokens=self.chunk_tokens,
             chunk_overlap=self.chunk_overlap,

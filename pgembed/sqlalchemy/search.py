@@ -185,12 +185,9 @@ class _Target:
             arguments["embedding"] = literal(self.name, _TEXT)
         signature = Signature(function, result, self.source, tuple(arguments))
         rows = SearchCall(signature, list(arguments.values())).rows()
-        match = and_(
-            *(
-                key == rows.c[name]
-                for key, name in zip(self.keys, signature.keys, strict=True)
-            )
-        )
+        pairs = zip(self.keys, signature.keys, strict=True)
+        matches = [key == rows.c[name] for key, name in pairs]
+        match = matches[0] if len(matches) == 1 else and_(*matches)
         number = rows.c[result]
         return (
             select(self.entity, number)
@@ -234,7 +231,7 @@ def _column_name(column: Any) -> str | None:
     declaration = column.info.get(INFO)
     if not isinstance(declaration, Declaration):
         return None
-    return declaration.spec(column.table, column.name).name
+    return declaration.name_on(column.table)
 
 
 def _keys(selectable: FromClause, source: Table) -> Sequence[ColumnElement[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import alembic
 import pytest
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import (
@@ -123,6 +124,8 @@ def of_expression(table: Any) -> Index:
     )
 
 
+ALEMBIC = tuple(map(int, alembic.__version__.split(".")[:2]))
+
 PLAIN = model()
 EMBEDDED = model(body_embedding=embedding())
 CHUNKED = model(chunks=embedding(chunk_tokens=16, chunk_overlap=2))
@@ -235,6 +238,8 @@ def test_round_trip(
     project: Project, case: tuple[Model, Model], backwards: bool
 ) -> None:
     """From one model to another, either way, and back, and again."""
+    if case is CASES["index of an expression"] and ALEMBIC < (1, 20):
+        pytest.skip("Alembic before 1.20 loses the operator class of an expression")
     before, after = reversed(case) if backwards else case
     project.revise(before(), 1)
     project.upgrade()
