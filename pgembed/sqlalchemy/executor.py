@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -36,14 +37,16 @@ class Executor:
     asynchronous: bool
 
     def entities(self, statement: Select[Any]) -> Result[Any]:
-        """Execute a statement the way the user would; each row comes once."""
+        """Execute a statement the way the user would; its last column is unique."""
+        found = self.session.execute(statement)
         if isinstance(self.session, Session):
-            return self.session.execute(statement).unique()
-        return self.session.execute(statement)
+            # For collections that joins bring along; cheaper than by all columns.
+            return found.unique(operator.itemgetter(-1))
+        return found
 
     def final(self, statement: Select[Any]) -> Select[Any]:
         """Return a statement as the events of the session change it, if they do."""
-        if isinstance(self.session, Session):
+        if isinstance(self.session, Session) and self.session.dispatch.do_orm_execute:
             return _after_events(self.session, statement)
         return statement
 

@@ -38,19 +38,21 @@ class Rows:
     """Rows by key, without their distances; keys of several columns are tuples."""
 
     names: list[str]
-    rows: dict[Any, tuple[Any, ...]]
+    rows: dict[Any, list[Any]]
 
     @classmethod
     def load(cls, execute: Executor, asked: Asked, keys: Iterable[Any]) -> Rows:
         """Load rows the way the statement *asked* does: with its options."""
         wanted = list(keys)
-        rows: dict[Any, tuple[Any, ...]] = {}
+        rows: dict[Any, list[Any]] = {}
         names: list[str] = []
+        entity: list[Any]
         for start in range(0, max(1, len(wanted)), _BLOCK):
             part = wanted[start : start + _BLOCK]
             result = execute.entities(_by_key(asked.shape, asked.statement, part))
             names = list(result.keys())[:-1]
-            rows |= {part[row[-1] - 1]: row[:-1] for row in result}
+            for *entity, place in result:
+                rows[part[place - 1]] = entity
         if isinstance(execute.session, Session):
             names = _names(asked.statement) or names
         return cls([*names, asked.shape.signature.result], rows)
