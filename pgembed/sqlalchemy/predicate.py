@@ -62,6 +62,11 @@ class _Statement:
             raise FilterError("a search is part of a SELECT: build it with search()")
         froms = entry["compile_state"].froms
         joins = [join for each in froms for join in _search_joins(each)]
+        if not joins:
+            raise FilterError(
+                "a search is not joined to its table: a column such as its distance "
+                "comes from another statement, take selected_columns of this one"
+            )
         if len(joins) != 1:
             raise FilterError(
                 f"a statement has {len(joins)} searches beside each other, but "

@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, REGCONFIG
 from sqlalchemy.orm import QueryableAttribute
 from sqlalchemy.sql.selectable import Alias
+from sqlalchemy.types import NullType, UserDefinedType
 
 from pgembed.errors import EmbeddingError
 from pgembed.sqlalchemy.call import SearchCall, Signature
@@ -230,8 +231,19 @@ def _column_target(column: ColumnElement[Any], name: str | None) -> _Target:
 def _column_name(column: Any) -> str | None:
     declaration = column.info.get(INFO)
     if not isinstance(declaration, Declaration):
+        _require_vectors(column)
         return None
     return declaration.name_on(column.table)
+
+
+def _require_vectors(column: Any) -> None:
+    """Raise EmbeddingError for a column that holds text or numbers, say."""
+    type_ = getattr(column.type, "impl_instance", column.type)
+    if not isinstance(type_, UserDefinedType | NullType):
+        raise EmbeddingError(
+            f"{column} is {type_!r}, and no vector column: search by the attribute "
+            "that Embedding() made of it, such as Model.body_embedding"
+        )
 
 
 def _keys(selectable: FromClause, source: Table) -> Sequence[ColumnElement[Any]]:

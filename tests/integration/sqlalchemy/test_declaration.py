@@ -179,6 +179,45 @@ def test_mixins(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("unchanged")
+def test_abstract_bases_and_annotations(engine: Engine) -> None:
+    """What is declared once; the types that mypy is told."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Text(Base):
+        __abstract__ = True
+        id: Mapped[int] = mapped_column(primary_key=True)
+        body: Mapped[str]
+        body_embedding: Mapped[list[float] | None] = Embedding("body", model="tiny")
+        parts: Mapped[list[Chunk]] = Embedding(
+            "body", model="tiny", chunk_tokens=8, name="{table}_parts", index="none"
+        )
+
+    class Poem(Text):
+        __tablename__ = "poem"
+
+    class Essay(Text):
+        __tablename__ = "essay"
+
+    names = ["essay_body", "essay_parts", "poem_body", "poem_parts"]
+    assert sorted(created(engine, Base)) == names
+    with Session(engine) as session:
+        session.add_all([Poem(body="a"), Essay(body="b c")])
+        session.commit()
+        embed(engine)
+        essay = session.scalars(
+            search(Essay.parts, vector_of("b c").tolist(), k=1)
+        ).one()
+        vector: list[float] | None = essay.body_embedding
+        assert vector is not None
+        assert list(vector) == pytest.approx(vector_of("b c").tolist())
+        contents: list[str] = [part.content for part in essay.parts]
+        assert contents == ["b c"]
+    Base.metadata.drop_all(engine)
+
+
+@pytest.mark.usefixtures("unchanged")
 def test_single_table_inheritance(engine: Engine) -> None:
     """The discriminator takes part in the search."""
 

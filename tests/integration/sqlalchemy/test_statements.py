@@ -6,8 +6,24 @@ import asyncio
 import decimal
 from typing import Any
 
+import numpy as np
 import pytest
-from sqlalchemy import Engine, bindparam, func, inspect, select, union_all
+from pgvector import Vector
+from pgvector.psycopg import register_vector
+from sqlalchemy import (
+    Engine,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    func,
+    inspect,
+    lambda_stmt,
+    select,
+    text,
+    union_all,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import (
     Session,
@@ -21,7 +37,8 @@ from sqlalchemy.orm import (
 )
 
 from pgembed.errors import EmbeddingError, FilterError, VectorError
-from pgembed.sqlalchemy import search
+from pgembed.sqlalchemy import hybrid_search, search, search_batch
+from pgembed.sqlalchemy.call import SearchedBy
 from tests.integration.sqlalchemy.conftest import url
 from tests.integration.sqlalchemy.models import Article, Author, Tag
 from tests.integration.sqlalchemy.test_search import QUERY, nearest
@@ -206,6 +223,130 @@ def test_async_sessions(articles: Engine, articles_dsn: str) -> None:
         assert asyncio.run(run()) == expected(session, 7)
 
 
+def test_inside_of_other_statements(session: Session) -> None:
+    """The condition of an UPDATE or DELETE; a lambda; from_statement()."""
+    ids = since(4).with_only_columns(Article.id)
+    found = expected(session, 4)
+    changed = update(Article).where(Article.id.in_(ids)).values(title="near")
+    session.execute(changed, execution_options={"synchronize_session": False})
+    near = select(Article.id).where(Article.title == "near")
+    assert sorted(session.scalars(near)) == sorted(found)
+    by_lambda: Any = lambda_stmt(lambda: since(4))
+    assert [a.id for a in session.scalars(by_lambda)] == found
+    entities = session.scalars(select(Article).from_statement(since(4)))
+    assert [a.id for a in entities] == found
+    session.execute(delete(Tag).where(Tag.article_id.in_(ids)))
+    left = select(func.count()).select_from(Tag).where(Tag.article_id.in_(found))
+    assert session.scalar(left) == 0
+
+
+def test_hybrid_searches_are_statements(session: Session, articles_dsn: str) -> None:
+    """As those of search(): the best by score, whatever is done with them."""
+
+    def hybrid(entity: Any = Article) -> Any:
+        return hybrid_search(
+            entity.body_embedding, "body 7", k=8, embedder=lambda text: QUERY
+        ).where(entity.year >= YEAR)
+
+    rows = session.execute(hybrid()).all()
+    ids = [article.id for article, _ in rows]
+    assert len(ids) == 8
+    assert all(article.year >= YEAR for article, _ in rows)
+    scores = [row.score for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert [a.id for a in session.scalars(hybrid(aliased(Article)))] == ids
+    assert [a.id for a in session.scalars(hybrid().limit(2).offset(1))] == ids[1:3]
+    columns = hybrid().with_only_columns(
+        Article.id, hybrid().selected_columns.score.label("s")
+    )
+    with pytest.raises(FilterError, match="from another statement"):
+        session.execute(columns)
+    one = hybrid()
+    score = one.selected_columns.score
+    assert session.execute(one.with_only_columns(Article.id, score)).all() == [
+        (number, points) for number, points in zip(ids, scores, strict=True)
+    ]
+    nearby = hybrid().subquery()
+    assert session.scalar(select(func.count()).select_from(nearby)) == 8
+    eager = hybrid().options(joinedload(Article.tags), raiseload("*"))
+    assert [row[0].id for row in session.execute(eager).unique()] == ids
+    session.expunge_all()
+    by_author = hybrid().join(Article.author).where(Author.country == "de")
+    assert {a.author.country for a in session.scalars(by_author)} == {"de"}
+    assert [row.id for row in session.connection().execute(hybrid())] == ids
+
+    async def run() -> list[int]:
+        engine = create_async_engine(url(articles_dsn))
+        async with AsyncSession(engine) as other:
+            found = [article.id for article in await other.scalars(hybrid())]
+        await engine.dispose()
+        return found
+
+    assert asyncio.run(run()) == ids
+
+
+def test_the_same_search_as_in_sql(articles: Engine) -> None:
+    """The same strategy, index and rows, because it is the same call."""
+    call = """
+        FROM pgembed.search(NULL::article, '[0.3,-0.5,0.9]'::vector, k => 10,
+            predicate => 'article.year >= 2005', mode => :mode)
+    """
+    predicate = select(SearchedBy(since()))
+    with articles.begin() as connection, Session(connection) as session:
+        index = "USING hnsw (body_embedding vector_cosine_ops)"
+        connection.execute(text(f"CREATE INDEX nearby ON article {index}"))
+        made = session.scalar(predicate)
+        assert made == "article.year >= '2005'::INTEGER"
+        for mode in ("auto", "exact", "index"):
+            rows = session.execute(
+                text(f"SELECT (item).id, distance {call}"), {"mode": mode}
+            ).all()
+            statement = search(Article.body_embedding, QUERY, mode=mode)
+            found = session.execute(statement.where(Article.year >= YEAR)).all()
+            assert [(a.id, far) for a, far in found] == [tuple(row) for row in rows]
+            plans = [
+                session.scalar(
+                    text(
+                        "SELECT pgembed.explain_search(NULL::article, CAST(:v AS "
+                        "vector), k => 10, predicate => :p, mode => :mode)"
+                    ),
+                    {"v": str(QUERY), "p": p, "mode": mode},
+                )
+                for p in (made, "article.year >= 2005")
+            ]
+            assert plans[0]["strategy"] == plans[1]["strategy"]
+            assert plans[0]["estimated_rows"] == plans[1]["estimated_rows"]
+        connection.rollback()
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_the_types_are_those_of_pgvector(articles: Engine, registered: bool) -> None:
+    """Whatever a vector is to the application, and to its driver, it is a query."""
+    engine = create_engine(articles.url)
+    if registered:
+        event.listen(engine, "connect", lambda driver, _: register_vector(driver))
+    with Session(engine) as session:
+        stored = session.scalars(
+            select(Article.body_embedding).where(Article.id == 1)
+        ).one()
+        values = [float(each) for each in stored]
+        assert len(values) == len(QUERY)
+        given = (stored, values, np.array(values), Vector(values))
+        statements = [search(Article.body_embedding, v, k=3) for v in given]
+        found = [session.execute(s).all() for s in statements]
+        batch = search_batch(session, statements)
+        for rows in (*found, *batch):
+            assert rows[0].Article.id == 1
+            assert rows[0].distance == pytest.approx(0, abs=1e-6)
+            assert [r.Article for r in rows] == [r.Article for r in found[0]]
+        ordered = select(Article.id).order_by(
+            Article.body_embedding.cosine_distance(values), Article.id
+        )
+        nearest = session.scalars(ordered.limit(3)).all()
+        assert nearest == [row.Article.id for row in found[0]]
+    engine.dispose()
+
+
 def test_streams(session: Session) -> None:
     """yield_per and partitions."""
     rows = session.execute(since(), execution_options={"yield_per": 3})
@@ -269,6 +410,8 @@ def test_what_is_refused(session: Session) -> None:
     for vector in ([], [[1.0]], [float("nan"), 1], None, ["a"]):
         with pytest.raises(VectorError, match="no query: pass a text"):
             search(Article.body_embedding, vector)
+    with pytest.raises(EmbeddingError, match=r"title is String.*Model\.body_embedding"):
+        search(Article.title, QUERY)
     with pytest.raises(EmbeddingError, match="not an embedding"):
         search("body", QUERY)
     with pytest.raises(FilterError, match=r"pass the list itself to in_\(\)"):
