@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import Select, Table, select
 
 from pgembed.batch.execute import Batch, Options
 from pgembed.batch.result import BatchResult
@@ -36,14 +36,14 @@ class Answers:
         embedder: Embedder | Callable[[str], Any] | None,
     ) -> None:
         self._execute, self._options, self._embedder = execute, options, embedder
-        self._predicates: dict[Hashable, tuple[str, str | None]] = {}
+        self._names: dict[tuple[Table, str | None], str] = {}
+        self._predicates: dict[Hashable, str | None] = {}
 
     def of(self, asked: Sequence[Asked]) -> list[Nearest]:
         """Return for each statement the keys and distances of the nearest rows."""
         groups: dict[tuple[str, float], list[int]] = {}
         for number, each in enumerate(asked):
-            embedding, _ = self._searched(each)
-            group = (embedding, check_recall(each.recall))
+            group = (self._embedding(each), check_recall(each.recall))
             groups.setdefault(group, []).append(number)
         found: dict[int, Nearest] = {}
         for (embedding, recall), members in groups.items():
@@ -52,24 +52,29 @@ class Answers:
             found.update(zip(members, _lists(answer), strict=True))
         return [found[number] for number in range(len(asked))]
 
-    def _searched(self, asked: Asked) -> tuple[str, str | None]:
-        """The embedding that is searched, and the predicate of the search."""
-        known = self._predicates.get(asked.criteria)
-        if known is None:
+    def _embedding(self, asked: Asked) -> str:
+        """The name of the embedding that is searched."""
+        key = asked.shape.signature.source, asked.argument("embedding")
+        if key not in self._names:
+            self._names[key] = self._value(select(SearchedEmbedding(*key)))
+        return self._names[key]
+
+    def _predicate(self, asked: Asked) -> str | None:
+        """The predicate of the search."""
+        if asked.criteria not in self._predicates:
             final = self._execute.final(asked.statement)
-            name = SearchedEmbedding(
-                asked.shape.signature.source, asked.argument("embedding")
-            )
-            query = select(name, SearchedBy(final)).options(*final._with_options)
-            with explained():
-                row = self._execute.connection.execute(query).one()
-            known = self._predicates[asked.criteria] = (row[0], row[1])
-        return known
+            query = select(SearchedBy(final)).options(*final._with_options)
+            self._predicates[asked.criteria] = self._value(query)
+        return self._predicates[asked.criteria]
+
+    def _value(self, query: Select[Any]) -> Any:
+        with explained():
+            return self._execute.connection.scalar(query)
 
     def _batch(
         self, embedding: str, recall: float, asked: Sequence[Asked]
     ) -> BatchResult:
-        predicates = [self._searched(each)[1] for each in asked]
+        predicates = [self._predicate(each) for each in asked]
 
         def run() -> BatchResult:
             driver = self._execute.driver
