@@ -26,25 +26,27 @@ def extension() -> None:
 @click.option(
     "--transport",
     type=click.Choice(["plpython", "dblink", "none"]),
-    default="dblink",
-    show_default=True,
-    help="How SQL functions reach a worker.",
+    help="How SQL functions reach a worker (at first dblink); kept.",
 )
 @click.option(
     "--socket-dir",
-    default="/run/pgembed",
-    show_default=True,
-    help="Folder of workers' sockets, for plpython.",
+    help="Folder of workers' sockets, for plpython (at first /run/pgembed); kept.",
 )
-def install(pg_config: str, transport: Transport, socket_dir: str) -> None:
-    """Write control file and script into the server's folder of extensions.
+def install(
+    pg_config: str, transport: Transport | None, socket_dir: str | None
+) -> None:
+    """Write control file and scripts into the server's folder of extensions.
 
     Run it on the server's machine, as a user who may write there. Then, in a database:
-    CREATE EXTENSION pgembed CASCADE.
+    CREATE EXTENSION pgembed CASCADE, or ALTER EXTENSION pgembed UPDATE where an older
+    version is.
     """
     from pgembed.postgres import extension as files
 
     server = files.Server.described_by(pg_config)
     for path in files.write(server, transport, socket_dir):
         click.echo(f"wrote {path}")
-    click.echo("Now, in a database: CREATE EXTENSION pgembed CASCADE;")
+    click.echo(
+        "Now, in a database: CREATE EXTENSION pgembed CASCADE;\n"
+        "or, where it has an older version: ALTER EXTENSION pgembed UPDATE;"
+    )

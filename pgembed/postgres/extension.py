@@ -7,18 +7,25 @@ import re
 import subprocess
 from pathlib import Path
 
-from pgembed import __version__
 from pgembed.errors import InstallError
-from pgembed.postgres import guards, installation, script
-from pgembed.postgres.resources import Resources, Transport, quote_literal
+from pgembed.postgres import guards, script
+from pgembed.postgres.resources import (
+    Resources,
+    Transport,
+    quote_literal,
+    resolve_schemas,
+)
+from pgembed.postgres.update_script import update
 
 # From here on a script may say @extschema:vector@ and be given the schema.
 _KNOWS_SCHEMAS = 16
-_EXTENSIONS = {
+_EXTENSIONS: dict[Transport, tuple[str, ...]] = {
     "plpython": ("vector", "plpython3u"),
     "dblink": ("vector", "dblink"),
     "none": ("vector",),
 }
+
+_SCHEMAS = dict.fromkeys(("vector", "dblink"), "public")
 
 _CONTROL = """\
 comment = 'Models, kept embeddings and search for pgvector'
@@ -26,10 +33,29 @@ default_version = '{version}'
 requires = '{requires}'
 schema = pgembed
 relocatable = false
-superuser = true
+superuser = {superuser}
 """
 
-_HEAD = '\\echo Use "CREATE EXTENSION pgembed CASCADE" to load this file. \\quit'
+_HEAD = '\\echo Use "{statement}" to load this file. \\quit'
+
+# Whoever owns the schema can put functions in the way of those made here.
+_REQUIRE_OWNER = """
+DO $$
+DECLARE
+    owner text := (
+        SELECT n.nspowner::pg_catalog.regrole FROM pg_catalog.pg_namespace AS n
+        WHERE n.nspname = 'pgembed' AND n.nspowner <> current_user::pg_catalog.regrole
+    );
+BEGIN
+    IF owner IS NOT NULL THEN
+        RAISE EXCEPTION 'schema pgembed belongs to role %, and you are %',
+            owner, current_user
+            USING HINT = format('Be that role: SET ROLE %s, pg_restore --role=%s',
+                owner, owner);
+    END IF;
+END;
+$$;
+"""
 
 _REQUIRE_PUBLIC = """
 DO $$
@@ -61,6 +87,12 @@ BEGIN
             AND c.relpersistence = 'p'
             AND c.relname NOT IN
                 ('installation', 'alembic_version', 'worker', 'progress')
+            -- Not what embeddings made.
+            AND EXISTS (
+                SELECT FROM pg_catalog.pg_depend AS d
+                WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
+                    AND d.deptype = 'e'
+            )
         ORDER BY c.oid
     LOOP
         PERFORM pg_catalog.pg_extension_config_dump(relation, '');
@@ -108,48 +140,109 @@ def _ask(program: str, question: str) -> str:
 
 def write(
     server: Server,
-    transport: Transport,
-    socket_dir: str = installation.DEFAULT_SOCKET_DIR,
+    transport: Transport | None = None,
+    socket_dir: str | None = None,
+    *,
+    resources: Resources | None = None,
 ) -> list[Path]:
-    """Write control file and script into the server's folder; return their paths.
+    """Write control file and scripts into the server's folder; return their paths.
 
-    *transport* is how SQL functions will reach a worker, *socket_dir* where they look
-    for its socket. Raises InstallError when the folder cannot be written to.
+    *transport* is how SQL functions will reach a worker, None: as the control file that
+    is there has it, dblink without one. *socket_dir* is where they look for its socket,
+    None: where they did, /run/pgembed at first. Raises InstallError when the folder
+    cannot be written to.
     """
+    resources = resources or Resources.found()
+    transport = transport or _transport_of(server)
     control = _CONTROL.format(
-        version=__version__, requires=", ".join(_EXTENSIONS[transport])
+        version=resources.version,
+        requires=", ".join(_EXTENSIONS[transport]),
+        # Only a superuser creates functions in PL/Python.
+        superuser=str(transport == "plpython").lower(),
     )
+    version = resources.version
     texts = {
-        server.folder / f"pgembed--{__version__}.sql": script_for(
-            server, transport, socket_dir
-        ),
-        server.folder / "pgembed.control": control,
+        f"pgembed--{version}.sql": script_for(server, transport, socket_dir, resources),
+        **{
+            f"pgembed--{earlier}--{version}.sql": update_script_for(
+                server, transport, socket_dir, resources, since=head
+            )
+            for earlier, head in resources.earlier_releases().items()
+        },
+        # The last: it names the others.
+        "pgembed.control": control,
     }
-    for path, text in texts.items():
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InstallError(
-                f"cannot write {path}: {error.strerror}; run this as a user who may, "
-                "root as a rule"
-            ) from None
-    return list(texts)
+    return [_write(server.folder / name, text) for name, text in texts.items()]
+
+
+def _transport_of(server: Server) -> Transport:
+    """Return the transport for which the server's control file was written."""
+    try:
+        control = (server.folder / "pgembed.control").read_text(encoding="utf-8")
+    except OSError:
+        return "dblink"
+    match = re.search(r"^requires = '(.*)'$", control, re.MULTILINE)
+    required = tuple(match[1].split(", ")) if match else ()
+    return next((t for t in _EXTENSIONS if _EXTENSIONS[t] == required), "dblink")
+
+
+def _write(path: Path, text: str) -> Path:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InstallError(
+            f"cannot write {path}: {error.strerror}; run this as a user who may, "
+            "root as a rule"
+        ) from None
+    return path
 
 
 def script_for(
     server: Server,
     transport: Transport,
-    socket_dir: str = installation.DEFAULT_SOCKET_DIR,
+    socket_dir: str | None = None,
+    resources: Resources | None = None,
 ) -> str:
     """Return the SQL that CREATE EXTENSION runs."""
-    keeps = server.major >= _KNOWS_SCHEMAS
-    schemas = dict.fromkeys(("vector", "dblink"), "public")
+    resources = resources or Resources.found()
+    text = script.contents(resources, _SCHEMAS, transport, keep_placeholders=True)
+    return _script(
+        server, "CREATE EXTENSION pgembed CASCADE", text, transport, socket_dir
+    )
+
+
+def update_script_for(
+    server: Server,
+    transport: Transport,
+    socket_dir: str | None,
+    resources: Resources,
+    *,
+    since: str,
+) -> str:
+    """Return the SQL that ALTER EXTENSION UPDATE runs, at revision *since*."""
+    text = update(resources, _SCHEMAS, transport, since=since)
+    return _script(
+        server, "ALTER EXTENSION pgembed UPDATE", text, transport, socket_dir
+    )
+
+
+def _script(
+    server: Server,
+    statement: str,
+    text: str,
+    transport: Transport,
+    socket_dir: str | None,
+) -> str:
+    knows_schemas = server.major >= _KNOWS_SCHEMAS
+    settings = f"transport = '{transport}'"
+    if socket_dir is not None:
+        settings += f", socket_dir = {quote_literal(socket_dir)}"
     parts = [
-        _HEAD,
-        "" if keeps else _REQUIRE_PUBLIC,
-        script.contents(Resources.found(), schemas, transport, keep_placeholders=keeps),
-        f"UPDATE pgembed.installation SET transport = '{transport}', "  # noqa: S608
-        f"socket_dir = {quote_literal(socket_dir)};",
+        _HEAD.format(statement=statement),
+        _REQUIRE_OWNER,
+        "" if knows_schemas else _REQUIRE_PUBLIC,
+        text if knows_schemas else resolve_schemas(text, _SCHEMAS),
+        f"UPDATE pgembed.installation SET {settings};",  # noqa: S608
         _DUMPED,
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"

@@ -165,16 +165,6 @@ def create_extension(
     return None
 
 
-def refuse_extension(connection: Connection) -> None:
-    """Raise InstallError when the database has pgembed as an extension."""
-    if extension_schema(connection, "pgembed") is not None:
-        raise InstallError(
-            "this database has pgembed as an extension, which nothing else may change: "
-            "to have a schema instead, run 'pgembed uninstall' first; models and "
-            "embeddings go with it, your tables and vectors stay"
-        )
-
-
 def find_schema(connection: Connection) -> Schema | None:
     """Return what is known of schema pgembed, or None when there is none."""
     row = fetch_one(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
 from pgembed import __version__
@@ -11,6 +10,7 @@ from pgembed.errors import InstallError
 from pgembed.postgres import guards, migrate, objects, transports
 from pgembed.postgres.connection import Connection, extension_schema, fetch_one
 from pgembed.postgres.resources import Resources, Transport, digest, resolve_schemas
+from pgembed.postgres.versions import numbers
 
 TABLE = """
     CREATE TABLE IF NOT EXISTS pgembed.installation (
@@ -102,7 +102,7 @@ class Plan:
     def is_newer(self) -> bool:
         """Whether the database was installed by a later version of this code."""
         found = self.found
-        later = found is not None and _numbers(found.version) > _numbers(__version__)
+        later = found is not None and numbers(found.version) > numbers(__version__)
         return later or not self.knows_revision
 
     def refuse_newer(self) -> None:
@@ -118,10 +118,6 @@ class Plan:
     def resolve(self, text: str) -> str:
         """Fill the extensions' schemas into the SQL text of a migration."""
         return resolve_schemas(text, self.schemas)
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def plan(

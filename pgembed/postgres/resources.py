@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
+from pgembed import __version__
 from pgembed.errors import InstallError
 
 _PLACEHOLDER = re.compile(r"@extschema:([a-z_]+)@")
@@ -39,6 +41,8 @@ class Resources:
 
     sql: Path
     migrations: Path
+    version: str = __version__
+    """The version of pgembed that they make up."""
 
     @classmethod
     def found(cls) -> Self:
@@ -55,6 +59,15 @@ class Resources:
             for path in sorted(self.sql.glob("*.sql"))
             if _variant(path) in (None, transport)
         ]
+
+    def earlier_releases(self) -> dict[str, str]:
+        """Return the versions released before this one, with their newest migration.
+
+        They are written down in ``migrations/releases.json``.
+        """
+        text = (self.migrations / "releases.json").read_text(encoding="utf-8")
+        released: dict[str, str] = json.loads(text)
+        return {v: head for v, head in released.items() if v != self.version}
 
 
 def _variant(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from pgembed.postgres import (
     objects,
     transports,
     vectors,
+    versions,
 )
 from pgembed.postgres.connection import (
     Connection,
@@ -133,7 +134,7 @@ def install_in_transaction(
     Raises what install does, and psycopg's errors.
     """
     _enter(connection)
-    guards.refuse_extension(connection)
+    _refuse_extension(connection)
     guards.require_versions(connection)
     guards.require_vector(connection)
     transports.offer(connection, transport)
@@ -150,6 +151,19 @@ def install_in_transaction(
         revision=plan.head,
         previous_version=plan.found.version if plan.found else None,
         transport=plan.transport,
+    )
+
+
+def _refuse_extension(connection: Connection) -> None:
+    if extension_schema(connection, "pgembed") is None:
+        return
+    differs = versions.difference(connection)
+    if differs is not None:
+        raise InstallError(str(differs))
+    raise InstallError(
+        "this database has pgembed as an extension, which nothing else may change: "
+        "to have a schema instead, run 'pgembed uninstall' first; models and "
+        "embeddings go with it, your tables and vectors stay"
     )
 
 

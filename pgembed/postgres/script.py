@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from alembic import command
 from sqlalchemy import create_mock_engine
 
-from pgembed import __version__
 from pgembed.postgres import installation, migrate, objects, schema
 from pgembed.postgres.resources import (
     Resources,
     Transport,
     digest,
     quote_identifier,
+    quote_literal,
     resolve_schemas,
 )
+
+SEARCH_PATH = "SET LOCAL search_path = pg_catalog, pg_temp;"
 
 
 def create_extensions(schemas: Mapping[str, str]) -> str:
@@ -38,45 +40,52 @@ def contents(
 
     With *keep_placeholders* the schemas of extensions stay to be filled in.
     """
-
-    def place(text: str) -> str:
-        return text if keep_placeholders else resolve_schemas(text, schemas)
-
-    files = [
-        (path.name, path.read_text(encoding="utf-8"))
-        for path in resources.sql_files(transport)
-    ]
     parts = [
-        "SET LOCAL search_path = pg_catalog, pg_temp;",
+        SEARCH_PATH,
         installation.TABLE,
-        place(_migrations(resources)),
-        *(place(text) for _, text in files),
+        migrations(resources),
+        files(resources, transport),
         schema.REVOKE,
-        _record(
-            resources, [(name, resolve_schemas(text, schemas)) for name, text in files]
-        ),
+        "INSERT INTO pgembed.installation (version, digest, objects) "  # noqa: S608
+        f"VALUES ({record(resources, schemas, transport)});",
     ]
-    return "\n\n".join(part.strip() for part in parts)
+    whole = "\n\n".join(part.strip() for part in parts)
+    return whole if keep_placeholders else resolve_schemas(whole, schemas)
 
 
-def _migrations(resources: Resources) -> str:
-    """Return the SQL of pgembed's own migrations, as Alembic writes it offline."""
+def files(resources: Resources, transport: Transport) -> str:
+    """Return the texts of the SQL files, one after the other."""
+    paths = resources.sql_files(transport)
+    return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in paths)
+
+
+def migrations(resources: Resources, since: str | None = None) -> str:
+    """Return the SQL of pgembed's own migrations, as Alembic writes it offline.
+
+    *since* is the revision before the first of them.
+    """
     config = migrate.alembic_config(resources.migrations)
     config.output_buffer = buffer = io.StringIO()
     config.attributes.update(
         connection=create_mock_engine("postgresql://", lambda *_: None),
         resolve_schemas=lambda text: text,
     )
-    command.upgrade(config, "head", sql=True)
+    command.upgrade(config, f"{since}:head" if since else "head", sql=True)
     lines = buffer.getvalue().splitlines()
     return "\n".join(line for line in lines if line not in ("BEGIN;", "COMMIT;"))
 
 
-def _record(resources: Resources, files: list[tuple[str, str]]) -> str:
-    head = migrate.head(resources.migrations)
-    hashed = digest([("head", head), *files])
+def record(
+    resources: Resources, schemas: Mapping[str, str], transport: Transport
+) -> str:
+    """Return the SQL for version, digest and objects of table installation."""
+    texts = [
+        (path.name, resolve_schemas(path.read_text(encoding="utf-8"), schemas))
+        for path in resources.sql_files(transport)
+    ]
+    hashed = digest([("head", migrate.head(resources.migrations)), *texts])
     return (
-        "INSERT INTO pgembed.installation (version, digest, objects) "  # noqa: S608
-        f"VALUES ('{__version__}', '{hashed}', ARRAY(SELECT o.identity FROM "
-        f"({objects._OBJECTS}) AS o (kind, identity, oid, stamp) ORDER BY 1));"
+        f"{quote_literal(resources.version)}, '{hashed}', "  # noqa: S608
+        "ARRAY(SELECT o.identity FROM "
+        f"({objects._OBJECTS}) AS o (kind, identity, oid, stamp) ORDER BY 1)"
     )

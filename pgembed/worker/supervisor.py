@@ -14,6 +14,7 @@ from types import FrameType
 
 from pgembed.errors import WorkerError
 from pgembed.postgres.connection import backoff, connect, fetch_one
+from pgembed.postgres.versions import difference
 from pgembed.settings import Settings
 from pgembed.worker import child, exposition
 from pgembed.worker.exposition import Process
@@ -58,16 +59,22 @@ def run_supervisor(settings: Settings) -> None:
 
 
 def check(settings: Settings) -> None:
-    """Raise ConnectError or WorkerError unless a worker can start."""
+    """Raise ConnectError or WorkerError unless a worker can start.
+
+    It starts on the schema of another version, too, and says so in the log.
+    """
     with connect(settings.dsn, purpose="check") as connection:
         row = fetch_one(
             connection, "SELECT pg_catalog.to_regprocedure('pgembed._work()')"
         )
+        differs = difference(connection)
     if row[0] is None:
         raise WorkerError(
             "the database has no pgembed, or this role may not use it: "
             "run 'pgembed install' with the same DSN"
         )
+    if differs is not None:
+        _log.warning("%s", differs)
 
 
 @dataclasses.dataclass
