@@ -14,7 +14,8 @@ from pgembed.postgres import extension, vectors
 from pgembed.postgres.connection import connect
 from tests.harness.models import register_model
 from tests.harness.server import Databases
-from tests.harness.sql_worker import SqlWorker
+from tests.harness.sql_worker import SqlWorker, value
+from tests.integration.worker.running import wait_until
 
 Connection = psycopg.Connection[Any]
 
@@ -117,33 +118,36 @@ class Files:
         program.chmod(0o755)
         return str(program)
 
-    def find_in(self, connection: Connection) -> None:
-        """Let a session find them at once."""
-        if self.is_private:
-            path = f"SET extension_control_path = '{self.share}:$system'"
-            connection.execute(path.encode())
-
 
 def extension_files(server: Databases) -> Iterator[Files]:
     """Yield an empty folder where the server finds extensions; it is emptied again."""
     files = Files(server)
     if not files.is_usable:
         pytest.skip(f"{files.share} cannot be written to, or holds pgembed already")
-    path = f"'{files.share}:$system'" if files.is_private else None
-    with connect(server.dsn()) as connection:
-        if path:
-            connection.execute(
-                f"ALTER SYSTEM SET extension_control_path = {path}".encode()
-            )
-            connection.execute("SELECT pg_reload_conf()")
+    if files.is_private:
+        _set_path(server, f"{files.share}:$system")
     try:
         yield files
     finally:
         files.clear()
-        with connect(server.dsn()) as connection:
-            if path:
-                connection.execute("ALTER SYSTEM RESET extension_control_path")
-                connection.execute("SELECT pg_reload_conf()")
+        if files.is_private:
+            _set_path(server, "$system")
+
+
+def _set_path(server: Databases, path: str) -> None:
+    """Let all new sessions look for extensions there."""
+    with connect(server.dsn()) as connection:
+        connection.execute(
+            f"ALTER SYSTEM SET extension_control_path = '{path}'".encode()
+        )
+        connection.execute("SELECT pg_reload_conf()")
+    # The server reads it when it gets to it.
+    wait_until(lambda: _path_of_new_sessions(server) == path)
+
+
+def _path_of_new_sessions(server: Databases) -> object:
+    with connect(server.dsn()) as connection:
+        return value(connection, "SHOW extension_control_path")
 
 
 def declare_docs(connection: Connection) -> SqlWorker:

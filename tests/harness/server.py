@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,6 +94,17 @@ class Databases:
     def _execute(self, statement: str, *names: str) -> None:
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
             connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+def run_program(server: Databases, program: str, *arguments: str) -> None:
+    """Run one of the server's programs; what it says is in the error when it fails."""
+    done = subprocess.run(
+        [server.programs / program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @contextlib.contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from pgembed.postgres.connection import connect
+from pgembed.postgres.schema import install
+from tests.harness.extension import declare_docs
+from tests.harness.roles import ordinary_role
 from tests.harness.server import Databases
+from tests.harness.server import run_program as run
 from tests.harness.sql_worker import (
     Connection,
     SqlWorker,
@@ -20,16 +23,6 @@ from tests.harness.sql_worker import (
 from tests.integration.embeddings.support import declare
 
 NAMES = ("docs_body", "cut", "parts_body")
-
-
-def run(server: Databases, program: str, *arguments: str) -> None:
-    """Run one of the server's programs."""
-    subprocess.run(
-        [server.programs / program, *arguments],
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
 
 
 @pytest.fixture
@@ -106,3 +99,38 @@ def test_data_only(
             for name in NAMES:
                 rows(connection, "SELECT pgembed.reconcile(%s)", name)
             goes_on(connection)
+
+
+@pytest.mark.parametrize("by_parts", [False, True], ids=["whole", "data alone"])
+def test_by_an_owner_who_is_no_superuser(
+    server: Databases, empty_dsn: str, tmp_path: Path, by_parts: bool
+) -> None:
+    parts = ["--schema-only", "--data-only"] if by_parts else ["--format=custom"]
+    with (
+        ordinary_role(empty_dsn) as dsn,
+        connect(empty_dsn) as superuser,
+        server.database("template0") as copy,
+        connect(server.dsn(copy)) as other,
+    ):
+        for each in (superuser, other):
+            each.execute("CREATE EXTENSION vector; CREATE EXTENSION dblink")
+            each.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+        with connect(dsn) as owner:
+            install(owner)
+            declare_docs(owner).drain()
+            owner.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
+            user = owner.info.user
+        other.execute(f"GRANT CREATE ON DATABASE {copy} TO {user}".encode())
+        target = server.dsn(copy, user=user)
+        for part in parts:
+            path = str(tmp_path / f"dump{part}")
+            run(server, "pg_dump", "-Fc", part, f"--file={path}", dsn)
+            # Comments on vector and dblink are their owner's.
+            run(server, "pg_restore", "-e", "--no-comments", f"--dbname={target}", path)
+        with connect(target) as restored:
+            if by_parts:
+                rows(restored, "SELECT pgembed.reconcile('docs_body')")
+            restored.execute("INSERT INTO docs VALUES (6, 'new')")
+            SqlWorker(restored).drain()
+            assert_converged(restored, "docs_body")
+        other.execute(f"DROP OWNED BY {user} CASCADE".encode())

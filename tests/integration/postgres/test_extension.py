@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,14 @@ from psycopg import errors
 from pgembed.cli.main import pgembed
 from pgembed.errors import InstallError
 from pgembed.postgres import extension
+from pgembed.postgres.resources import Transport
 from pgembed.postgres.schema import install, uninstall, verify
 from tests.conftest import Connect
 from tests.harness.extension import Files, catalog, declare_docs, extension_files
+from tests.harness.roles import ordinary_role
 from tests.harness.server import Databases
-from tests.harness.sql_worker import SqlWorker, assert_converged
+from tests.harness.server import run_program as run
+from tests.harness.sql_worker import SqlWorker, assert_converged, value
 
 Connection = psycopg.Connection[Any]
 
@@ -40,21 +42,34 @@ def files(server: Databases, tmp_path: Path) -> Iterator[Files]:
 def extended(files: Files, empty_dsn: str, connect: Connect) -> Connection:
     """Return a connection to a database with the extension."""
     connection = connect(empty_dsn)
-    files.find_in(connection)
     connection.execute("CREATE EXTENSION pgembed CASCADE")
     return connection
 
 
+@pytest.mark.parametrize("transport", ["dblink", "plpython", "none"])
 def test_the_catalog_is_that_of_install(
-    extended: Connection, server: Databases, connect: Connect
+    files: Files,
+    server: Databases,
+    empty_dsn: str,
+    connect: Connect,
+    transport: Transport,
 ) -> None:
+    extended = connect(empty_dsn)
+    if transport == "plpython" and not value(
+        extended,
+        "SELECT count(*) FROM pg_available_extensions WHERE name = 'plpython3u'",
+    ):
+        pytest.skip("this server has no PL/Python")
+    extension.write(files.server, transport)
+    extended.execute("CREATE EXTENSION pgembed CASCADE")
     with server.database() as name:
         installed = connect(server.dsn(name))
-        install(installed)
+        install(installed, transport=transport)
         wanted = catalog(installed)
         installed.close()
     assert len(wanted) > 300
     assert catalog(extended) == wanted
+    assert value(extended, "SELECT transport FROM pgembed.installation") == transport
 
 
 def test_the_doctor_is_content_and_install_refuses(extended: Connection) -> None:
@@ -70,7 +85,6 @@ def test_an_extension_elsewhere_is_found(
     if files.major < 16:
         pytest.skip("a script cannot ask where another extension is")
     connection = connect(empty_dsn)
-    files.find_in(connection)
     connection.execute(
         "CREATE SCHEMA types; CREATE EXTENSION vector SCHEMA types;"
         "CREATE EXTENSION pgembed CASCADE"
@@ -87,8 +101,19 @@ def test_it_is_not_dropped_from_under_its_triggers(extended: Connection) -> None
     assert_converged(extended, "docs_body")
     with pytest.raises(errors.DependentObjectsStillExist, match="docs"):
         extended.execute("DROP EXTENSION pgembed")
+    before = extended.execute("SELECT id, body, body_embedding FROM docs").fetchall()
     extended.execute("DROP EXTENSION pgembed CASCADE")
+    after = extended.execute("SELECT id, body, body_embedding FROM docs").fetchall()
+    assert [[str(v) for v in row] for row in after] == [
+        [str(v) for v in row] for row in before
+    ]
+    assert all(row[2] is not None for row in after)
     extended.execute("INSERT INTO docs VALUES (6, 'nobody listens')")
+
+
+def test_its_schema_cannot_be_changed(extended: Connection) -> None:
+    with pytest.raises(errors.FeatureNotSupported, match="does not support SET SCHEMA"):
+        extended.execute("ALTER EXTENSION pgembed SET SCHEMA public")
 
 
 def test_uninstall_leaves_nothing_but_the_tables(extended: Connection) -> None:
@@ -108,14 +133,10 @@ def test_a_dump_brings_it_all_back(
     worker.drain()
     extended.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
     path = str(tmp_path / "dump")
-    dump, restore = (str(server.programs / p) for p in ("pg_dump", "pg_restore"))
     source = server.dsn(extended.info.dbname)
     with server.database("template0") as copy:
-        for command in (
-            [dump, "-Fc", f"--file={path}", source],
-            [restore, "-e", f"--dbname={server.dsn(copy)}", path],
-        ):
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
+        run(server, "pg_dump", "-Fc", f"--file={path}", source)
+        run(server, "pg_restore", "-e", f"--dbname={server.dsn(copy)}", path)
         restored = connect(server.dsn(copy))
         restored.execute("INSERT INTO docs VALUES (6, 'new')")
         SqlWorker(restored).drain()
@@ -125,6 +146,102 @@ def test_a_dump_brings_it_all_back(
             "target_column => 'second')"
         )
         restored.execute(other.encode())
+        restored.close()
+
+
+@pytest.fixture
+def owned(
+    files: Files, server: Databases, empty_dsn: str, connect: Connect
+) -> Iterator[Connection]:
+    """Return a connection of an ordinary role that created the extension itself."""
+    with ordinary_role(empty_dsn) as dsn:
+        superuser = connect(empty_dsn)
+        superuser.execute("CREATE EXTENSION vector; CREATE EXTENSION dblink")
+        superuser.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+        owner = connect(dsn)
+        owner.execute("CREATE EXTENSION pgembed")
+        yield owner
+        owner.execute("DROP EXTENSION pgembed CASCADE")
+
+
+def test_an_ordinary_role_creates_it(owned: Connection) -> None:
+    definers = owned.execute(
+        "SELECT DISTINCT proowner = current_user::regrole FROM pg_proc "
+        "WHERE pronamespace = 'pgembed'::regnamespace"
+    ).fetchall()
+    assert definers == [(True,)]
+    declare_docs(owned).drain()
+    assert_converged(owned, "docs_body")
+
+
+@pytest.mark.parametrize("by_parts", [False, True], ids=["whole", "data alone"])
+def test_an_ordinary_role_dumps_and_restores_it(
+    owned: Connection,
+    server: Databases,
+    connect: Connect,
+    tmp_path: Path,
+    by_parts: bool,
+) -> None:
+    declare_docs(owned).drain()
+    owned.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
+    user = owned.info.user
+    source = server.dsn(owned.info.dbname, user=user)
+    parts = ["--schema-only", "--data-only"] if by_parts else ["--format=custom"]
+    with server.database("template0") as copy:
+        superuser = connect(server.dsn(copy))
+        superuser.execute("CREATE EXTENSION vector; CREATE EXTENSION dblink")
+        superuser.execute(f'GRANT CREATE ON DATABASE {copy} TO "{user}"'.encode())
+        superuser.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+        for part in parts:
+            path = str(tmp_path / f"dump{part}")
+            run(server, "pg_dump", "-Fc", part, f"--file={path}", source)
+            # Comments on vector and dblink are their owner's.
+            restored_by = f"--dbname={server.dsn(copy, user=user)}"
+            run(server, "pg_restore", "-e", "--no-comments", restored_by, path)
+        restored = connect(server.dsn(copy, user=user))
+        if by_parts:
+            restored.execute("SELECT pgembed.reconcile('docs_body')")
+        restored.execute("INSERT INTO docs VALUES (6, 'new')")
+        SqlWorker(restored).drain()
+        assert_converged(restored, "docs_body")
+        restored.close()
+        superuser.execute(f'DROP OWNED BY "{user}" CASCADE'.encode())
+        superuser.close()
+
+
+def test_a_schema_of_somebody_else_is_refused(
+    files: Files, empty_dsn: str, connect: Connect
+) -> None:
+    with ordinary_role(empty_dsn) as dsn:
+        connect(dsn).execute("CREATE SCHEMA pgembed")
+        connection = connect(empty_dsn)
+        with pytest.raises(errors.RaiseException, match="belongs to role test_role"):
+            connection.execute("CREATE EXTENSION pgembed CASCADE")
+
+
+@pytest.mark.parametrize("fires", [False, True], ids=["disabled", "fired"])
+def test_data_alone_is_restored_and_reconciled(
+    extended: Connection,
+    server: Databases,
+    connect: Connect,
+    tmp_path: Path,
+    fires: bool,
+) -> None:
+    declare_docs(extended).drain()
+    extended.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
+    source = server.dsn(extended.info.dbname)
+    with server.database("template0") as copy:
+        target = f"--dbname={server.dsn(copy)}"
+        for part in ("--schema-only", "--data-only"):
+            path = str(tmp_path / f"dump{part}")
+            run(server, "pg_dump", "-Fc", part, f"--file={path}", source)
+            options = [] if fires or part == "--schema-only" else ["--disable-triggers"]
+            run(server, "pg_restore", "-e", *options, target, path)
+        restored = connect(server.dsn(copy))
+        restored.execute("SELECT pgembed.reconcile('docs_body')")
+        restored.execute("INSERT INTO docs VALUES (6, 'new')")
+        SqlWorker(restored).drain()
+        assert_converged(restored, "docs_body")
         restored.close()
 
 

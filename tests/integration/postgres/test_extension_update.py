@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from pgembed.postgres.schema import install, verify
 from pgembed.worker import supervisor
 from tests.conftest import Connect
 from tests.harness.extension import Files, catalog, declare_docs, extension_files
-from tests.harness.server import Databases
+from tests.harness.server import Databases, run_program
 from tests.harness.sql_worker import SqlWorker, assert_converged, value
 from tests.integration.worker.running import (
     add_good,
@@ -111,7 +110,6 @@ def files(server: Databases) -> Iterator[Files]:
 def db(files: Files, old: Resources, empty_dsn: str, connect: Connect) -> Connection:
     """Return a connection to a database with the old version."""
     connection = connect(empty_dsn)
-    files.find_in(connection)
     create(connection, files, old)
     return connection
 
@@ -148,7 +146,6 @@ def fresh(server: Databases, connect: Connect, files: Files, new: Resources) -> 
     """Return catalog and members after CREATE EXTENSION of the new version."""
     with server.database() as name:
         connection = connect(server.dsn(name))
-        files.find_in(connection)
         create(connection, files, new)
         found = catalog(connection), members(connection)
         connection.close()
@@ -173,7 +170,6 @@ def test_the_catalog_is_that_of_a_fresh_install(
 ) -> None:
     (old.sql / "99_test.sql").write_text(OLD + extra)
     connection = connect(empty_dsn)
-    files.find_in(connection)
     create(connection, files, old)
     assert version(connection) == OLD_VERSION
     assert value(connection, "SELECT to_regclass('pgembed.batch')") is None
@@ -223,13 +219,11 @@ def test_a_dump_after_the_update_brings_it_all_back(
         )
         update(db, files, new)
         path = str(tmp_path / "dump")
-        dump, restore = (str(server.programs / p) for p in ("pg_dump", "pg_restore"))
+        source = server.dsn(db.info.dbname)
         with server.database("template0") as name:
-            for command in (
-                [dump, "-Fc", f"--file={path}", server.dsn(db.info.dbname)],
-                [restore, "-e", f"--dbname={server.dsn(name)}", path],
-            ):
-                subprocess.run(command, check=True, capture_output=True, timeout=60)
+            run_program(server, "pg_dump", "-Fc", f"--file={path}", source)
+            target = f"--dbname={server.dsn(name)}"
+            run_program(server, "pg_restore", "-e", target, path)
             restored = connect(server.dsn(name))
             restored.execute("INSERT INTO docs VALUES (6, 'new')")
             SqlWorker(restored).drain()
@@ -247,7 +241,6 @@ def test_grants_that_are_lost_are_told(
 ) -> None:
     (old.sql / "99_test.sql").write_text(OLD + OLD_RETYPED)
     connection = connect(empty_dsn)
-    files.find_in(connection)
     create(connection, files, old)
     notices: list[str] = []
     connection.add_notice_handler(lambda n: notices.append(f"{n.message_detail}"))
