@@ -23,6 +23,7 @@ if "line" not in SD:
     GREETING, VECTORS, ERROR = 0, 16, 17
     KINDS = {"document": 1, "query": 2, "add_model": 3}
     LONGEST = 1 << 30
+    LATE = 2.0  # seconds for a greeting, where another worker may be quicker
     PLACE = """
         SELECT i.socket_dir AS directory, s.system_identifier || '-' || d.oid || '-' AS prefix
         FROM pgembed.installation AS i, pg_catalog.pg_control_system() AS s,
@@ -35,6 +36,7 @@ if "line" not in SD:
 
         def __init__(self):
             self.socket = None
+            self.greeted = False
             self.under_way = False
             self.number = 0
             self.format = {}
@@ -76,7 +78,7 @@ if "line" not in SD:
                 time.sleep(min(remaining, 0.01))
 
         def go_on(self, end):
-            if self.socket is None:
+            if not self.greeted:
                 self.dial(end)
             while self.sent < len(self.request):
                 self.limit(end)
@@ -98,6 +100,11 @@ if "line" not in SD:
                 return str(error)
 
         def dial(self, end):
+            """Connect to a worker that greets; a busy one does so after a while."""
+            if self.socket is not None:
+                if not self.alone and time.monotonic() > self.dialled + LATE:
+                    raise OSError("a worker did not greet within %g s" % LATE)
+                return self.greet(end)
             place = plpy.execute(PLACE)[0]
             directory = place["directory"]
             status = os.stat(directory)
@@ -106,6 +113,7 @@ if "line" not in SD:
             names = [n for n in os.listdir(directory) if n.startswith(place["prefix"])]
             random.shuffle(names)
             self.trouble = "there is no worker's socket in %s" % directory
+            self.alone = len(names) == 1
             for name in names:
                 self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 try:
@@ -113,15 +121,20 @@ if "line" not in SD:
                     self.socket.connect(os.path.join(directory, name))
                     self.require_trusted(status)
                     self.received = bytearray()
-                    if self.receive(end)[0] == GREETING:
-                        return
+                    self.dialled = time.monotonic()
+                    return self.greet(end)
                 except socket.timeout:
-                    self.hang_up()
                     raise
                 except OSError as error:
                     self.trouble = "%s: %s" % (name, error)
                 self.hang_up()
             raise OSError(self.trouble)
+
+        def greet(self, end):
+            kind = self.receive(end)[0]
+            if kind != GREETING:
+                raise OSError("a worker sent frame %d before its greeting" % kind)
+            self.greeted = True
 
         def require_trusted(self, directory):
             raw = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -164,7 +177,7 @@ if "line" not in SD:
         def hang_up(self):
             if self.socket is not None:
                 self.socket.close()
-            self.socket, self.sent = None, 0
+            self.socket, self.greeted, self.sent = None, False, 0
 
     SD["line"] = Line()
 

@@ -142,12 +142,19 @@ class SocketCalls:
                 self._poll.register(other, select.EPOLLIN)
 
     def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError as error:  # it left again, or no file is left to open
-            self._drop_idlest()
-            _log.warning("a connection could not be accepted: %s", error)
-            return
+        """Let everybody in who waits: not one after each batch of calls."""
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # it left again, or no file is left to open
+                self._drop_idlest()
+                _log.warning("a connection could not be accepted: %s", error)
+                return
+            self._welcome(connection)
+
+    def _welcome(self, connection: socket.socket) -> None:
         if not self._place.admits(peer := Peer.of(connection)):
             _log.warning("user %d may not ask for vectors", peer.user)
             connection.close()

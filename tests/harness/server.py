@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -119,11 +119,13 @@ def running_server() -> Iterator[Databases]:
 
 
 @contextlib.contextmanager
-def running_debian_server() -> Iterator[Databases]:
+def running_debian_server(
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Databases]:
     """Start Debian's server, which has PL/Python, likewise."""
     with (
         _folder("pgembed-debian", lambda f: DebianServer(f, {}).stop()) as folder,
-        DebianServer(folder, _SETTINGS) as server,
+        DebianServer(folder, {**_SETTINGS, **(settings or {})}) as server,
     ):
         yield Databases(server, folder, server.programs)
 

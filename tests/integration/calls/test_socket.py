@@ -168,6 +168,36 @@ def test_bad_answers_are_no_answers(
 
 
 @pytest.mark.usefixtures("model")
+def test_a_busy_worker_may_greet_late(connection: Connection) -> None:
+    connection.execute("SET pgembed.call_timeout = '60s'")
+    left: list[bytes] = []
+
+    def talk(caller: socket.socket) -> None:
+        # Many times as long as the backend waits before it looks for a cancel.
+        caller.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            left.append(caller.recv(1))
+        caller.settimeout(60)
+        zero = np.zeros((1, 8), np.float32)
+        caller.sendall(frames.encode_answer(greet(caller).number, zero))
+
+    with listening(connection, talk):
+        assert embed(connection) is not None
+    assert left == []
+
+
+def test_a_worker_that_never_greets_is_left_for_another(
+    dsn: str, connection: Connection, model: Model
+) -> None:
+    connection.execute("SET pgembed.call_timeout = '60s'")
+    wanted = model.embed(["a cat"])[0]
+    silent, path = place_of(connection).listen()
+    with silent, answering(dsn):
+        np.testing.assert_allclose(embed(connection), wanted, atol=1e-6)
+        path.unlink()
+
+
+@pytest.mark.usefixtures("model")
 def test_what_is_no_number_is_refused(connection: Connection) -> None:
     vector = np.full((1, 8), np.nan, np.float32)
     talk = answer(lambda frame: frames.encode_answer(frame.number, vector))

@@ -248,6 +248,14 @@ def test_a_caller_that_leaves_is_not_answered(bench: Bench) -> None:
     assert_serves(bench)
 
 
+def test_all_who_wait_are_greeted_at_once(bench: Bench) -> None:
+    with contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(bench.caller()) for _ in range(20)]
+        bench.step()
+        greetings = [frame.kind for each in callers for frame in each.receive()]
+        assert greetings == [frames.GREETING] * 20
+
+
 def test_too_many_callers_make_room(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
