@@ -48,6 +48,8 @@ class _Caller:
     """The call under way."""
     moved: float = dataclasses.field(default_factory=time.monotonic)
     """When bytes came or went last."""
+    held: int = 0
+    """Bytes of its unfinished request, as they are counted in the sum of all."""
 
     @property
     def is_idle(self) -> bool:
@@ -89,6 +91,7 @@ class SocketCalls:
         """Whether the file descriptor given to take() could be read."""
         self._listener, self.path = place.listen()
         self._callers: dict[int, _Caller] = {}
+        self._held = 0
         self._added: queue.SimpleQueue[tuple[_Reply, str | None]] = queue.SimpleQueue()
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll = select.epoll()
@@ -195,14 +198,24 @@ class SocketCalls:
         if not len(caller.reader):
             caller.moved = time.monotonic()
         calls = []
-        for frame in caller.reader.feed(data):
-            if caller.number is not None:
-                raise FrameError("a second call while one is under way")
-            caller.number = frame.number
-            calls += self._begin(_Reply(caller, frame.number), decode_request(frame))
-        if sum(len(each.reader) for each in self._callers.values()) > _MAX_HELD:
+        try:
+            for frame in caller.reader.feed(data):
+                if caller.number is not None:
+                    raise FrameError("a second call while one is under way")
+                caller.number = frame.number
+                reply = _Reply(caller, frame.number)
+                calls += self._begin(reply, decode_request(frame))
+        finally:
+            self._count(caller)
+        if self._held > _MAX_HELD:
             raise FrameError("too many bytes of requests are held already")
         return calls
+
+    def _count(self, caller: _Caller) -> None:
+        is_there = self._callers.get(caller.socket.fileno()) is caller
+        held = len(caller.reader) if is_there else 0
+        self._held += held - caller.held
+        caller.held = held
 
     def _begin(self, reply: _Reply, request: Request) -> list[Call]:
         if request.kind == "add_model":
@@ -259,6 +272,7 @@ class SocketCalls:
         caller.number = None
         caller.outgoing = b""
         self._callers.pop(caller.socket.fileno(), None)
+        self._count(caller)
         caller.socket.close()
 
     def _drop_idlest(self) -> None:

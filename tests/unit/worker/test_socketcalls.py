@@ -277,6 +277,11 @@ def test_too_much_held_is_refused(
         greedy.send(request("x" * 300_000)[:-1])
         greedy.wait_for_the_end()
     assert_serves(bench)
+    # What it held counts no more; nor what was answered.
+    for _ in range(3):
+        with bench.caller() as modest:
+            modest.send(request("x" * 90_000))
+            assert modest.frame().kind == frames.VECTORS
 
 
 def test_the_folder_is_for_its_group_alone(tmp_path: Path) -> None:
