@@ -22,6 +22,7 @@ from pgembed.postgres.schema import install, verify
 from pgembed.worker import supervisor
 from tests.conftest import Connect
 from tests.harness.extension import Files, catalog, declare_docs, extension_files
+from tests.harness.roles import ordinary_role
 from tests.harness.server import Databases, run_program
 from tests.harness.sql_worker import SqlWorker, assert_converged, value
 from tests.integration.worker.running import (
@@ -234,6 +235,25 @@ def test_a_dump_after_the_update_brings_it_all_back(
     finally:
         db.execute("DROP OWNED BY reader_of_dumps")
         db.execute("DROP ROLE reader_of_dumps")
+
+
+def test_an_owner_who_is_no_superuser_updates_it(
+    files: Files, old: Resources, new: Resources, empty_dsn: str, connect: Connect
+) -> None:
+    with ordinary_role(empty_dsn) as dsn:
+        superuser = connect(empty_dsn)
+        superuser.execute("CREATE EXTENSION vector; CREATE EXTENSION dblink")
+        superuser.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+        owner = connect(dsn)
+        create(owner, files, old)
+        worker = declare_docs(owner)
+        update(owner, files, new)
+        assert version(owner) == pgembed.__version__
+        worker.drain()
+        assert_converged(owner, "docs_body")
+        # Its functions are made anew by reconcile, which an update may not do.
+        owner.execute("SELECT pgembed.reconcile('docs_body')")
+        assert_converged(owner, "docs_body")
 
 
 def test_grants_that_are_lost_are_told(
