@@ -28,6 +28,7 @@ from tests.harness.retrieval import cranfield
 from tests.harness.server import Databases, running_debian_server
 
 _PARTS = ("latency", "batches", "memory", "crowd")
+_MODELS = ("tiny", "minilm")
 _BATCH = 1000
 _WORDS = 12  # of a short text
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--backends", type=int, default=100, help="of the crowd")
     parser.add_argument("--seconds", type=int, default=15, help="of the crowd")
     parser.add_argument("--transport", choices=TRANSPORTS, action="append")
+    parser.add_argument("--model", choices=_MODELS, action="append")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(_PARTS):
         parser.error(f"there is no part {', '.join(unknown)}")
@@ -51,10 +53,15 @@ def main() -> None:
         # Over dblink every caller has two sessions.
         running_debian_server({"max_connections": "300"}) as server,
     ):
-        tiny = sources.resolve(str(tiny_models.good_model(Path(folder) / "tiny")))
-        for name, candidate in (("tiny", tiny), ("minilm", minilm_candidate())):
+        for name in arguments.model or _MODELS:
             print(name)
-            measure(server, candidate, arguments)
+            measure(server, _candidate(name, Path(folder)), arguments)
+
+
+def _candidate(name: str, folder: Path) -> Candidate:
+    if name == "minilm":
+        return minilm_candidate()
+    return sources.resolve(str(tiny_models.good_model(folder / "tiny")))
 
 
 def measure(
