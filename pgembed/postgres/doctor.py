@@ -11,6 +11,7 @@ from pgembed.postgres import (
     guards,
     installation,
     server_checks,
+    versions,
 )
 from pgembed.postgres.connection import (
     Connection,
@@ -37,7 +38,7 @@ def verify(
         plan = installation.plan(connection, resources or Resources.found())
     except InstallError as failure:
         return [*findings, error("transport", str(failure), "run 'pgembed install'")]
-    findings += _schema(connection, plan)
+    findings += _version(connection) or _schema(connection, plan)
     if plan.found is not None:
         findings += _privileges(connection)
         findings += server_checks.check_roles(connection)
@@ -106,6 +107,15 @@ def _access(connection: Connection) -> Iterator[Finding]:
             f"it belongs to role {owner}, and role {user} may not look into all of it",
             f"connect as {owner}",
         )
+
+
+def _version(connection: Connection) -> list[Finding]:
+    """Return what to run when the schema is of another version than this code."""
+    differs = versions.difference(connection)
+    if differs is None:
+        return []
+    level = error if differs.is_newer else warning
+    return [level("schema", differs.message, differs.remedy)]
 
 
 def _schema(connection: Connection, plan: installation.Plan) -> Iterator[Finding]:

@@ -17,6 +17,8 @@ class Difference:
     """Which versions they are."""
     remedy: str
     """What to run."""
+    is_newer: bool
+    """Whether the schema is the newer one."""
 
     def __str__(self) -> str:
         return f"{self.message}: {self.remedy}"
@@ -40,6 +42,7 @@ def difference(connection: Connection) -> Difference | None:
     return Difference(
         f"the database has {what} {found}, and this is pgembed {__version__}",
         _remedy(connection, found, is_extension=extension is not None),
+        is_newer=numbers(found) > numbers(__version__),
     )
 
 

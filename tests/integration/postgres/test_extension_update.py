@@ -292,6 +292,8 @@ def test_what_is_said_until_the_update(
     extension.write(files.server, resources=new)
     with pytest.raises(InstallError, match=f"{here}: {update_it}"):
         install(db)
+    [finding] = [f for f in verify(db) if f.subject == "schema"]
+    assert (finding.level, finding.remedy) == ("warning", update_it)
     supervisor.check(settings_for(empty_dsn))
     assert f"{here}: {update_it}" in caplog.text
     db.execute("ALTER EXTENSION pgembed UPDATE")
