@@ -351,8 +351,11 @@ BEGIN
         vectors := pgembed._call('document', model, texts,
             pgembed._call_timeout('call_timeout', '5s'));
     END IF;
+    IF cardinality(vectors) = cardinality(contents) THEN
+        RETURN vectors::@extschema:vector@.vector[];
+    END IF;
     RETURN coalesce((
-        SELECT array_agg(vectors[t.slot]::@extschema:vector@.vector ORDER BY t.ordinal)
+        SELECT array_agg(v.vector::@extschema:vector@.vector ORDER BY t.ordinal)
         FROM (
             SELECT
                 c.ordinal,
@@ -361,6 +364,7 @@ BEGIN
                 END AS slot
             FROM unnest(contents) WITH ORDINALITY AS c (content, ordinal)
         ) AS t
+        LEFT JOIN unnest(vectors) WITH ORDINALITY AS v (vector, slot) ON v.slot = t.slot
     ), '{}');
 END;
 $$;

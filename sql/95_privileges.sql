@@ -42,7 +42,7 @@ BEGIN
         '_search_distances _search_embedding _search_report _search_rows _search_statement '
         '_search_strategy _sentinels _setting _source_relation _table_size _template_expression '
         '_trigrams_statement _type_name _usable_index _value _value_text _vector_indexes '
-        '_words_document _words_statement') AS r;
+        '_words_document _words_statement max_sim') AS r;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._search_routines() IS
