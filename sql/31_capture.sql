@@ -7,6 +7,19 @@
 -- (a deferrable key, triggers that write the same table) and the backfill can give a row two;
 -- the triggers then keep as many jobs as there are rows, and write-back merges what is too much.
 
+CREATE OR REPLACE FUNCTION pgembed._is_watched()
+RETURNS boolean
+LANGUAGE sql VOLATILE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pgembed.worker AS w WHERE w.watching_until > clock_timestamp()
+    );
+$$;
+COMMENT ON FUNCTION pgembed._is_watched() IS
+'Whether a worker looks at the queue again and again: then none has to be woken.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._wake()
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -17,13 +30,13 @@ BEGIN
     IF current_setting('max_prepared_transactions') = '0' AND EXISTS (
         SELECT FROM pgembed.worker AS w
         WHERE w.idle AND w.seen_at > now() - interval '1 minute'
-    ) THEN
+    ) AND NOT pgembed._is_watched() THEN
         PERFORM pg_notify('pgembed_work', '');
     END IF;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._wake() IS
-'Notify the workers that wait. Busy workers look for more by themselves: under load nothing is sent, because NOTIFY serialises commits.';
+'Notify the workers that wait, unless one looks for more by itself: under load nothing is sent, because NOTIFY serialises commits.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._wake_trigger()
@@ -179,7 +192,9 @@ BEGIN
         END IF;
     END IF;
     %7$s
-    IF EXISTS (SELECT FROM pgembed.worker AS w WHERE w.idle) THEN
+    IF EXISTS (SELECT FROM pgembed.worker AS w WHERE w.idle) AND NOT EXISTS (
+        SELECT FROM pgembed.worker AS w WHERE w.watching_until > clock_timestamp()
+    ) THEN
         PERFORM pgembed._wake();
     END IF;
     RETURN NULL;

@@ -79,17 +79,43 @@ COMMENT ON FUNCTION pgembed._fits(pgembed.embedding) IS
 'Whether an embedding still fits its table, which the caller has locked; blocks it when it does not.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._commit_lazily()
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Only for the transaction: a session may be a pooler's.
+    PERFORM set_config('synchronous_commit', 'off', true);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._commit_lazily() IS
+'Let this transaction end without waiting for the disk: users wait for the rows that workers lock. What a crash of the server takes back is done again, since it takes vector and job end together.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._new_lease()
+RETURNS bigint
+LANGUAGE sql VOLATILE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT hashtextextended(gen_random_uuid()::text, 0);
+$$;
+COMMENT ON FUNCTION pgembed._new_lease() IS
+'A lease token. At random: a sequence would give the same one twice after a crash that took the first back.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._lock_jobs(embedding integer)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM pgembed._commit_lazily();
     EXECUTE format('LOCK TABLE %s IN ROW EXCLUSIVE MODE NOWAIT', pgembed._job_table(embedding));
 END;
 $$;
 COMMENT ON FUNCTION pgembed._lock_jobs(integer) IS
-'Lock a job table for writing; an error (55P03) when a user who truncates the source holds it.';
+'Lock a job table for writing, in a worker''s transaction; an error (55P03) when a user who truncates the source holds it.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._add_missing_jobs(e pgembed.embedding)

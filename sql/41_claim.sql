@@ -153,7 +153,8 @@ BEGIN
     IF picked IS NULL THEN
         RETURN;
     END IF;
-    lease := nextval('pgembed.lease_seq');
+    PERFORM pgembed._commit_lazily();
+    lease := pgembed._new_lease();
     EXECUTE format('UPDATE %s AS j SET pgembed_lease = $2, pgembed_slot = p.slot, '
         'pgembed_attempts = j.pgembed_attempts + 1, pgembed_available_at = now() + $3, '
         'pgembed_changed_at = coalesce(j.pgembed_changed_at, j.pgembed_available_at) '

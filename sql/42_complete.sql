@@ -237,6 +237,7 @@ BEGIN
     IF NOT pgembed._try_lock(e.source, 'ROW EXCLUSIVE') OR NOT pgembed._fits(e) THEN
         RETURN '{}';
     END IF;
+    PERFORM pgembed._commit_lazily();
     held := pgembed._hold(e, lease, slots, versions);
     written := pgembed._write_vectors(e, lease, slots, versions, vectors, held.locked);
     PERFORM pgembed._record_progress(e.id, worker, cardinality(written));

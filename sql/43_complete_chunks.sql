@@ -104,6 +104,7 @@ BEGIN
     IF NOT pgembed._try_lock(e.source, 'ROW EXCLUSIVE') OR NOT pgembed._fits(e) THEN
         RETURN '{}';
     END IF;
+    PERFORM pgembed._commit_lazily();
     held := pgembed._hold(e, lease, slots, versions);
     ended := pgembed._end_jobs(e, lease, slots, versions, held.locked);
     PERFORM pgembed._replace_chunks(e, lease, ended, chunk_slots, chunk_texts, vectors);

@@ -35,10 +35,13 @@ RETURNS void
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE pgembed.worker AS w SET idle = $2, seen_at = now() WHERE w.id = worker;
+    UPDATE pgembed.worker AS w
+    SET idle = $2, seen_at = now(), watching_until = CASE
+        WHEN $2 THEN '-infinity' ELSE clock_timestamp() + interval '2500 milliseconds' END
+    WHERE w.id = worker;
 $$;
 COMMENT ON FUNCTION pgembed._set_idle(uuid, boolean) IS
-'Whether the worker waits for a notification. It looks for work once more after setting this.';
+'Whether the worker waits for a notification; it looks for work once more after saying so. Otherwise it looks again and again, and says so every second as long as it does.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._unregister_worker(worker uuid)

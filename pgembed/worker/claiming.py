@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import time
 from typing import Protocol
 from uuid import UUID
@@ -31,6 +32,15 @@ _log = logging.getLogger(__name__)
 _CLAIM_CHARACTERS = 4_000_000
 _HOUSEKEEPING_SECONDS = 10.0
 _SLICE = 0.2  # how promptly a waiting process notices that it is to stop
+# A claim that took all there was is followed by a rest, so many times as long as the
+# claim took: rows that change again and again are embedded once per rest, many in a
+# batch, and the busier the server is the less of it goes to them.
+_REST_FACTOR = 30.0
+_SHORTEST_REST = 0.05
+_LONGEST_REST = 1.0
+# So long after its last claim a worker looks again after every rest. Only then it asks
+# to be notified, since notifications serialise the commits of writers.
+_WATCH_SECONDS = 1.0
 
 
 class Sink(Protocol):
@@ -77,6 +87,9 @@ class Claimer:
         self._broken = Retries(base=10, cap=600)
         self._scheduled = False
         self._told: tuple[UUID, bool] | None = None
+        self._told_at = -math.inf
+        self._claimed_at = -math.inf
+        self._rests_until = -math.inf
         self._empty = Retries(base=0.05, cap=settings.poll_seconds)
         self._next_look = 0.0
         self._next_housekeeping = 0.0
@@ -84,10 +97,12 @@ class Claimer:
     def run(self, *, once: bool = False) -> None:
         """Feed until told to stop, or with *once* until nothing is left to do."""
         while not self._lifetime.stopping:
+            if not self._turns:
+                self._lifetime.sleep(max(self._rests_until - time.monotonic(), 0))
             self._look(now=not self._turns)
             work = self._turns.next()
             if work is not None:
-                self._set_idle(idle=False)
+                self._watch()
                 self._serve(work)
             elif once and self._is_done():
                 return
@@ -127,10 +142,16 @@ class Claimer:
         if model is None:
             self._turns.exhausted(work.embedding)
             return
-        claim = self._claim(work)
+        rows = self._pace.rows(work.embedding)
+        began = time.monotonic()
+        claim = self._claim(work, rows)
         if claim is None:
             self._turns.exhausted(work.embedding)
             return
+        self._claimed_at = time.monotonic()
+        if len(claim) < rows and _is_most(claim, work) and len(self._turns) == 1:
+            self._turns.exhausted(work.embedding)
+            self._rest(_REST_FACTOR * (self._claimed_at - began))
         lease = self._leases.add(claim)
         crash_points.reached("claimed")
         try:
@@ -141,10 +162,9 @@ class Claimer:
             raise
         self._sink.submit(task)
 
-    def _claim(self, work: Work) -> Claim | None:
+    def _claim(self, work: Work, rows: int) -> Claim | None:
         """Return rows, or None when there are none or the source is locked."""
         settings = self._settings
-        rows = self._pace.rows(work.embedding)
         try:
             claim = self._link.run(
                 lambda c: Queue(c).claim(
@@ -193,8 +213,13 @@ class Claimer:
         return not self._scheduled and not self._builder.busy
 
     def _wait(self, seconds: float) -> None:
-        """Wait for a notification, at most so many seconds."""
-        if self._set_idle(idle=True):
+        """Wait for a notification, at most so many seconds; or rest, for a while."""
+        if time.monotonic() < self._claimed_at + _WATCH_SECONDS:
+            self._watch()
+            self._rest(_SHORTEST_REST)
+            return
+        if self._told != (self._identity.id, True):
+            self._set_idle(idle=True)
             # Work that came before the flag was up sent no notification.
             self._look(now=True)
             if self._turns:
@@ -205,14 +230,26 @@ class Claimer:
                 break
         self._next_look = 0.0
 
-    def _set_idle(self, *, idle: bool) -> bool:
-        """Say whether this worker waits, unless it has said so; True if it had not."""
+    def _rest(self, seconds: float) -> None:
+        rest = min(max(seconds, _SHORTEST_REST), _LONGEST_REST)
+        self._rests_until = max(self._rests_until, time.monotonic() + rest)
+
+    def _watch(self) -> None:
+        """Say that this worker looks by itself: valid a little longer than a rest."""
+        told = self._told == (self._identity.id, False)
+        if not told or time.monotonic() > self._told_at + _WATCH_SECONDS:
+            self._set_idle(idle=False)
+
+    def _set_idle(self, *, idle: bool) -> None:
         worker = self._identity.id
-        if self._told == (worker, idle):
-            return False
         self._link.run(lambda c: workers.set_idle(c, worker, idle=idle))
         self._told = (worker, idle)
-        return True
+        self._told_at = time.monotonic()
+
+
+def _is_most(claim: Claim, work: Work) -> bool:
+    """Whether little is left: others hold some, and rows that failed come in parts."""
+    return 2 * len(claim) >= work.ready
 
 
 def _notified(connection: Connection) -> bool:
