@@ -37,6 +37,10 @@ server:  ## Debian's PostgreSQL with PL/Python and pgvector, for the tests that 
 chaos: install  ## kill and stall workers, restart the server: DURATION=600 SEED=7
 	$(BIN)/python -m tests.faults.chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED))
 
+.PHONY: mutations
+mutations: install  ## take protections away, one by one: each time a test must fail
+	$(BIN)/python -m tests.faults.mutations
+
 .PHONY: lint
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .
