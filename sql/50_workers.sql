@@ -1,4 +1,27 @@
--- Workers say that they are there.
+-- Workers say that they are there, and are told when they are too old or too new.
+
+CREATE OR REPLACE FUNCTION pgembed._accept_protocol(protocol integer)
+RETURNS void
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- The oldest and the newest that these functions work with, PROTOCOL of pgembed/embeddings/workers.py.
+    oldest constant integer := 1;
+    newest constant integer := 1;
+BEGIN
+    IF protocol NOT BETWEEN oldest AND newest THEN
+        RAISE EXCEPTION 'the functions of pgembed in this database work with workers of protocol % to %, not %',
+            oldest, newest, protocol
+            USING ERRCODE = 'feature_not_supported',
+            HINT = CASE WHEN protocol < oldest THEN 'Upgrade the worker: pip install --upgrade pgembed-vector.'
+                ELSE 'Upgrade the schema: pgembed install.' END;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._accept_protocol(integer) IS
+'An error unless workers of this protocol may go on. Every version has this function, and every worker asks it.';
+
 
 CREATE OR REPLACE FUNCTION pgembed._register_worker(role text, host text, pid integer, version text)
 RETURNS uuid

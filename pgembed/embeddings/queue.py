@@ -9,6 +9,7 @@ from uuid import UUID
 
 from psycopg.adapt import Buffer, Loader
 
+from pgembed.embeddings.workers import PROTOCOL
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 from pgembed.postgres.vectors import VectorArray
 
@@ -98,14 +99,18 @@ class Queue:
         lease: datetime.timedelta,
         max_attempts: int,
     ) -> Claim | None:
-        """Take rows under a new lease, or return None when there are none."""
+        """Take rows under a new lease, or return None when there are none.
+
+        A schema that does not accept this worker's protocol gives an error and no rows.
+        """
         rows = fetch_all(
             self.connection,
             """
-            SELECT lease, slot, version, content
-            FROM pgembed._claim(%s::int, %s::int, %s::bigint, %s, %s::int)
+            SELECT c.lease, c.slot, c.version, c.content
+            FROM pgembed._accept_protocol(%s::int),
+                pgembed._claim(%s::int, %s::int, %s::bigint, %s, %s::int) AS c
             """,
-            (embedding, max_rows, max_characters, lease, max_attempts),
+            (PROTOCOL, embedding, max_rows, max_characters, lease, max_attempts),
         )
         if not rows:
             return None

@@ -176,6 +176,7 @@ class Claimer:
                 )
             )
         except psycopg.Error as error:  # of this source alone: others go on
+            self._link.run(workers.require_protocol)
             self._set_aside(work, f"its rows cannot be read: {error}")
             return None
         if claim is None:

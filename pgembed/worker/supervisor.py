@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
+from pgembed.embeddings import workers
 from pgembed.errors import WorkerError
 from pgembed.postgres.connection import backoff, connect, fetch_one
 from pgembed.postgres.versions import difference
@@ -67,12 +68,13 @@ def check(settings: Settings) -> None:
         row = fetch_one(
             connection, "SELECT pg_catalog.to_regprocedure('pgembed._work()')"
         )
+        if row[0] is None:
+            raise WorkerError(
+                "the database has no pgembed, or this role may not use it: "
+                "run 'pgembed install' with the same DSN"
+            )
+        workers.require_protocol(connection)
         differs = difference(connection)
-    if row[0] is None:
-        raise WorkerError(
-            "the database has no pgembed, or this role may not use it: "
-            "run 'pgembed install' with the same DSN"
-        )
     if differs is not None:
         _log.warning("%s", differs)
 

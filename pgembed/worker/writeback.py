@@ -12,6 +12,7 @@ from collections.abc import Callable
 import psycopg
 from psycopg import errors
 
+from pgembed.embeddings import workers
 from pgembed.embeddings.queue import Queue
 from pgembed.worker import crash_points, metrics
 from pgembed.worker.leases import Identity, Lease, Leases
@@ -120,6 +121,7 @@ class Writer:
         except Stopped:
             self._leases.drop(lease)  # it expires by itself
         except (errors.UndefinedTable, errors.UndefinedFunction):
+            self._link.run(workers.require_protocol)
             _log.info("embedding %d was dropped meanwhile", lease.claim.embedding)
             self._leases.drop(lease)
         except psycopg.Error as error:
@@ -129,6 +131,7 @@ class Writer:
 
     def _give_up(self, lease: Lease, error: psycopg.Error) -> None:
         """Set an embedding aside whose vectors cannot be written at all."""
+        self._link.run(workers.require_protocol)
         reason = f"its vectors cannot be written: {error}"
         embedding = lease.claim.embedding
         _log.error("embedding %d is set aside: %s", embedding, reason)

@@ -347,6 +347,22 @@ PROTECTIONS = (
         (f"{_EMBEDDINGS}/test_claim.py::test_renew",),
     ),
     Protection(
+        "protocol of workers",
+        "workers of every version are accepted, and take a missing function for a"
+        " missing embedding",
+        (
+            Edit(
+                "sql/50_workers.sql",
+                "IF protocol NOT BETWEEN oldest AND newest THEN",
+                "IF false THEN",
+            ),
+        ),
+        (
+            "tests/faults/test_p2_versions.py::"
+            "test_an_old_worker_on_a_new_schema[embedded]",
+        ),
+    ),
+    Protection(
         "silence towards busy workers",
         "every write notifies, also while a worker looks by itself",
         (
