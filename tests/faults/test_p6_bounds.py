@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +79,37 @@ def test_memory_has_a_ceiling(dsn: str, connection: Connection, tmp_path: Path) 
         assert peak_megabytes(worker.pid) - before < 200
     query = "SELECT count(body_embedding) FROM docs"
     assert fetch_one(connection, query) == (60,)
+
+
+def test_memory_of_calls_has_a_ceiling(
+    dsn: str, connection: Connection, connect: Connect, tmp_path: Path
+) -> None:
+    """Two callers at once, each with ten megabytes in as many texts as it may send."""
+    model = add_good(connection, tmp_path)
+    connection.execute(
+        "CREATE TABLE texts AS SELECT array_agg(repeat('the dog ' || i % 7, 111)) AS "
+        "all_of_them FROM generate_series(1, 10000) AS i"
+    )
+    query = (
+        "SELECT v[1], v[10000] FROM (SELECT pgembed.embed_batch('tiny', all_of_them) "
+        "AS v FROM texts) AS r"
+    )
+
+    def patient(caller: Connection) -> Any:
+        caller.execute("SET pgembed.call_timeout = '60s'")
+        return fetch_one(caller, query)
+
+    wanted = model.embed([f"the dog {i % 7}" * 111 for i in (1, 10000)])
+    with worker_process(dsn, tmp_path, role="calls") as worker:
+        fetch_one(connection, "SELECT pgembed.embed('tiny', 'a cat')")
+        before = peak_megabytes(worker.pid)
+        callers = [connect(dsn) for _ in range(2)]
+        with ThreadPoolExecutor(len(callers)) as pool:
+            answers = list(pool.map(patient, callers))
+        grown = peak_megabytes(worker.pid) - before
+    for answer in answers:
+        np.testing.assert_allclose(np.stack(answer), wanted, atol=1e-4)
+    assert grown < 700
 
 
 def peak_megabytes(pid: int) -> float:

@@ -105,7 +105,8 @@ class SqlWorker:
         """Write the vectors, or chunks, of a claim; return the settled slots."""
         is_chunked = value(
             self.connection,
-            "SELECT chunk_tokens IS NOT NULL FROM pgembed.embedding WHERE id = %s",
+            "SELECT bool_or(chunk_tokens IS NOT NULL) FROM pgembed.embedding "
+            "WHERE id = %s",
             claim.embedding,
         )
         write = self._complete_chunks if is_chunked else self._complete
@@ -150,7 +151,8 @@ class SqlWorker:
     def _vectors(self, embedding: int, texts: Sequence[str | None]) -> VectorArray:
         dimensions = value(
             self.connection,
-            "SELECT dimensions FROM pgembed.embedding WHERE id = %s",
+            "SELECT coalesce(max(dimensions), %s) FROM pgembed.embedding WHERE id = %s",
+            DIMENSIONS,
             embedding,
         )
         vectors = [vector_of(text or "", dimensions) for text in texts]

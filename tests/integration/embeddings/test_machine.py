@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from tests.harness.sql_worker import (
     assert_converged,
     expire,
     rows,
+    value,
 )
 from tests.integration.embeddings.support import declare
 
@@ -35,6 +37,19 @@ NAMES = ("docs_body", "cut", "cleared")
 keys = st.integers(1, 6)
 bodies = st.sampled_from([None, "", "  ", "one", "two words", "three words now", "é"])
 names = st.sampled_from(NAMES)
+contents = st.sampled_from(["body", "<{body}>", "{body} {id}"])
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "docs_body": {"target_column": "b"},
+    "cut": {"chunk_tokens": 8},
+    "cleared": {"target_column": "c", "on_change": "clear"},
+}
+
+
+def declare_one(connection: Connection, name: str, content: str) -> None:
+    """Declare one of the three embeddings, of this content."""
+    declare(connection, "docs", content, name=name, **OPTIONS[name])
 
 
 class Machine(RuleBasedStateMachine):
@@ -54,6 +69,16 @@ class Machine(RuleBasedStateMachine):
         # Keys that are taken: the user's statement fails, and with it what it captured.
         with contextlib.suppress(Exception), self.connection.transaction():
             rows(self.connection, query, *parameters)
+
+    @contextlib.contextmanager
+    def _unless_dropped(self, claim: Claim) -> Iterator[None]:
+        """Let a call fail because the embedding of its claim is gone, and only then."""
+        query = "SELECT count(*) FROM pgembed.embedding WHERE id = %s"
+        if value(self.connection, query, claim.embedding):
+            yield
+        else:
+            with contextlib.suppress(psycopg.errors.UndefinedTable):
+                yield
 
     @rule(key=keys, body=bodies)
     def insert(self, key: int, body: str | None) -> None:
@@ -113,23 +138,28 @@ class Machine(RuleBasedStateMachine):
 
     @rule(claim=consumes(claims))
     def complete(self, claim: Claim) -> None:
-        assert self.worker.complete(claim) == sorted(claim.slots)
+        with self._unless_dropped(claim):
+            assert self.worker.complete(claim) == sorted(claim.slots)
 
     @rule(claim=claims)
     def complete_and_forget(self, claim: Claim) -> None:
-        self.worker.complete(claim)
+        with self._unless_dropped(claim):
+            self.worker.complete(claim)
 
     @rule(claim=consumes(claims), last=st.booleans())
     def fail(self, claim: Claim, last: bool) -> None:
-        self.worker.fail(claim, max_attempts=1 if last else 3)
+        with self._unless_dropped(claim):
+            self.worker.fail(claim, max_attempts=1 if last else 3)
 
     @rule(claim=consumes(claims))
     def release(self, claim: Claim) -> None:
-        self.worker.release(claim)
+        with self._unless_dropped(claim):
+            self.worker.release(claim)
 
     @rule(claim=claims)
     def renew(self, claim: Claim) -> None:
-        self.worker.renew(claim)
+        with self._unless_dropped(claim):
+            self.worker.renew(claim)
 
     @rule(name=names)
     def expire(self, name: str) -> None:
@@ -142,6 +172,11 @@ class Machine(RuleBasedStateMachine):
     @rule(name=names)
     def resume(self, name: str) -> None:
         rows(self.connection, "SELECT pgembed.resume_embedding(%s)", name)
+
+    @rule(name=names, content=contents)
+    def redefine(self, name: str, content: str) -> None:
+        rows(self.connection, "SELECT pgembed.drop_embedding(%s, true)", name)
+        declare_one(self.connection, name, content)
 
     @rule(name=names)
     def retry(self, name: str) -> None:
@@ -175,16 +210,8 @@ def prepared(request: pytest.FixtureRequest, server: Databases) -> Iterator[Conn
             connection,
             f"CREATE TABLE docs (id int PRIMARY KEY {request.param}, body text)",
         )
-        declare(connection, "docs", "body")
-        declare(connection, "docs", "body", name="cut", chunk_tokens=8)
-        declare(
-            connection,
-            "docs",
-            "<{body}>",
-            name="cleared",
-            target_column="c",
-            on_change="clear",
-        )
+        for embedding in NAMES:
+            declare_one(connection, embedding, "body")
         yield connection
 
 
