@@ -1,10 +1,11 @@
 """Writers on hot rows beside workers: ``python -m tests.benchmarks.write_load``.
 
 Sixteen connections of pgbench change the content of random rows among a few hundred, as
-fast as they can, first while nobody embeds and then beside four worker processes, in
-turns on one server; each round goes on with the rows the one before has left. Medians
-of the rounds. The exit status is 1 when a deadlock was seen, the queue held more jobs
-than there are rows, or the drained table is not what the model says.
+fast as they can, while nobody embeds and beside four worker processes, in turns on one
+server, now the one first and now the other; each round goes on with the rows the one
+before has left. Medians of the rounds. The exit status is 1 when a deadlock was seen,
+the queue held more jobs than there are rows, or the drained table is not what the model
+says.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ _SCRIPT = r"""
 UPDATE docs SET body = 'the red dog eats ' || :word WHERE id = :id;
 """
 _SAMPLE_SECONDS = 0.1
+_WARM_UP_SECONDS = 5
 _DEPTH = """
     SELECT count(*) FILTER (WHERE pgembed_available_at IS NOT NULL), count(*)
     FROM pgembed.job_1
@@ -111,13 +113,25 @@ def main() -> int:
     ):
         model = add_tiny(connection, tiny_models.good_model(Path(folder)))
         prepare(connection, dsn, arguments.rows)
-        alone, beside = [], []
-        for _ in range(arguments.rounds):
+        alone: list[Round] = []
+        beside: list[Round] = []
+
+        def write_alone() -> None:
             alone.append(write_anew(connection, dsn, load))
+
+        def write_beside() -> None:
             with working(dsn, arguments.workers, Path(folder, "cache")):
                 beside.append(write_anew(connection, dsn, load))
                 wait_until(lambda: is_drained(connection))
             assert_converged(connection, model)
+
+        warm_up = dataclasses.replace(load, limit=f"--time={_WARM_UP_SECONDS}")
+        write_anew(connection, dsn, warm_up)
+        turns = [write_alone, write_beside]
+        for _ in range(arguments.rounds):
+            for turn in turns:
+                turn()
+            turns.reverse()
         return report(connection, alone, beside, arguments, model)
 
 
