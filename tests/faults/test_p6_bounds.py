@@ -81,10 +81,11 @@ def test_memory_has_a_ceiling(dsn: str, connection: Connection, tmp_path: Path) 
     assert fetch_one(connection, query) == (60,)
 
 
+@pytest.mark.slow
 def test_memory_of_calls_has_a_ceiling(
     dsn: str, connection: Connection, connect: Connect, tmp_path: Path
 ) -> None:
-    """Two callers at once, each with ten megabytes in as many texts as it may send."""
+    """Three callers at once, each with ten megabytes in as many texts as it may."""
     model = add_good(connection, tmp_path)
     connection.execute(
         "CREATE TABLE texts AS SELECT array_agg(repeat('the dog ' || i % 7, 111)) AS "
@@ -103,13 +104,13 @@ def test_memory_of_calls_has_a_ceiling(
     with worker_process(dsn, tmp_path, role="calls") as worker:
         fetch_one(connection, "SELECT pgembed.embed('tiny', 'a cat')")
         before = peak_megabytes(worker.pid)
-        callers = [connect(dsn) for _ in range(2)]
+        callers = [connect(dsn) for _ in range(3)]
         with ThreadPoolExecutor(len(callers)) as pool:
             answers = list(pool.map(patient, callers))
         grown = peak_megabytes(worker.pid) - before
     for answer in answers:
         np.testing.assert_allclose(np.stack(answer), wanted, atol=1e-4)
-    assert grown < 700
+    assert grown < 1000
 
 
 def peak_megabytes(pid: int) -> float:
