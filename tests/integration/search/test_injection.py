@@ -121,7 +121,7 @@ def test_names_and_operators_are_looked_up(
             passing(guarded, "wares", where)
         except REFUSALS:
             continue
-        raise AssertionError(f"{filter!r} was accepted")
+        raise AssertionError(f"{where!r} was accepted")
 
 
 @thorough
