@@ -189,10 +189,11 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT r FROM pgembed._routines(
-        '_answer _answer_call _begin_index _call_lock _check_lengths _claim _claim_batch _claim_size _complete '
-        '_complete_chunks _delete_claimed_leftovers _end_batch _end_jobs _enqueue_all '
-        '_expire_calls _fail _fail_unreadable _hand_back_stale _heartbeat _hold _index_work '
-        '_kept_embedding _lock_sources _merge_twins _open_embedding _pick _read_claimed '
+        '_accept_protocol _answer _answer_call _begin_index _call_lock _check_lengths _claim '
+        '_claim_batch _claim_size _commit_lazily _complete _complete_chunks '
+        '_delete_claimed_leftovers _end_batch _end_jobs _enqueue_all _expire_calls _fail '
+        '_fail_unreadable _hand_back_stale _heartbeat _hold _index_work _kept_embedding '
+        '_lock_sources _merge_twins _new_lease _open_embedding _pick _read_claimed '
         '_read_until _record_progress _register_worker _release _renew _renew_batch '
         '_replace_chunks _set_idle _set_index_state _settled _stored_vector _take_calls _tend '
         '_unblock _unregister_worker _work _write_vectors') AS r

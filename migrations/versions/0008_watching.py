@@ -7,7 +7,7 @@ from pathlib import Path
 from alembic import context, op
 
 revision = "0008"
-down_revision = "0005"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
