@@ -397,8 +397,8 @@ PROTECTIONS = (
         (
             Edit(
                 "pgembed/postgres/guards.py",
-                "%(all)s OR (o.owner <> %(owner)s::pg_catalog.oid AND NOT r.rolsuper)",
-                "%(all)s AND o.owner <> %(owner)s::pg_catalog.oid",
+                "WHERE %(all)s OR (\n",
+                "WHERE %(all)s AND (\n",
             ),
         ),
         (
