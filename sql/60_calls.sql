@@ -72,20 +72,23 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     deadline timestamptz := clock_timestamp() + make_interval(secs => patience);
+    rest double precision := pause;
 BEGIN
     LOOP
         DELETE FROM pgembed.call AS c WHERE c.id = call_id AND (c.answered OR withdraw)
         RETURNING c.answered, c.vectors, c.error INTO answered, vectors, error;
         EXIT WHEN FOUND OR clock_timestamp() >= deadline;
         IF NOT pgembed._await_release(call_id) THEN
-            PERFORM pg_sleep(pause);
+            PERFORM pg_sleep(rest);
+            -- Of many callers none is taken at once, and their looks keep the worker.
+            rest := least(rest * 1.5, 0.02);
         END IF;
     END LOOP;
     answered := coalesce(answered, false);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._await_call(bigint, double precision, double precision, boolean) IS
-'Wait for the answer to a call and take it away: look whenever a worker lets go of it, or every pause seconds, for patience seconds; answered is false when there is none yet. withdraw: take the call away in any case. Needs READ COMMITTED.';
+'Wait for the answer to a call and take it away: look whenever a worker lets go of it, or after pause seconds, then ever longer, for patience seconds; answered is false when there is none yet. withdraw: take the call away in any case. Needs READ COMMITTED.';
 
 
 -- A routine that commits cannot have a SET clause: whoever opens the second session sets
@@ -164,20 +167,20 @@ COMMENT ON FUNCTION pgembed._answer_call(bigint, uuid, @extschema:vector@.vector
 
 -- Like _ask it commits; here is no name to look up in a search_path.
 CREATE OR REPLACE PROCEDURE pgembed._answer(
-    call_id bigint, worker uuid, vectors @extschema:vector@.vector[], error text
+    call_id bigint, worker uuid, vectors @extschema:vector@.vector[], error text, locked boolean
 )
 LANGUAGE plpgsql
 AS $$
 BEGIN
     PERFORM pgembed._answer_call(call_id, worker, vectors, error);
     COMMIT;
-    -- Also those of calls that nobody waits for any more, and those of calls to be
-    -- answered next: their callers look every millisecond then.
-    PERFORM pg_catalog.pg_advisory_unlock_all();
+    IF locked THEN
+        PERFORM pg_catalog.pg_advisory_unlock(pgembed._call_lock(call_id));
+    END IF;
 END;
 $$;
-COMMENT ON PROCEDURE pgembed._answer(bigint, uuid, @extschema:vector@.vector[], text) IS
-'Answer a call, commit, and let go of the locks of calls: that wakes who waits.';
+COMMENT ON PROCEDURE pgembed._answer(bigint, uuid, @extschema:vector@.vector[], text, boolean) IS
+'Answer a call and commit; then let go of its lock, if it is locked: that wakes who waits.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._expire_calls()

@@ -49,12 +49,19 @@ def answer(
     worker: UUID,
     vectors: VectorArray | None,
     error: str | None = None,
+    *,
+    locked: bool = False,
 ) -> None:
-    """Answer a call with vectors or with an error; lets go of the locks of calls."""
+    """Answer a call with vectors or with an error; *locked*: let go of its lock."""
     connection.execute(
-        "CALL pgembed._answer(%s::bigint, %s, %s, %s)",
-        (call_id, worker, vectors, error and error.replace("\0", "")),
+        "CALL pgembed._answer(%s::bigint, %s, %s, %s, %s)",
+        (call_id, worker, vectors, error and error.replace("\0", ""), locked),
     )
+
+
+def let_go(connection: Connection) -> None:
+    """Let go of the locks of all calls."""
+    connection.execute("SELECT pg_catalog.pg_advisory_unlock_all()")
 
 
 def expire(connection: Connection) -> None:

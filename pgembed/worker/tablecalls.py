@@ -41,6 +41,8 @@ class TableCalls:
         self._next_poll = 0.0
         self._next_expiry = 0.0
         self._spoke = True
+        self._locked: set[int] = set()
+        """Calls that were taken with a lock, whose release wakes the caller."""
 
     @property
     def due(self) -> float:
@@ -62,7 +64,7 @@ class TableCalls:
         if now >= self._next_expiry:
             self._next_expiry = now + _EXPIRE_SECONDS
             self._spoke = True
-            self._link.run(calls.expire)
+            self._expire()
         if now >= self._next_poll:
             self._next_poll = now + _POLL_SECONDS
             return self._taken(None)
@@ -79,10 +81,21 @@ class TableCalls:
             error = answer
         else:
             vectors = VectorArray(answer)
+        locked = row.call_id in self._locked
+        self._locked.discard(row.call_id)
         self._spoke = True
         self._link.run(
-            lambda c: calls.answer(c, row.call_id, row.worker, vectors, error)
+            lambda c: calls.answer(
+                c, row.call_id, row.worker, vectors, error, locked=locked
+            )
         )
+
+    def _expire(self) -> None:
+        self._link.run(calls.expire)
+        if self._locked:
+            # Also those of calls that will never be answered.
+            self._link.run(calls.let_go)
+            self._locked.clear()
 
     def _taken(self, ids: list[int] | None) -> list[Call]:
         worker = self._identity.id
@@ -93,6 +106,8 @@ class TableCalls:
                 self._other(request)
                 continue
             call = _call(request, worker)
+            if ids is not None:
+                self._locked.add(request.id)
             if request.model_hash is None:
                 self.answer(call, f"model {request.model!r} is not registered")
             else:

@@ -282,7 +282,7 @@ def test_a_caller_sleeps_while_a_worker_has_its_call(
     (call,) = calls.take(worker, me, [value(connection, "SELECT id FROM pgembed.call")])
     wait_until(lambda: fetch_all(connection, CALL_LOCKS) == [(False,), (True,)])
     answer = VectorArray(np.array([[1, 2, 3]], np.float32))
-    calls.answer(worker, call.id, me, answer)
+    calls.answer(worker, call.id, me, answer, locked=True)
     thread.join(30)
     assert answers == ["[1,2,3]"]
     assert fetch_all(connection, CALL_LOCKS) == []
