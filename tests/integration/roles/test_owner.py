@@ -188,6 +188,30 @@ def test_what_an_owner_does_with_an_embedding(
     assert rows(olga, state) == [("current", 2, 2)]
 
 
+def test_failures_are_those_of_one_s_own_tables(
+    olga: Connection, connection: Connection
+) -> None:
+    connection.execute("CREATE TABLE secret (name text PRIMARY KEY, body text)")
+    connection.execute("INSERT INTO secret VALUES ('agent', 'one')")
+    connection.execute("SELECT pgembed.create_embedding('secret', 'body', 'tiny')")
+    create_docs(olga)
+    declare(olga)
+    drain(connection)
+    connection.execute("UPDATE secret SET body = 'two'")
+    connection.execute("UPDATE olga.docs SET body = 'changed'")
+    for (embedding,) in rows(connection, "SELECT id FROM pgembed.embedding"):
+        jobs = f"job_{embedding}"
+        execute(
+            connection,
+            "UPDATE pgembed.{} SET pgembed_available_at = NULL, pgembed_error = 'bad'",
+            jobs,
+        )
+    query = "SELECT embedding, key FROM pgembed.failures ORDER BY key::text"
+    docs = [("docs_body", {"id": 1}), ("docs_body", {"id": 2})]
+    assert rows(olga, query) == docs
+    assert rows(connection, query) == [*docs, ("secret_body", {"name": "agent"})]
+
+
 def test_dropping_leaves_nothing(olga: Connection, connection: Connection) -> None:
     create_docs(olga)
     declare(olga, ", chunk_tokens => 8, name => 'cut'", "cut")
