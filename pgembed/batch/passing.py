@@ -74,7 +74,7 @@ class Conditions:
         self._rows, self._memory = rows, memory
         shared, alone, expected = [], [], []
         for number, condition in enumerate(self._compiled):
-            found = rows_alone(self._connection, self._source, condition, rows)
+            found = rows_alone(condition, rows)
             if found is None:
                 shared.append(number)
             else:

@@ -37,6 +37,8 @@ class Compiled:
     filter: str | None
     predicate: str | None
     values: list[str]
+    plan: dict[str, Any] | None = None
+    """PostgreSQL's plan for the rows that meet it; None where all do."""
 
     def sql(self, parameter: int = 1) -> str:
         """Return the condition; its values are ``$parameter``."""
@@ -83,13 +85,15 @@ def _compile(connection: Connection, source: Source, condition: Condition) -> Co
                 connection,
                 f"EXPLAIN SELECT FROM {relation} WHERE {condition.predicate}",
             )
+        compiled = Compiled(sql, condition.predicate, values)
+        # And once within them: there, a clause that follows WHERE is one.
+        return dataclasses.replace(compiled, plan=_plan(connection, source, compiled))
     except psycopg.Error as error:
         if error.sqlstate is None or error.sqlstate[:2] not in ("22", "42"):
             raise
         message = error.diag.message_primary or str(error)
         lines = [f"{condition}: {message}", error.diag.message_hint]
         raise FilterError("\n".join(line for line in lines if line)) from None
-    return Compiled(sql, condition.predicate, values)
 
 
 def _compile_filter(
@@ -106,18 +110,11 @@ def _compile_filter(
     return found
 
 
-def rows_alone(
-    connection: Connection, source: Source, condition: Compiled, rows: int
-) -> int | None:
+def rows_alone(condition: Compiled, rows: int) -> int | None:
     """Estimate the rows of a condition, if it had better be evaluated by itself."""
-    if condition.sql() == "true":
+    plan = condition.plan
+    if plan is None:
         return None
-    ((plans,),) = fetch(
-        connection,
-        f"EXPLAIN (FORMAT JSON) SELECT FROM {source.relation} WHERE {condition.sql()}",
-        condition.parameters,
-    )
-    plan = plans[0]["Plan"]
     nodes = _nodes(plan)
     expected = int(plan["Plan Rows"])
     if any("Subplan Name" in node or "Hash Cond" in node for node in nodes):
@@ -126,6 +123,20 @@ def rows_alone(
         return None
     cheap = plan["Total Cost"] * _PLAN_MS < rows * _SHARED_MS
     return expected if cheap else None
+
+
+def _plan(
+    connection: Connection, source: Source, condition: Compiled
+) -> dict[str, Any] | None:
+    if condition.sql() == "true":
+        return None
+    ((plans,),) = fetch(
+        connection,
+        f"EXPLAIN (FORMAT JSON) SELECT FROM {source.relation} WHERE {condition.sql()}",
+        condition.parameters,
+    )
+    found: dict[str, Any] = plans[0]["Plan"]
+    return found
 
 
 def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:

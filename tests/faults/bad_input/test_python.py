@@ -311,6 +311,11 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
         'true) OR (true: syntax error at or near ")"',
     ),
     (
+        lambda s: batch(s.open, "items_v", ONE, predicates="true LIMIT 1"),
+        FilterError,
+        'true LIMIT 1: syntax error at or near "LIMIT"',
+    ),
+    (
         lambda s: batch(s.open, "items_v", ONE, predicates=5),
         SettingError,
         "predicates are 5: give one for all queries, or a list of one",
