@@ -32,7 +32,10 @@ OPTIONS = Options(recall=1.0, memory=64 << 20, threads=2)
 
 @pytest.fixture
 def items(connection: Connection) -> str:
-    """Create items (id, v, n) and queries; return the embedding's name."""
+    """Create items (id, v, n), queries, and past ones, which all have filters.
+
+    Returns the embedding's name.
+    """
     random = np.random.default_rng(0)
     vectors = random.standard_normal((500, 6)).astype(np.float32)
     numbers = [i % 10 for i in range(500)]
@@ -42,6 +45,10 @@ def items(connection: Connection) -> str:
         "CASE WHEN id % 2 = 0 THEN jsonb_build_object('n', n) END AS filter, "
         "CASE WHEN id % 3 = 0 THEN 'id > 100' END AS predicate, "
         "CASE WHEN id % 5 = 0 THEN 3 END AS k FROM items WHERE id < 30"
+    )
+    connection.execute(
+        "CREATE TABLE past AS SELECT id, v AS embedding, "
+        "jsonb_build_object('n', id % 3) AS filter FROM items WHERE id < 30"
     )
     return adopt(connection, "items")
 
@@ -156,7 +163,7 @@ def test_the_commands(
         "--list-rows",
         "20",
         "--workload",
-        "queries",
+        "past",
         "--least-rows",
         "40",
     )
@@ -187,10 +194,11 @@ def test_the_commands(
 def test_a_layout_for_a_workload_gives_the_same_answers(
     connection: Connection, items: str, tmp_path: Path
 ) -> None:
-    workload = read_workload(connection, items, "queries")
+    past = read_workload(connection, items, "past")
     built = build_layout(
-        connection, items, workload=workload, list_rows=20, least_rows=30, root=tmp_path
+        connection, items, workload=past, list_rows=20, least_rows=30, root=tmp_path
     )
+    workload = read_workload(connection, items, "queries")
     assert built.leaves > 2
     with_layout = search_batch(
         connection,
