@@ -38,6 +38,12 @@ Connection = psycopg.Connection[Any]
 OLD_VERSION = "0.0.1"
 OLD_HEAD = "0003"
 
+# A column that came later, as the statements of the old version have it.
+LATER_COLUMN = (
+    (re.compile(r", watching_until = CASE.*?END", re.DOTALL), ""),
+    (re.compile(r"w\.watching_until > clock_timestamp\(\)"), "false"),
+)
+
 # What the old version has, and the new one has otherwise or no more.
 OLD = """
 CREATE OR REPLACE FUNCTION pgembed.gone() RETURNS int LANGUAGE sql AS 'SELECT 1';
@@ -72,8 +78,14 @@ def cut_off(resources: Resources, head: str) -> None:
         path.with_suffix(".sql").unlink()
     assert made
     for path in resources.sql.glob("*.sql"):
-        if re.search(rf"\bpgembed\.({'|'.join(made)})\b", path.read_text("utf-8")):
+        text = path.read_text("utf-8")
+        if re.search(rf"\bpgembed\.({'|'.join(made)})\b", text):
             path.unlink()
+            continue
+        for pattern, before in LATER_COLUMN:
+            text = pattern.sub(before, text)
+        assert "watching_until" not in text
+        path.write_text(text, "utf-8")
 
 
 def copy(folder: Path) -> Resources:
