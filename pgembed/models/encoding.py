@@ -30,6 +30,8 @@ class Encoded:
 
     tokens: Integers
     lengths: Integers
+    truncated: int = 0
+    """How many texts had more tokens; not known of what take() returns."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -90,7 +92,8 @@ class TextEncoder:
             # Only when the part overflows is its beginning that of the whole.
             if short[i] is not text and not encodings[i].overflowing:
                 encodings[i] = self._truncating.encode(text)
-        return _pack([encoding.ids for encoding in encodings])
+        truncated = sum(bool(encoding.overflowing) for encoding in encodings)
+        return _pack([encoding.ids for encoding in encodings], truncated)
 
     def spans(self, text: str) -> Integers:
         """Return where each token of the whole text lies, int64 (tokens, 2).
@@ -162,9 +165,9 @@ def _cut(text: str, limit: int) -> str:
     return text if space < 0 else text[:space]
 
 
-def _pack(ids: list[list[int]]) -> Encoded:
+def _pack(ids: list[list[int]], truncated: int) -> Encoded:
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     tokens = np.fromiter(
         itertools.chain.from_iterable(ids), dtype=np.int64, count=int(lengths.sum())
     )
-    return Encoded(tokens, lengths)
+    return Encoded(tokens, lengths, truncated)

@@ -10,6 +10,11 @@ from prometheus_client import Counter, Histogram
 
 ROWS = Counter("pgembed_rows", "Rows embedded.", ["embedding"])
 TOKENS = Counter("pgembed_tokens", "Tokens embedded, without padding.", ["embedding"])
+TRUNCATED = Counter(
+    "pgembed_truncated",
+    "Rows with more text than the model, or a claim, reads of it.",
+    ["embedding"],
+)
 FAILURES = Counter(
     "pgembed_failures", "Attempts at a row that ended in an error.", ["embedding"]
 )

@@ -86,19 +86,22 @@ class Runner:
             self._writer.hand_back(lease)
             return
         crash_points.reached("embedded")
-        seconds = busy.seconds / self._threads
-        metrics.ROWS.labels(task.work.name).inc(len(lease.claim))
-        metrics.TOKENS.labels(task.work.name).inc(int(task.encoded.lengths.sum()))
-        metrics.MODEL_SECONDS.labels(task.work.model).inc(busy.seconds)
-        self._pace.observe(lease.claim.embedding, len(lease.claim), seconds)
-        _log.info(
-            "%s: %d rows, %d tokens in %.2f s",
-            task.work.name,
-            len(task.lease.claim),
-            int(task.encoded.lengths.sum()),
-            seconds,
-        )
+        self._record(task, busy.seconds)
         self._writer.submit(finish(task, outcome))
+
+    def _record(self, task: Task, busy_seconds: float) -> None:
+        name, rows = task.work.name, len(task.lease.claim)
+        tokens = int(task.encoded.lengths.sum())
+        seconds = busy_seconds / self._threads
+        metrics.ROWS.labels(name).inc(rows)
+        metrics.TOKENS.labels(name).inc(tokens)
+        metrics.TRUNCATED.labels(name).inc(task.truncated)
+        metrics.MODEL_SECONDS.labels(task.work.model).inc(busy_seconds)
+        self._pace.observe(task.lease.claim.embedding, rows, seconds)
+        cut = f", texts truncated: {task.truncated}" if task.truncated else ""
+        _log.info(
+            "%s: %d rows, %d tokens in %.2f s%s", name, rows, tokens, seconds, cut
+        )
 
     def _budget(self, encoded: Encoded) -> int:
         """Return the tokens of a batch: fewer when there are too few for all."""

@@ -19,13 +19,17 @@ from pgembed.worker.leases import Lease
 
 Positions = NDArray[np.int64]
 
+_MOST_CHARACTERS = 1_000_000
+"""Of a text that a claim reads, as sql/30_content.sql has it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Texts, or chunks of texts, ready for the model.
 
     owners is int64 (n,): the position in the claim that each encoded text belongs to.
-    errors are those of rows whose text could not be tokenized.
+    errors are those of rows whose text could not be tokenized. truncated is how many
+    rows have more text than is read of it.
     """
 
     work: Work
@@ -35,6 +39,7 @@ class Task:
     owners: Positions
     texts: list[str]
     errors: dict[int, str]
+    truncated: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +106,13 @@ def prepare(work: Work, lease: Lease, model: Model) -> Task:
         texts += parts
         owners += [position] * len(parts)
     encoded = model.tokenize(texts)
-    return Task(work, lease, model, encoded, _positions(owners), texts, errors)
+    truncated = encoded.truncated
+    if work.chunk_tokens is not None:
+        whole = [text for text in lease.claim.texts if text is not None]
+        truncated = sum(len(text) >= _MOST_CHARACTERS for text in whole)
+    return Task(
+        work, lease, model, encoded, _positions(owners), texts, errors, truncated
+    )
 
 
 def _parts(work: Work, model: Model, text: str) -> list[str]:

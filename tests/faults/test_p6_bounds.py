@@ -51,17 +51,28 @@ def test_no_transaction_is_open_while_the_model_runs(
         connection.execute("SET lock_timeout = '5s'; ALTER TABLE docs ADD later int")
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"chunk_tokens": 100}], ids=["whole", "chunks"]
+)
 def test_ten_megabytes_of_text(
-    dsn: str, connection: Connection, tmp_path: Path
+    dsn: str,
+    connection: Connection,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, int],
 ) -> None:
-    """Read as far as the model reads; its neighbours get their vectors, too."""
+    """Read in part, as the log says; its neighbours get their vectors, too."""
     add_good(connection, tmp_path)
-    create_docs(connection, "a cat", "the dog " * 1_250_000, "red")
-    embed_all(dsn)
-    query = "SELECT count(*) FROM docs WHERE body_embedding IS NOT NULL"
-    assert fetch_one(connection, query) == (3,)
+    create_docs(connection, "a cat", "the dog " * 1_250_000, "red", **options)
+    with caplog.at_level("INFO", "pgembed.worker.runner"):
+        embed_all(dsn)
+    assert "texts truncated: 1" in caplog.text
     (length,) = fetch_one(connection, "SELECT max(length(body)) FROM docs")
     assert length == 10_000_000
+    query = "SELECT count(*) FROM docs WHERE body_embedding IS NOT NULL"
+    if options:
+        query = "SELECT count(DISTINCT id) FROM docs_body_chunk"
+    assert fetch_one(connection, query) == (3,)
 
 
 def test_memory_has_a_ceiling(dsn: str, connection: Connection, tmp_path: Path) -> None:
