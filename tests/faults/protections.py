@@ -131,7 +131,10 @@ PROTECTIONS = (
                 "'ORDER BY j.pgembed_available_at LIMIT $2)",
             ),
         ),
-        (f"{_EMBEDDINGS}/test_concurrency.py::test_claimers_never_share_a_row",),
+        (
+            f"{_EMBEDDINGS}/test_concurrency.py::"
+            "test_a_claim_passes_by_what_another_is_just_taking",
+        ),
     ),
     Protection(
         "WHEN clause",

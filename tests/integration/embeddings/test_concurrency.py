@@ -56,6 +56,20 @@ def test_claimers_never_share_a_row(
     assert_converged(db, "docs_body")
 
 
+def test_a_claim_passes_by_what_another_is_just_taking(
+    db: Connection, worker: SqlWorker, dsn: str
+) -> None:
+    documents(db, *(f"row {number}" for number in range(20)))
+    declare(db, "docs", "body")
+    worker.work()
+    with connect(dsn) as connection, connection.transaction():
+        first = SqlWorker(connection).claim("docs_body", 8)
+        db.execute("SET lock_timeout = '2s'")
+        second = worker.claim("docs_body", 8)
+    assert (len(first), len(second)) == (8, 8)
+    assert not set(first.texts) & set(second.texts)
+
+
 @pytest.mark.parametrize("chunk_tokens", [None, 8])
 def test_users_and_workers_without_a_deadlock(
     db: Connection, worker: SqlWorker, dsn: str, chunk_tokens: int | None
