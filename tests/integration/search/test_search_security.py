@@ -92,6 +92,24 @@ def test_each_tenant_finds_its_own_rows(searcher: Connection, mode: str) -> None
     assert search(searcher, "docs", query, mode=mode) == []
 
 
+def test_the_status_counts_what_its_reader_may_see(searcher: Connection) -> None:
+    searcher.execute("RESET ROLE; SELECT pgembed.grant_owner('searcher')")
+    query = "SELECT rows, embedded FROM pgembed.embedding_status WHERE source ~ 'docs$'"
+    try:
+        for tenant, count in ((0, 0), (1, ROWS // 50), (2, ROWS - ROWS // 50)):
+            searcher.execute(unsafe(f"SET ROLE searcher; SET app.tenant = {tenant}"))
+            assert searcher.execute(query).fetchall() == [(count, count)]
+        searcher.execute("RESET ROLE; REVOKE SELECT ON docs FROM searcher")
+        searcher.execute("SET ROLE searcher")
+        assert searcher.execute(query).fetchall() == [(None, None)]
+    finally:
+        searcher.execute(
+            "RESET ROLE; GRANT SELECT ON docs TO searcher; "
+            "SELECT pgembed.revoke_all('searcher'); "
+            "SELECT pgembed.grant_search('searcher')"
+        )
+
+
 def granted(connection: Connection) -> set[str]:
     """Return all that searcher may do in schema pgembed."""
     rows = connection.execute(
