@@ -54,14 +54,11 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    routine regprocedure;
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA pgembed TO %s', role);
     EXECUTE format('GRANT SELECT ON pgembed.embedding TO %s', role);
-    FOR routine IN SELECT r FROM pgembed._search_routines() AS r LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', routine, role);
-    END LOOP;
+    EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s',
+        (SELECT string_agg(r::text, ', ') FROM pgembed._search_routines() AS r), role);
 END;
 $$;
 COMMENT ON FUNCTION pgembed.grant_search(regrole) IS
@@ -90,17 +87,14 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    routine regprocedure;
 BEGIN
     PERFORM pgembed.grant_search(role);
     EXECUTE format('GRANT SELECT ON pgembed.layout, pgembed.layouts, pgembed.worker, pgembed.batch, '
         'pgembed.batch_progress, pgembed.batches TO %s', role);
     EXECUTE format('GRANT INSERT (kind, embedding, queries, results, k, recall, options, settings), '
         'UPDATE (cancel_requested) ON pgembed.batch TO %s', role);
-    FOR routine IN SELECT r FROM pgembed._batch_routines() AS r LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', routine, role);
-    END LOOP;
+    EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s',
+        (SELECT string_agg(r::text, ', ') FROM pgembed._batch_routines() AS r), role);
 END;
 $$;
 COMMENT ON FUNCTION pgembed.grant_batch(regrole) IS
@@ -121,7 +115,7 @@ BEGIN
         '_delete_leftovers _drop_capture _enable_capture _exists _fault _find_embedding _firing '
         '_fits _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _in_schema_of '
         '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
-        '_key_list _key_match _live _lock_jobs _operator_class _owner _owns _queue_depths '
+        '_key_list _key_match _live _operator_class _owner _owns _queue_depths '
         '_refuse_stranger _revoke_source _source_privileges _template_expression '
         '_template_tokens _trigger_function _trigger_name _try_lock _try_lock_by_plan _wake '
         '_with_partitions _worker_roles _check_embedding _block') AS r;
@@ -160,8 +154,6 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    routine regprocedure;
 BEGIN
     PERFORM pgembed.grant_batch(role);
     EXECUTE format('GRANT SELECT ON pgembed.model, pgembed.models, pgembed.model_file, pgembed.progress, '
@@ -172,9 +164,8 @@ BEGIN
         'index_method, index_name, index_state, enqueued), '
         'UPDATE (key_columns, on_change, index_method, index_state, index_error, enqueued, paused, '
         'blocked) ON pgembed.embedding TO %s', role);
-    FOR routine IN SELECT r FROM pgembed._owner_routines() AS r LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', routine, role);
-    END LOOP;
+    EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s',
+        (SELECT string_agg(r::text, ', ') FROM pgembed._owner_routines() AS r), role);
 END;
 $$;
 COMMENT ON FUNCTION pgembed.grant_owner(regrole) IS
@@ -193,7 +184,7 @@ BEGIN
         '_claim_batch _claim_size _commit_lazily _complete _complete_chunks '
         '_delete_claimed_leftovers _end_batch _end_jobs _enqueue_all _expire_calls _fail '
         '_fail_unreadable _hand_back_stale _heartbeat _hold _index_work _kept_embedding '
-        '_lock_sources _merge_twins _new_lease _open_embedding _pick _read_claimed '
+        '_lock_jobs _lock_sources _merge_twins _new_lease _open_embedding _pick _read_claimed '
         '_read_until _record_progress _register_worker _release _renew _renew_batch '
         '_replace_chunks _set_idle _set_index_state _settled _stored_vector _take_calls _tend '
         '_unblock _unregister_worker _work _write_vectors') AS r
@@ -211,7 +202,6 @@ LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    routine regprocedure;
     e pgembed.embedding;
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA pgembed TO %s', role);
@@ -225,9 +215,8 @@ BEGIN
         'ended_at, due_at, error) ON pgembed.batch TO %s', role);
     EXECUTE format('GRANT DELETE, UPDATE (enqueued, blocked, index_state, index_error, index_worker) '
         'ON pgembed.embedding TO %s', role);
-    FOR routine IN SELECT r FROM pgembed._worker_routines() AS r LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s', routine, role);
-    END LOOP;
+    EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s',
+        (SELECT string_agg(r::text, ', ') FROM pgembed._worker_routines() AS r), role);
     FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' AND pgembed._exists(n.source) LOOP
         PERFORM pgembed._grant_queue(e);
         IF pgembed._owns(e.source) THEN

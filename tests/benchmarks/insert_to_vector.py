@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnxruntime
@@ -75,11 +75,11 @@ def bare_model() -> Model:
 
 
 @contextlib.contextmanager
-def installed_server() -> Iterator[str]:
-    """Yield the DSN of a server of its own with pgembed on it."""
+def installed_server(settings: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Yield the DSN of a server of its own, with these settings and pgembed on it."""
     folder = Path(tempfile.mkdtemp(prefix="pgembed-benchmark-"))
     try:
-        with EmbeddedServer(folder) as server:
+        with EmbeddedServer(folder, settings=settings) as server:
             dsn = server.dsn("postgres")
             with connect(dsn, purpose="benchmark") as connection:
                 install(connection)

@@ -15,7 +15,6 @@ import collections
 import contextlib
 import dataclasses
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -27,8 +26,7 @@ from pathlib import Path
 from pgembed.models.session import Model
 from pgembed.postgres import system
 from pgembed.postgres.connection import Connection, connect, fetch_all, fetch_one
-from pgembed.postgres.embedded import EmbeddedServer
-from pgembed.postgres.schema import install
+from tests.benchmarks.insert_to_vector import installed_server
 from tests.harness import tiny_models
 from tests.harness.oracle import assert_converged
 from tests.integration.worker.running import (
@@ -133,20 +131,6 @@ def main() -> int:
                 turn()
             turns.reverse()
         return report(connection, alone, beside, arguments, model)
-
-
-@contextlib.contextmanager
-def installed_server(settings: dict[str, str]) -> Iterator[str]:
-    """Yield the DSN of a server of its own with pgembed on it."""
-    folder = Path(tempfile.mkdtemp(prefix="pgembed-benchmark-"))
-    try:
-        with EmbeddedServer(folder, settings=settings) as server:
-            dsn = server.dsn("postgres")
-            with connect(dsn, purpose="benchmark") as connection:
-                install(connection)
-            yield dsn
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare(connection: Connection, dsn: str, rows: int) -> None:
