@@ -37,21 +37,28 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Tests:
-    """Which rows count for which query: bits in words (w, n)."""
+    """Which rows count for which query: those that have all bits of its mask."""
 
     words: NDArray[np.uint64]
-    word: Ints
-    bit: NDArray[np.uint64]
+    """(w, n): the bits of each row."""
+    masks: NDArray[np.uint64]
+    """(q, w): the bits that each query asks for."""
 
     def pairs(self, queries: Ints, positions: Ints) -> NDArray[np.bool_]:
         """Return for each pair (m,) whether the row counts for the query."""
-        words = self.words[self.word[queries], positions]
-        return np.asarray(words >> self.bit[queries] & np.uint64(1), bool)
+        passed = np.ones(len(queries), bool)
+        for word, masks in zip(self.words, self.masks.T, strict=True):
+            wanted = masks[queries]
+            passed &= word[positions] & wanted == wanted
+        return passed
 
     def grid(self, queries: Ints, rows: Rows) -> NDArray[np.bool_]:
         """Return (m, r): whether each row counts for each query."""
-        words = self.words[:, rows][self.word[queries]]
-        return np.asarray(words >> self.bit[queries][:, None] & np.uint64(1), bool)
+        masks = self.masks[queries]
+        passed = np.True_
+        for word, wanted in zip(self.words[:, rows], masks.T[..., None], strict=True):
+            passed = passed & (word & wanted == wanted)
+        return np.asarray(passed)
 
 
 def cores() -> int:

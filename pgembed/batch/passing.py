@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pgembed.batch.predicates import (
     WORD,
     Listing,
+    Term,
     compile_conditions,
     read_listing,
     read_matching,
@@ -26,6 +27,10 @@ Ints = NDArray[np.int64]
 
 _MOST_BYTES = 1 << 29
 """Half of what PostgreSQL can put into one value."""
+_FEW = 64
+"""Conditions that one row of so many meets are kept as positions."""
+_LISTED = np.uint64(1 << WORD)
+"""The bit of a row that is there: the sign, which the server leaves free."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,30 +39,39 @@ class Passing:
 
     total: int
     words: NDArray[np.uint64]
-    """(w, total): bits of the conditions that were evaluated together."""
-    place: tuple[int, ...]
-    """The bit of each condition; -1 when it has positions instead."""
+    """(w, total): bits of the terms that were evaluated together."""
+    masks: NDArray[np.uint64]
+    """(c, w): the bits that the rows of each condition have."""
     alone: dict[int, Ints]
+    """The positions of those few rows that other conditions have."""
     counts: tuple[int, ...]
+
+    def met(self, condition: int) -> NDArray[np.bool_]:
+        """Return (total,): whether a row meets a condition that has bits."""
+        first, *others = np.flatnonzero(self.masks[condition]).tolist()
+        met = self._met(condition, first)
+        for word in others:
+            met &= self._met(condition, word)
+        return met
+
+    def _met(self, condition: int, word: int) -> NDArray[np.bool_]:
+        mask = self.masks[condition, word]
+        return np.asarray(self.words[word] & mask == mask)
 
     def positions(self, condition: int) -> Ints:
         """Return the sorted positions (m,) of the rows that meet a condition."""
         if condition in self.alone:
             return self.alone[condition]
-        return np.flatnonzero(self.bits(condition))
-
-    def bits(self, condition: int) -> NDArray[np.uint64]:
-        """Return (total,): not 0 where a row meets a condition that has a bit."""
-        word, bit = divmod(self.place[condition], WORD)
-        return np.asarray(self.words[word] & np.uint64(1 << bit))
+        return np.flatnonzero(self.met(condition))
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """Conditions whose rows fit into memory together."""
+    """Conditions whose rows fit into memory together, and the terms of the shared."""
 
     shared: tuple[int, ...]
     alone: tuple[int, ...]
+    terms: tuple[Term, ...]
 
 
 class Conditions:
@@ -82,25 +96,41 @@ class Conditions:
                 expected.append(found)
         # What is received, what is unpacked, and what is kept: 24 bytes a word.
         words = max(1, memory // 4 // (24 * max(rows, 1)))
-        parts = [
-            shared[i : i + words * WORD] for i in range(0, len(shared), words * WORD)
-        ]
         bins = np.cumsum(expected) * 24 // max(memory // 4, 1)
         others = [
             [alone[i] for i in np.flatnonzero(bins == b)] for b in np.unique(bins)
         ]
         none: list[int] = []
-        pairs = itertools.zip_longest(parts, others, fillvalue=none)
-        return [Round(tuple(one), tuple(other)) for one, other in pairs]
+        pairs = itertools.zip_longest(
+            self._by_terms(shared, words * WORD), others, fillvalue=none
+        )
+        return [
+            Round(tuple(one), tuple(other), self._terms(one)) for one, other in pairs
+        ]
+
+    def _by_terms(self, conditions: list[int], most: int) -> list[list[int]]:
+        """Cut *conditions* into parts with at most so many distinct terms."""
+        parts: list[list[int]] = []
+        known: set[Term] = set()
+        for number in conditions:
+            known |= set(self._compiled[number].terms)
+            if not parts or len(known) > most:
+                parts.append([])
+                known = set(self._compiled[number].terms)
+            parts[-1].append(number)
+        return parts
+
+    def _terms(self, conditions: Sequence[int]) -> tuple[Term, ...]:
+        found = [term for i in conditions for term in self._compiled[i].terms]
+        return tuple(dict.fromkeys(found))
 
     def listing(self, tables: Tables, part: Round) -> Listing:
         """Read the rows, with the bits of the shared conditions of a round."""
-        chosen = [self._compiled[i] for i in part.shared]
         return read_listing(
             self._connection,
             self._source,
             tables,
-            chosen,
+            part.terms,
             rows=self._rows,
             memory=min(self._memory // 8, _MOST_BYTES),
         )
@@ -118,12 +148,6 @@ class Conditions:
 
         *positions* are those of the listed rows; *find* returns those of row ids.
         """
-        words = np.zeros((len(listing.words), total), np.uint64)
-        for word, bits in zip(words, listing.words, strict=True):
-            word[positions] = bits
-        place = [-1] * len(self._compiled)
-        for bit, number in enumerate(part.shared):
-            place[number] = bit
         alone = {
             number: np.sort(
                 find(
@@ -134,14 +158,50 @@ class Conditions:
             )
             for number in part.alone
         }
-        counts = [0] * len(self._compiled)
+        bits = _Bits(total, len(self._compiled), listing.words, positions)
+        places = {term: place for place, term in enumerate(part.terms)}
         for number in part.shared:
-            counts[number] = _count(words, place[number])
+            bits.choose(number, [places[t] for t in self._compiled[number].terms])
         for number in part.alone:
-            counts[number] = len(alone[number])
-        return Passing(total, words, tuple(place), alone, tuple(counts))
+            if len(alone[number]) * _FEW > total:
+                bits.add_one(number, alone.pop(number))
+        passing = Passing(total, bits.words, bits.masks, alone, ())
+        counts = [0] * len(self._compiled)
+        for number in (*part.shared, *part.alone):
+            counts[number] = (
+                len(alone[number])
+                if number in alone
+                else int(np.count_nonzero(passing.met(number)))
+            )
+        return dataclasses.replace(passing, counts=tuple(counts))
 
 
-def _count(words: NDArray[np.uint64], bit: int) -> int:
-    word, shift = divmod(bit, WORD)
-    return int(np.count_nonzero(words[word] & np.uint64(1 << shift)))
+class _Bits:
+    """Bits (w, total) of rows, and the masks of *conditions*."""
+
+    def __init__(
+        self, total: int, conditions: int, words: NDArray[np.uint64], positions: Ints
+    ) -> None:
+        """Take the *words* (w, m) of rows at *positions*, which all are listed."""
+        self.words = np.zeros((max(1, len(words)), total), np.uint64)
+        for word, bits in zip(self.words, words, strict=False):
+            word[positions] = bits
+        self.words[0, positions] |= _LISTED
+        self.masks = np.zeros((conditions, len(self.words)), np.uint64)
+        self._free = len(words) * WORD
+
+    def choose(self, condition: int, places: list[int]) -> None:
+        """Say of which terms, by their places, a condition is made."""
+        self.masks[condition, 0] |= _LISTED
+        for word, bit in (divmod(place, WORD) for place in places):
+            self.masks[condition, word] |= np.uint64(1 << bit)
+
+    def add_one(self, condition: int, positions: Ints) -> None:
+        """Add a bit for a condition whose rows are at *positions*."""
+        word, bit = divmod(self._free, WORD)
+        if word == len(self.words):
+            self.words = np.pad(self.words, ((0, 1), (0, 0)))
+            self.masks = np.pad(self.masks, ((0, 0), (0, 1)))
+        self.words[word, positions] |= np.uint64(1 << bit)
+        self.choose(condition, [self._free])
+        self._free += 1

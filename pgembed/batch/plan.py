@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from pgembed.batch.engine import Task, Tests
 from pgembed.batch.passing import Passing
-from pgembed.batch.predicates import WORD
 
 Ints = NDArray[np.int64]
 
@@ -34,8 +33,7 @@ def gather_seconds(dimensions: int) -> float:
 
 def tests_of(passing: Passing, members: Ints) -> Tests:
     """Return the tests by which the queries with conditions *members* know rows."""
-    place = np.maximum(np.array(passing.place, np.int64)[members], 0)
-    return Tests(passing.words, place // WORD, (place % WORD).astype(np.uint64))
+    return Tests(passing.words, passing.masks[members])
 
 
 def exact_tasks(

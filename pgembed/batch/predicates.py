@@ -1,8 +1,8 @@
 """Every distinct condition, evaluated once, by PostgreSQL.
 
-Conditions that read the whole table are evaluated in one pass for many: each row
-answers with words of bits. Those that an index answers, or that hold subqueries, have
-a statement of their own.
+Conditions are made of terms, many of which occur in several. Terms are evaluated in one
+pass over the table: each row answers with words of bits. A condition that an index
+answers with few rows, or that holds subqueries, has a statement of its own.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from pgembed.errors import FilterError
 from pgembed.postgres.connection import Connection, fetch_one
 
 WORD = 63
-"""Conditions per word of bits; the sign stays free."""
-_SHARED_MS = 3e-5
-"""Milliseconds that a condition costs per row in a shared pass (measured)."""
+"""Terms per word of bits; the sign stays free."""
+_SHARED_MS = 2e-5
+"""Milliseconds that a term costs per row in a shared pass (measured)."""
 _PLAN_MS = 4e-3
 """Milliseconds per unit of the planner's cost (measured)."""
+_MATCH_MS = 1e-3
+"""Milliseconds for each row that one condition finds by itself (measured)."""
 _REFERENCE = "$1::pg_catalog._text"
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A condition as SQL, whose filter refers to *values* as one parameter."""
+class Term:
+    """A part of conditions as SQL, whose filter refers to *values* as one parameter."""
 
     filter: str | None
     predicate: str | None
-    values: list[str]
-    plan: dict[str, Any] | None = None
-    """PostgreSQL's plan for the rows that meet it; None where all do."""
+    values: tuple[str, ...]
 
     def sql(self, parameter: int = 1) -> str:
         """Return the condition; its values are ``$parameter``."""
@@ -51,8 +51,30 @@ class Compiled:
 
     @property
     def parameters(self) -> list[list[str]]:
+        """The parameters that :meth:`sql` refers to: one, or none."""
+        return [list(self.values)] if self.values else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A condition: the terms that its rows meet, all of them."""
+
+    terms: tuple[Term, ...]
+    plan: dict[str, Any] | None = None
+    """PostgreSQL's plan for the rows that meet it; None where all do."""
+
+    def sql(self, parameter: int = 1) -> str:
+        """Return the condition; its values are ``$parameter`` and those after it."""
+        parts = []
+        for term in self.terms:
+            parts.append(term.sql(parameter))
+            parameter += len(term.parameters)
+        return " AND ".join(parts) or "true"
+
+    @property
+    def parameters(self) -> list[list[str]]:
         """The parameters of a statement with this condition alone."""
-        return [self.values] if self.values else []
+        return [values for term in self.terms for values in term.parameters]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,22 +93,22 @@ def compile_conditions(
 
     Raises FilterError for what the filter language, or PostgreSQL, refuses.
     """
+    terms: dict[Condition, Term] = {}
     with connection.transaction():
-        return [_compile(connection, source, condition) for condition in conditions]
+        return [_compile(connection, source, c, terms) for c in conditions]
 
 
-def _compile(connection: Connection, source: Source, condition: Condition) -> Compiled:
+def _compile(
+    connection: Connection,
+    source: Source,
+    condition: Condition,
+    terms: dict[Condition, Term],
+) -> Compiled:
     try:
-        sql, values = _compile_filter(connection, source, condition.filter)
-        if condition.predicate is not None:
-            # Once outside parentheses: there, one that closes ours is an error.
-            relation = source.relation
-            fetch(
-                connection,
-                f"EXPLAIN SELECT FROM {relation} WHERE {condition.predicate}",
-            )
-        compiled = Compiled(sql, condition.predicate, values)
-        # And once within them: there, a clause that follows WHERE is one.
+        for part in condition.parts():
+            if part not in terms:
+                terms[part] = _compile_term(connection, source, part)
+        compiled = Compiled(tuple(terms[part] for part in condition.parts()))
         return dataclasses.replace(compiled, plan=_plan(connection, source, compiled))
     except psycopg.Error as error:
         if error.sqlstate is None or error.sqlstate[:2] not in ("22", "42"):
@@ -94,6 +116,18 @@ def _compile(connection: Connection, source: Source, condition: Condition) -> Co
         message = error.diag.message_primary or str(error)
         lines = [f"{condition}: {message}", error.diag.message_hint]
         raise FilterError("\n".join(line for line in lines if line)) from None
+
+
+def _compile_term(connection: Connection, source: Source, part: Condition) -> Term:
+    sql, values = _compile_filter(connection, source, part.filter)
+    if part.predicate is not None:
+        # Once outside parentheses: there, one that closes ours is an error. The plan
+        # then has it within them: there, a clause that follows WHERE is one.
+        fetch(
+            connection,
+            f"EXPLAIN SELECT FROM {source.relation} WHERE {part.predicate}",
+        )
+    return Term(sql, part.predicate, tuple(values))
 
 
 def _compile_filter(
@@ -121,8 +155,8 @@ def rows_alone(condition: Compiled, rows: int) -> int | None:
         return expected
     if {n["Node Type"] for n in nodes} <= {"Seq Scan", "Gather", "Append", "Result"}:
         return None
-    cheap = plan["Total Cost"] * _PLAN_MS < rows * _SHARED_MS
-    return expected if cheap else None
+    cost = plan["Total Cost"] * _PLAN_MS + expected * _MATCH_MS
+    return expected if cost < rows * _SHARED_MS else None
 
 
 def _plan(
@@ -162,12 +196,12 @@ def read_listing(
     connection: Connection,
     source: Source,
     tables: Tables,
-    conditions: Sequence[Compiled] = (),
+    conditions: Sequence[Compiled | Term] = (),
     *,
     rows: int = 0,
     memory: int = 1 << 29,
 ) -> Listing:
-    """Read which rows have a vector, and which of the conditions each meets.
+    """Read which rows have a vector, and which of the *conditions* each meets.
 
     With about *rows* rows, no answer of the server is to exceed *memory* bytes.
     """
@@ -186,7 +220,7 @@ def read_listing(
             source,
             " || ".join(packed),
             source.rows(computed=words) + where,
-            [c.values for c in conditions if c.values],
+            [values for c in conditions for values in c.parameters],
         ):
             found = unpack(data, fields)
             ids.append(tables.ids(oid, found))
@@ -224,14 +258,14 @@ def _ranges(connection: Connection, source: Source, pieces: int) -> list[str]:
     return [start + end for start, end in zip(starts, [*ends, ""], strict=True)]
 
 
-def _words(conditions: Sequence[Compiled]) -> list[str]:
+def _words(conditions: Sequence[Compiled | Term]) -> list[str]:
     bits: list[str] = []
     parameter = 1
     for number, condition in enumerate(conditions):
         bit = f"{1 << number % WORD}::pg_catalog.int8"
         sql = condition.sql(parameter)
         bits.append(f"CASE WHEN {sql} THEN {bit} ELSE 0 END" if sql != "true" else bit)
-        parameter += bool(condition.values)
+        parameter += len(condition.parameters)
     return [" | ".join(bits[i : i + WORD]) for i in range(0, len(bits), WORD)]
 
 

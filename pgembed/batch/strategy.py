@@ -123,7 +123,7 @@ class Searcher:
         """Return the queries for which posting lists may pay, by share of rows."""
         passing = self.passing
         counts = np.array(passing.counts)[self.members[queries]]
-        bits = np.array(passing.place)[self.members[queries]] >= 0
+        bits = np.asarray(passing.masks.any(axis=1))[self.members[queries]]
         share = np.log2(passing.total / np.maximum(counts, 1)).astype(np.int64)
         found = []
         for size in np.unique(share[bits & (counts > 0)]):

@@ -17,6 +17,7 @@ Ints = NDArray[np.int64]
 
 MAX_K = 10_000
 """The most rows that a query may ask for."""
+_MOST_PARTS = 8
 
 Filter = Mapping[str, Any] | None
 
@@ -31,6 +32,19 @@ class Condition:
     def __str__(self) -> str:
         parts = [part for part in (self.filter, self.predicate) if part is not None]
         return " and ".join(parts) or "(every row)"
+
+    def parts(self) -> tuple[Condition, ...]:
+        """Return conditions, all of which a row has to meet to meet this one.
+
+        Many conditions of a workload have parts in common. A predicate stays with its
+        filter, which may keep it from rows on which it fails.
+        """
+        if self.filter is None or self.predicate is not None:
+            return (self,) if self != Condition() else ()
+        given = json.loads(self.filter)
+        if not isinstance(given, dict) or len(given) > _MOST_PARTS:
+            return (self,)
+        return tuple(Condition(json.dumps({k: v})) for k, v in given.items())
 
 
 @dataclasses.dataclass(frozen=True)

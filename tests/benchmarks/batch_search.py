@@ -33,7 +33,7 @@ from pgembed.batch.job import read_workload, run_batch
 from pgembed.batch.layout import build_layout
 from pgembed.batch.result import Report
 from pgembed.batch.search import search_batch
-from pgembed.postgres.connection import Connection, connect
+from pgembed.postgres.connection import Connection, connect, fetch_one
 from pgembed.postgres.embedded import EmbeddedServer
 from pgembed.postgres.schema import install
 from tests.benchmarks.graph import Generator, load
@@ -97,6 +97,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no-pgvector", action="store_true")
+    parser.add_argument(
+        "--data", type=Path, help="a folder to keep the table and its indexes in"
+    )
     parser.add_argument("--no-hnsw", action="store_true", help="its build takes long")
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="pgembed-bench-"))
@@ -104,7 +107,9 @@ def main() -> None:
     root.chmod(0o711)
     try:
         with (
-            EmbeddedServer(root / "data", settings=SETTINGS) as server,
+            EmbeddedServer(
+                arguments.data or root / "data", settings=SETTINGS
+            ) as server,
             connect(server.dsn("postgres"), purpose="benchmark") as connection,
         ):
             install(connection)
@@ -126,8 +131,10 @@ class Benchmark:
         self.connection, self.dsn, self.root = connection, dsn, root
         self.given = arguments
         made = Generator(arguments.rows, arguments.dimensions)
-        load(connection, "entity", made.graph())
-        connection.execute("SELECT pgembed.adopt_vectors('entity', 'v', 'entity')")
+        if not exists(connection, "entity"):
+            load(connection, "entity", made.graph())
+            connection.execute("SELECT pgembed.adopt_vectors('entity', 'v', 'entity')")
+        made.random = np.random.default_rng(98)
         self.vectors, self.filters = made.queries(arguments.queries)
         made.random = np.random.default_rng(99)
         self.past = made.queries(max(100, arguments.queries // 4))
@@ -327,6 +334,14 @@ class Benchmark:
             few_by_sql=False,
         )
         return time.perf_counter() - start
+
+
+def exists(connection: Connection, relation: str) -> bool:
+    """Whether a table or an index of that name is there, from an earlier run."""
+    (found,) = fetch_one(
+        connection, "SELECT to_regclass(%s) IS NOT NULL", [f"public.{relation}"]
+    )
+    return bool(found)
 
 
 def write_queries(
