@@ -73,6 +73,12 @@ class Corpus:
     _maps: tuple[RowMap, ...]
     _live: NDArray[np.bool_] | None
 
+    def by_list(self, positions: Ints) -> Ints:
+        """Return (lists,): how many of sorted *positions* each posting list has."""
+        if self.segments is None:
+            return np.empty(0, np.int64)
+        return self.segments.counts(positions)
+
     def find(self, ids: RowIds) -> Ints:
         """Return the positions of visible rows with these *ids*, in their order."""
         found = self._maps[0].positions(ids)

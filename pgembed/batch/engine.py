@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pgembed.batch.metric import Metric
-from pgembed.batch.topk import TopK
+from pgembed.batch.topk import TopK, best_of
 
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -22,6 +22,7 @@ Rows = slice | Ints
 _SCORES = 1 << 18
 """Scores in a block: with the vectors, what fits a core's cache (measured)."""
 _QUERIES = 256
+_LIST_ROWS = 4096
 _MOST_ROWS = 16_384
 
 
@@ -98,110 +99,187 @@ class Scan:
                 finally:
                     queue.close()
 
-    def best(self) -> tuple[Float32, NDArray[np.int32]]:
-        """Return scores and positions (q, width) of the best candidates, unordered."""
-        return self.tops[0].best(*self.tops[1:])
+    def best(self, queries: Ints) -> tuple[Float32, NDArray[np.int32]]:
+        """Return scores and positions (m, width) of the best of *queries*, unordered.
+
+        Missing ones have score minus infinity and position -1.
+        """
+        return best_of(self.tops, queries)
 
     def _work(self, queue: _Shared, top: TopK, tick: Callable[[], None] | None) -> None:
+        block = _Block(self, top)
         try:
-            buffers = _Buffers()
             for task in queue:
-                known = np.maximum(
-                    self.threshold[task.queries], top.threshold[task.queries]
-                )
-                top.threshold[task.queries] = known
-                self._carry_out(task, top, buffers)
-                self.threshold[task.queries] = np.maximum(
-                    self.threshold[task.queries], top.threshold[task.queries]
-                )
+                self._carry_out(task, block)
                 if tick is not None:
                     tick()
+            block.settle()
         except BaseException:
             queue.close()
             raise
 
-    def _carry_out(self, task: Task, top: TopK, buffers: _Buffers) -> None:
-        total = len(task.queries)
-        for rows in self._blocks(task, top):
+    def _carry_out(self, task: Task, block: _Block) -> None:
+        for rows in self._parts(task, block):
             if isinstance(rows, slice):
                 values = self.metric.vectors.slice(rows.start, rows.stop)
             else:
                 values = self.metric.vectors.take(rows)
-            for start in range(0, total, _QUERIES):
+            for start in range(0, len(task.queries), _QUERIES):
                 part = task.queries[start : start + _QUERIES]
-                self._compare(part, rows, values, task.tested, top, buffers)
-            self.products += total * len(values)
+                block.add(_Piece(part, rows, task.tested), values)
+            self.products += len(task.queries) * len(values)
 
-    def _blocks(self, task: Task, top: TopK) -> Iterator[Rows]:
-        """Cut the rows: small pieces first while there are no thresholds."""
+    def _parts(self, task: Task, block: _Block) -> Iterator[Rows]:
+        """Cut the rows: of many, a few first, while there are no thresholds."""
         rows = task.rows
         first = rows.start if isinstance(rows, slice) else 0
         end = rows.stop if isinstance(rows, slice) else len(rows)
         most = min(_MOST_ROWS, _SCORES // min(len(task.queries), _QUERIES))
-        new = bool(np.isneginf(top.threshold[task.queries]).any())
-        size = min(most, max(64, 4 * top.width)) if new else most
+        size = most
+        if end - first > _LIST_ROWS and block.is_new(task.queries):
+            size = min(most, max(64, 4 * block.top.width))
         while first < end:
             last = min(end, first + size)
             yield slice(first, last) if isinstance(rows, slice) else rows[first:last]
+            if size < most:
+                block.settle()
             first, size = last, min(most, 4 * size)
 
-    def _compare(
-        self,
-        queries: Ints,
-        rows: Rows,
-        values: Float32,
-        tested: bool,
-        top: TopK,
-        buffers: _Buffers,
-    ) -> None:
-        scores, passed = buffers.of(len(queries), len(values))
-        np.matmul(self.metric.scan_queries[queries], values.T, out=scores)
-        self.metric.finish(scores, rows)
-        threshold = top.threshold[queries]
-        np.greater(scores, threshold[:, None], out=passed)
-        found = passed.ravel().nonzero()[0]
-        tests = self.tests if tested else None
-        if len(found) > top.room:
-            counts = np.count_nonzero(passed, axis=1)
-            many = np.flatnonzero(counts > top.room)
-            if len(many):
-                self._push_best(queries[many], rows, scores[many], tests, top)
-                passed[many] = False
-                found = passed.ravel().nonzero()[0]
-        if not len(found):
-            return
-        row, column = np.divmod(found, len(values))
-        owners = queries[row]
-        places = column + rows.start if isinstance(rows, slice) else rows[column]
-        if tests is not None:
-            kept = tests.pairs(owners, places)
-            found, owners, places = found[kept], owners[kept], places[kept]
-        top.push(owners, places, scores.ravel()[found])
 
-    def _push_best(
-        self, queries: Ints, rows: Rows, scores: Float32, tests: Tests | None, top: TopK
-    ) -> None:
-        scores[np.isnan(scores)] = -np.inf
-        if tests is not None:
-            scores[~tests.grid(queries, rows)] = -np.inf
-        places = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-        top.push_best(queries, places, scores)
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Queries (m,) and the rows (r,) whose scores are next to each other."""
+
+    queries: Ints
+    rows: Rows
+    tested: bool
+
+    @property
+    def width(self) -> int:
+        rows = self.rows
+        return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+    def positions(self, columns: Ints) -> Ints:
+        """Return the positions of rows, by their number in the piece."""
+        if isinstance(self.rows, slice):
+            return np.asarray(columns + self.rows.start)
+        return np.asarray(self.rows[columns])
 
 
-class _Buffers:
-    """Space for one block of scores, used again and again by one thread."""
+class _Block:
+    """Scores of a few pieces, gone through together: one thread's."""
 
-    def __init__(self) -> None:
+    def __init__(self, scan: Scan, top: TopK) -> None:
+        self.scan, self.top = scan, top
+        self._pieces: list[_Piece] = []
+        self._used = 0
         self._scores = np.empty(0, np.float32)
-        self._passed = np.empty(0, bool)
 
-    def of(self, queries: int, rows: int) -> tuple[Float32, NDArray[np.bool_]]:
-        size = queries * rows
-        if size > len(self._scores):
-            self._scores = np.empty(size, np.float32)
-            self._passed = np.empty(size, bool)
-        shape = (queries, rows)
-        return self._scores[:size].reshape(shape), self._passed[:size].reshape(shape)
+    def is_new(self, queries: Ints) -> bool:
+        """Whether some of *queries* have no threshold yet."""
+        known = np.maximum(self.scan.threshold[queries], self.top.threshold[queries])
+        return bool(np.isneginf(known).any())
+
+    def add(self, piece: _Piece, values: Float32) -> None:
+        """Compute the scores of a piece, whose rows have vectors *values* (r, d)."""
+        shape = (len(piece.queries), len(values))
+        size = shape[0] * shape[1]
+        if self._used + size > len(self._scores):
+            self.settle()
+            if size > len(self._scores):
+                self._scores = np.empty(max(size, _SCORES), np.float32)
+        metric = self.scan.metric
+        out = self._scores[self._used : self._used + size].reshape(shape)
+        np.matmul(metric.scan_queries[piece.queries], values.T, out=out)
+        metric.finish(out, piece.rows)
+        self._pieces.append(piece)
+        self._used += size
+
+    def settle(self) -> None:
+        """Offer the scores above their queries' thresholds as candidates."""
+        if not self._pieces:
+            return
+        top, shared = self.top, self.scan.threshold
+        queries = np.concatenate([piece.queries for piece in self._pieces])
+        threshold = np.maximum(shared[queries], top.threshold[queries])
+        top.threshold[queries] = threshold
+        sizes = [len(piece.queries) for piece in self._pieces]
+        widths = np.repeat([piece.width for piece in self._pieces], sizes)
+        ends = np.cumsum(widths)
+        scores = self._scores[: self._used]
+        # Of rows without a threshold, or with many survivors, the best alone.
+        self._push_best(np.isneginf(threshold))
+        threshold[np.isneginf(threshold)] = np.inf
+        if len(sizes) == 1:
+            passed = scores.reshape(sizes[0], -1) > threshold[:, None]
+        else:
+            passed = scores > np.repeat(threshold, widths)
+        found = passed.ravel().nonzero()[0]
+        row = np.searchsorted(ends, found, "right")
+        many = np.bincount(row, minlength=len(queries)) > top.room
+        if many.any():
+            self._push_best(many)
+            kept = ~many[row]
+            found, row = found[kept], row[kept]
+        if len(found):
+            column = found - (ends - widths)[row]
+            self._push(row, queries[row], self._positions(row, column), scores[found])
+        shared[queries] = np.maximum(shared[queries], top.threshold[queries])
+        self._pieces, self._used = [], 0
+
+    def _positions(self, row: Ints, column: Ints) -> Ints:
+        """Return the positions (m,) of rows; *row* (m,) is sorted."""
+        starts = np.cumsum([0, *(len(piece.queries) for piece in self._pieces)])
+        cuts = np.searchsorted(row, starts).tolist()
+        found: Ints = np.concatenate(
+            [
+                piece.positions(column[first:last])
+                for piece, first, last in zip(
+                    self._pieces, cuts[:-1], cuts[1:], strict=True
+                )
+            ]
+        )
+        return found
+
+    def _push(self, row: Ints, queries: Ints, places: Ints, scores: Float32) -> None:
+        tests = self.scan.tests
+        if tests is not None and any(piece.tested for piece in self._pieces):
+            kept = tests.pairs(queries, places)
+            queries, places, scores = queries[kept], places[kept], scores[kept]
+        if len(self._pieces) == 1:
+            self.top.push(queries, places, scores)
+            return
+        order = np.argsort(queries, kind="stable")
+        queries, places, scores = queries[order], places[order], scores[order]
+        new = np.ones(len(queries), bool)
+        np.not_equal(queries[1:], queries[:-1], out=new[1:])
+        first = new.nonzero()[0]
+        counts = np.diff(first, append=len(queries))
+        turn = (np.arange(len(queries)) - first.repeat(counts)) // self.top.room
+        for number in range(int(turn.max(initial=0)) + 1):
+            now = turn == number
+            self.top.push(queries[now], places[now], scores[now])
+
+    def _push_best(self, chosen: NDArray[np.bool_]) -> None:
+        """Offer the best scores of the *chosen* rows (M,) of the pieces."""
+        if not chosen.any():
+            return
+        start = offset = 0
+        for piece in self._pieces:
+            count, width = len(piece.queries), piece.width
+            mine = np.flatnonzero(chosen[start : start + count])
+            if len(mine):
+                scores = self._scores[offset : offset + count * width]
+                self._push_best_of(piece, mine, scores.reshape(count, width)[mine])
+            start, offset = start + count, offset + count * width
+
+    def _push_best_of(self, piece: _Piece, mine: Ints, scores: Float32) -> None:
+        scores[np.isnan(scores)] = -np.inf
+        queries = piece.queries[mine]
+        if piece.tested and self.scan.tests is not None:
+            scores[~self.scan.tests.grid(queries, piece.rows)] = -np.inf
+        places = piece.positions(np.arange(piece.width))
+        self.top.push_best(queries, places, scores)
 
 
 class _Shared:

@@ -47,6 +47,8 @@ class Options:
     """Called with how many queries are answered, and how many there are."""
     steady: bool = False
     """Whether each statement may see other rows: READ COMMITTED."""
+    keys: bool = True
+    """Whether the keys of the rows found are wanted, or only their places."""
 
 
 class Batch:
@@ -67,7 +69,13 @@ class Batch:
     def run(self) -> BatchResult:
         """Return the answer."""
         check_queries(self.workload, self.source)
-        conditions = Conditions(self.connection, self.source, self.workload.conditions)
+        with self.report.stage("compiling"):
+            conditions = Conditions(
+                self.connection,
+                self.source,
+                self.workload.conditions,
+                self.options.threads,
+            )
         if not len(self.workload):
             none = np.empty((0, 0), np.int64)
             return self._result(np.empty(0, np.uint64), none, none.astype(float))
@@ -117,6 +125,7 @@ class Batch:
                     len(corpus.vectors),
                     self.tables,
                     corpus.find,
+                    corpus.by_list,
                 )
             for chosen in self._portions([*part.shared, *part.alone]):
                 found, far = self._answer(workload.part(chosen), corpus, passing)
@@ -219,13 +228,14 @@ class Batch:
         with self.report.stage("keys"):
             there = positions >= 0
             distinct, inverse = np.unique(positions[there], return_inverse=True)
-            values = self._keys(ids[distinct])
-            keys = np.zeros(positions.shape, values.dtype)
-            if values.dtype == object:
-                keys[:] = None
-            keys[there] = values[inverse]
             places = np.zeros(positions.shape, np.uint64)
             places[there] = ids[distinct][inverse]
+            keys: NDArray[Any] = np.empty((len(positions), 0), np.int64)
+            if self.options.keys:
+                values = self._keys(ids[distinct])
+                nothing = None if values.dtype == object else 0
+                keys = np.full(positions.shape, nothing, values.dtype)
+                keys[there] = values[inverse]
         return BatchResult(
             keys,
             distances,

@@ -74,7 +74,9 @@ def run_batch(
             dimensions=source.dimensions,
             embed=embed,
         )
-        batch = Batch(connection, source, workload, options)
+        # Keys are read where they are written: in SQL.
+        wanted = dataclasses.replace(options, keys=False)
+        batch = Batch(connection, source, workload, wanted)
         answer = batch.run()
         with batch.report.stage("writing"):
             asked = Asked.by_table(table, source)

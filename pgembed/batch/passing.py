@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,10 @@ class Passing:
     """(c, w): the bits that the rows of each condition have."""
     alone: dict[int, Ints]
     """The positions of those few rows that other conditions have."""
-    counts: tuple[int, ...]
+    counts: Ints
+    """(c,): how many rows meet each condition."""
+    in_lists: NDArray[np.int32]
+    """(c, lists): how many rows of each posting list do."""
 
     def met(self, condition: int) -> NDArray[np.bool_]:
         """Return (total,): whether a row meets a condition that has bits."""
@@ -78,9 +82,14 @@ class Conditions:
     """A workload's conditions, compiled; raises FilterError for a bad one."""
 
     def __init__(
-        self, connection: Connection, source: Source, conditions: Sequence[Condition]
+        self,
+        connection: Connection,
+        source: Source,
+        conditions: Sequence[Condition],
+        threads: int = 1,
     ) -> None:
         self._connection, self._source = connection, source
+        self._threads = threads
         self._compiled = compile_conditions(connection, source, conditions)
 
     def rounds(self, rows: int, memory: int) -> list[Round]:
@@ -143,10 +152,12 @@ class Conditions:
         total: int,
         tables: Tables,
         find: Callable[[RowIds], Ints],
+        by_list: Callable[[Ints], Ints],
     ) -> Passing:
         """Evaluate the rest of a round, and put all in terms of positions.
 
-        *positions* are those of the listed rows; *find* returns those of row ids.
+        *positions* are those of the listed rows; *find* returns those of row ids, and
+        *by_list* how many of some positions each posting list has.
         """
         alone = {
             number: np.sort(
@@ -165,15 +176,26 @@ class Conditions:
         for number in part.alone:
             if len(alone[number]) * _FEW > total:
                 bits.add_one(number, alone.pop(number))
-        passing = Passing(total, bits.words, bits.masks, alone, ())
-        counts = [0] * len(self._compiled)
-        for number in (*part.shared, *part.alone):
-            counts[number] = (
-                len(alone[number])
-                if number in alone
-                else int(np.count_nonzero(passing.met(number)))
-            )
-        return dataclasses.replace(passing, counts=tuple(counts))
+        none = by_list(np.empty(0, np.int64))
+        count = len(self._compiled)
+        passing = Passing(
+            total,
+            bits.words,
+            bits.masks,
+            alone,
+            np.zeros(count, np.int64),
+            np.zeros((count, len(none)), np.int32),
+        )
+
+        def count_rows(number: int) -> None:
+            found = passing.positions(number)
+            passing.counts[number] = len(found)
+            passing.in_lists[number] = by_list(found)
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            for _ in pool.map(count_rows, (*part.shared, *part.alone)):
+                pass
+        return passing
 
 
 class _Bits:

@@ -1,20 +1,15 @@
 """Searching posting lists: which of them a query has to look into.
 
-Two rules say how much has to be conceded before a query q looks into a list:
-
-- *cosine*: a row of a list with centre m lies at m + e, and its score is that of the
-  centre plus (q - m) · e. So the list holds a row above the score s only if
-  (s - base) / (|q - m| · |e|) does not exceed the cosine between q - m and some e.
-- *gap*: how much farther the list's centre is than the nearest one.
-
-How much has to be conceded is a matter of the data. For either rule the limit is
-measured on a sample of the workload's own queries, which are answered exactly; the rule
-that then looks at fewer rows is taken.
+A query looks into the nearest lists that hold enough rows which count for it, and into
+every list whose centre is not much farther than the nearest of those that hold any. How
+much farther is a matter of the data and of the condition: the limit is measured on a
+sample of the workload's own queries, which are answered exactly.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +20,13 @@ from pgembed.batch.metric import Metric
 from pgembed.batch.passing import Passing
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_COSINE, _GAP = 0, 1
 _CHUNK = 1024
 _FIRST_LISTS = 48
 _NEIGHBOURS = 100
+_FACTORS = np.geomspace(0.25, 8, 61)
 _CERTAINTY = 1.64
 """Standard errors between the sample's recall and the one that is asked for."""
 
@@ -42,24 +38,41 @@ class Pairs:
     queries: Ints
     lists: Ints
 
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What each query (q,) concedes, and by which rule."""
-
-    rule: Ints
-    limit: Float32
+    def __len__(self) -> int:
+        return len(self.queries)
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """A rule with its limit, the recall that it showed, and the rows it looks at."""
+    """How much farther to look, the recall that it showed, and what it looks at."""
 
-    rule: int
     limit: float
     recall: float
     rows: float
+    """The rows of the lists that a query looks into, on average."""
     lists: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Queries of a group that were answered exactly."""
+
+    needed: Float32
+    """(s, c): see :meth:`Prober.needed`."""
+    values: Float32
+    """(s, w): the same for the lists of each one's true neighbours."""
+    counts: NDArray[np.bool_]
+    """(s, w): which of the *values* there are."""
+
+    @property
+    def enough(self) -> Float32:
+        """Return (s,): how much farther each query has to look to find them all."""
+        return np.asarray(np.where(self.counts, self.values, 0).max(axis=1).clip(0))
+
+    def shares(self, limits: Float32) -> Float64:
+        """Return (s,): the share of its neighbours that each finds with *limits*."""
+        found = ((self.values <= limits[:, None]) & self.counts).sum(axis=1)
+        return np.asarray(found / np.maximum(self.counts.sum(axis=1), 1))
 
 
 class Prober:
@@ -75,92 +88,64 @@ class Prober:
     ) -> None:
         self.metric, self.segments, self.passing = metric, segments, passing
         self.members, self.width = members, width
-        self._counts: dict[int, Ints] = {}
         self._centre_norms = np.einsum(
             "cd,cd->c", segments.lists.centres, segments.lists.centres
         )
 
-    def counts(self, condition: int) -> Ints:
-        """Return (c,): the rows of each list that meet a condition."""
-        if condition not in self._counts:
-            positions = self.passing.positions(condition)
-            self._counts[condition] = self.segments.counts(positions)
-        return self._counts[condition]
+    def pairs(self, queries: Ints, limits: Float32) -> tuple[Pairs, Pairs]:
+        """Return the lists that *queries* (q,) look into with *limits* (q,).
 
-    def first(self, queries: Ints) -> Pairs:
-        """Return the nearest lists, enough to hold the candidates of each query."""
-        found = [self._first(part) for part in _chunks(queries)]
-        return _join(found)
+        The nearest come first: they yield thresholds for the others.
+        """
+        near, far = [], []
+        for start in range(0, len(queries), _CHUNK):
+            chosen = queries[start : start + _CHUNK]
+            needed = self.needed(chosen)
+            row, column = np.nonzero(np.isneginf(needed))
+            near.append(Pairs(chosen[row], column))
+            needed[row, column] = np.inf
+            row, column = np.nonzero(needed <= limits[start : start + _CHUNK, None])
+            far.append(Pairs(chosen[row], column))
+        return _joined(near), _joined(far)
 
-    def _first(self, queries: Ints) -> Pairs:
-        base, _, _ = self._geometry(queries)
-        there = self._there(queries)
-        base[there == 0] = -np.inf
-        most = min(_FIRST_LISTS, base.shape[1])
-        order = np.argpartition(-base, most - 1, axis=1)[:, :most]
-        scores = np.take_along_axis(base, order, axis=1)
-        order = np.take_along_axis(order, np.argsort(-scores, axis=1), axis=1)
+    def needed(self, queries: Ints) -> Float32:
+        """Return (q, c): how much farther each list is than the nearest that counts.
+
+        Infinity where no row counts, and minus infinity for the nearest lists, which
+        are looked into in any case.
+        """
+        away, there = self._away(queries), self._there(queries)
+        away[there == 0] = np.inf
+        nearest = self._nearest(away, there)
+        away -= np.minimum(away.min(axis=1), np.float32(1e30))[:, None]
+        away[nearest] = -np.inf
+        return away
+
+    def _nearest(self, away: Float32, there: NDArray[np.int32]) -> tuple[Ints, Ints]:
+        """Return the nearest lists with enough rows for the candidates, as indices."""
+        most = min(_FIRST_LISTS, away.shape[1])
+        order = np.argpartition(away, most - 1, axis=1)[:, :most]
+        sizes = np.take_along_axis(away, order, axis=1)
+        order = np.take_along_axis(order, np.argsort(sizes, axis=1), axis=1)
         rows = np.take_along_axis(there, order, axis=1)
         before = np.cumsum(rows, axis=1) - rows
         row, column = np.nonzero((before < 2 * self.width) & (rows > 0))
-        return Pairs(queries[row], order[row, column])
+        return row, order[row, column]
 
-    def rest(self, queries: Ints, scores: Float32, limits: Limits, but: Pairs) -> Pairs:
-        """Return the lists within *limits* of the queries, beyond those of *but*.
-
-        *queries* (q,) are sorted; *scores* (q,) are the k-th best so far.
-        """
-        found = []
-        done = np.searchsorted(queries, but.queries)
-        for start in range(0, len(queries), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            chosen = queries[part]
-            needed = self.needed(chosen, scores[part], limits.rule[chosen])
-            wanted = needed <= limits.limit[chosen][:, None]
-            inside = (done >= start) & (done < start + _CHUNK)
-            wanted[done[inside] - start, but.lists[inside]] = False
-            row, column = np.nonzero(wanted)
-            found.append(Pairs(chosen[row], column))
-        return _join(found)
-
-    def needed(self, queries: Ints, scores: Float32, rules: Ints) -> Float32:
-        """Return (q, c): what has to be conceded to look into each list.
-
-        That is infinite where no row counts. *scores* (q,) are to be exceeded.
-        """
-        base, spread, gap = self._geometry(queries)
-        needed = (scores[:, None] - base) / spread
-        there = self._there(queries) > 0
-        gap[~there] = np.inf
-        gap -= np.minimum(gap.min(axis=1), np.float32(1e30))[:, None]
-        by_gap = rules == _GAP
-        needed[by_gap] = gap[by_gap]
-        needed[~there] = np.inf
-        return np.asarray(needed)
-
-    def _geometry(self, queries: Ints) -> tuple[Float32, Float32, Float32]:
-        """Return (q, c): expected score, how far rows spread around it, distance."""
-        lists, distance = self.segments.lists, self.metric.distance
+    def _away(self, queries: Ints) -> Float32:
+        """Return (q, c): how far the centre of each list is."""
+        centres = self.segments.lists.centres
         vectors = self.metric.scan_queries[queries]
-        base = vectors @ lists.centres.T
+        products = vectors @ centres.T
+        if self.metric.distance == "inner_product":
+            return np.asarray(-products)
         own = np.einsum("qd,qd->q", vectors, vectors)
-        if distance == "inner_product":
-            away = np.broadcast_to(np.sqrt(own)[:, None], base.shape)
-            gap = -base
-        else:
-            squares = own[:, None] - 2 * base + self._centre_norms
-            away = np.sqrt(np.maximum(squares, 0))
-            gap = away.copy()
-        spread = np.maximum(away * lists.spreads, np.float32(1e-12))
-        if distance == "l2":
-            base -= lists.lengths / 2
-        return base, spread, gap
+        squares = own[:, None] - 2 * products + self._centre_norms
+        return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
-    def _there(self, queries: Ints) -> Ints:
+    def _there(self, queries: Ints) -> NDArray[np.int32]:
         """Return (q, c): how many rows of each list count for each query."""
-        conditions, inverse = np.unique(self.members[queries], return_inverse=True)
-        table = np.stack([self.counts(int(c)) for c in conditions])
-        return np.asarray(table[inverse])
+        return self.passing.in_lists[self.members[queries]]
 
     def tasks(self, pairs: Pairs) -> list[Task]:
         """Group pairs by list."""
@@ -173,28 +158,15 @@ class Prober:
             lists[first].tolist(), np.split(queries, first)[1:], strict=True
         ):
             # Leaves have lists all of whose rows meet a condition.
-            tested = any(
-                self.counts(int(c))[number] < sizes[number]
-                for c in np.unique(self.members[group])
-            )
+            meeting = self.passing.in_lists[self.members[group], number]
+            tested = bool((meeting < sizes[number]).any())
             found += [
                 Task(group, rows, tested) for rows in self.segments.slices(number)
             ]
         return found
 
 
-def kth_scores(scan: Scan, queries: Ints, k: Ints) -> Float32:
-    """Return the k-th best score so far of each of *queries* (m,)."""
-    estimates, _ = scan.best()
-    ordered = -np.sort(-estimates[queries], axis=1)
-    return np.asarray(ordered[np.arange(len(queries)), k - 1])
-
-
-def _chunks(queries: Ints) -> list[Ints]:
-    return [queries[i : i + _CHUNK] for i in range(0, len(queries), _CHUNK)]
-
-
-def _join(parts: list[Pairs]) -> Pairs:
+def _joined(parts: list[Pairs]) -> Pairs:
     none = np.empty(0, np.int64)
     return Pairs(
         np.concatenate([none, *(p.queries for p in parts)]),
@@ -202,51 +174,69 @@ def _join(parts: list[Pairs]) -> Pairs:
     )
 
 
-def calibrate(
-    prober: Prober, scan: Scan, sample: Ints, k: Ints, recall: float
-) -> Calibration:
-    """Measure on *sample* (s,), queries that were answered exactly, how far to look."""
-    estimates, positions = scan.best()
-    estimates, positions = estimates[sample], positions[sample].astype(np.int64)
+def sample_of(prober: Prober, scan: Scan, queries: Ints, k: Ints) -> Sample:
+    """Return what *queries* (s,), which were answered exactly, had to look into."""
+    estimates, found = scan.best(queries)
     order = np.argsort(-estimates, axis=1)
-    estimates = np.take_along_axis(estimates, order, axis=1)
-    positions = np.take_along_axis(positions, order, axis=1)
+    positions = np.take_along_axis(found, order, axis=1).astype(np.int64)
     most = int(k.max())
     steps = np.unique(np.linspace(0, most - 1, min(most, _NEIGHBOURS)).astype(int))
     counts = (steps < k[:, None]) & (positions[:, steps] >= 0)
     lists = prober.segments.of(np.maximum(positions[:, steps], 0))
-    first = prober.first(sample)
-    looked = np.searchsorted(sample, first.queries), first.lists
-    reached = estimates[np.arange(len(sample)), k - 1]
-    sizes = prober.segments.sizes()
-    found = []
-    for rule in (_COSINE, _GAP):
-        needed = prober.needed(sample, reached, np.full(len(sample), rule))
-        needed[looked] = -np.inf
-        values = np.take_along_axis(needed, lists, axis=1)
-        limit, measured = _limit(values, counts, recall)
-        within = needed <= limit
-        rows = float((within @ sizes).mean())
-        mean_lists = float(within.sum(axis=1).mean())
-        found.append(Calibration(rule, limit, measured, rows, mean_lists))
-    return min(found, key=lambda calibration: calibration.rows)
+    needed = prober.needed(queries)
+    return Sample(needed, np.take_along_axis(needed, lists, axis=1), counts)
 
 
-def _limit(
-    values: Float32, counts: NDArray[np.bool_], recall: float
-) -> tuple[float, float]:
-    """Return the smallest limit whose recall is surely enough, and that recall.
+def calibrate(
+    groups: Sequence[tuple[Ints, Sample]], sizes: Ints, recall: float
+) -> list[Calibration]:
+    """Choose how far the queries of each group look, from a sample of others of it.
 
-    *values* (s, w): what each true neighbour's list needs, where *counts*.
+    A group looks as far as the neediest query of its sample, times a factor for all
+    groups. The factor is the least with which the queries of the samples reach the
+    *recall* if each of them has to do with what the others of its group need: leave
+    one out. *sizes* (c,) are the rows of the lists.
     """
-    finite = values[counts & np.isfinite(values)]
-    if not len(finite):
-        return -np.inf, 1.0
-    options = np.unique(np.quantile(finite, np.linspace(0, 1, 200), method="higher"))
-    total = np.maximum(counts.sum(axis=1), 1)
-    for option in options:
-        shares = ((values <= option) & counts).sum(axis=1) / total
-        doubt = _CERTAINTY * shares.std() / np.sqrt(len(shares))
-        if shares.mean() - doubt >= recall:
-            return float(option), float(shares.mean())
-    return float(options[-1]), 1.0
+    if not groups:
+        return []
+    samples = [sample for _, sample in groups]
+    least = float(np.median([sample.enough.max() for sample in samples])) / 2
+    bases = [_without_each(sample.enough).clip(least) for sample in samples]
+    weight = np.concatenate(
+        [
+            np.full(len(base), max(1, len(group)) / len(base))
+            for base, (group, _) in zip(bases, groups, strict=True)
+        ]
+    )
+    weight /= weight.sum()
+    for factor in _FACTORS:
+        shares = [
+            sample.shares(base * np.float32(factor))
+            for sample, base in zip(samples, bases, strict=True)
+        ]
+        share = np.concatenate(shares)
+        mean = float(weight @ share)
+        doubt = _CERTAINTY * float(np.sqrt(weight**2 @ (share - mean) ** 2))
+        if mean - doubt >= recall:
+            break
+    found = []
+    for sample, part in zip(samples, shares, strict=True):
+        limit = factor * max(least, float(sample.enough.max()))
+        within = sample.needed <= limit
+        found.append(
+            Calibration(
+                limit,
+                float(part.mean()),
+                float((within @ sizes).mean()),
+                float(within.sum(axis=1).mean()),
+            )
+        )
+    return found
+
+
+def _without_each(values: Float32) -> Float32:
+    """Return for each of *values* (s,) the largest of the others."""
+    ordered = np.sort(values)
+    largest = np.full(len(values), ordered[-1])
+    largest[values.argmax()] = ordered[-2] if len(values) > 1 else 0
+    return largest

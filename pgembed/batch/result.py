@@ -66,7 +66,9 @@ class BatchResult:
     """
 
     keys: NDArray[Any]
-    """(q, k): int64 for one integer key column, else objects; tuples for several."""
+    """(q, k): int64 for one integer key column, else objects; tuples for several.
+
+    (q, 0) where only places were wanted."""
     distances: NDArray[np.float64]
     """(q, k): pgvector's distance, computed in float64."""
     counts: NDArray[np.int64]

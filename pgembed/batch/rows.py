@@ -8,7 +8,7 @@ as the table is not rewritten.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psycopg
@@ -22,7 +22,6 @@ from pgembed.postgres.connection import Connection
 RowIds = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 
-_TID_OID, _TID_ARRAY_OID = 27, 1010
 _TID = np.dtype([("block", ">u4"), ("offset", ">u2")])
 _LOOKUP = 50_000
 
@@ -67,31 +66,78 @@ class RowMap:
         return np.where(known, found, -1)
 
 
-class TidArray:
-    """Row ids of one table, to be passed as one ``tid[]`` parameter."""
+class PackedArray:
+    """Values (n,) to be passed as one array parameter, in binary."""
 
-    def __init__(self, ids: RowIds) -> None:
-        self.ids = ids
+    oid: ClassVar[int]
+    array_oid: ClassVar[int]
+    dtype: ClassVar[Any]
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values = values
+
+    def packed(self) -> NDArray[Any]:
+        """Return the values as PostgreSQL sends them."""
+        return self.values.astype(self.dtype)
 
 
-class _TidArrayDumper(Dumper):
-    format = Format.BINARY
-    oid = _TID_ARRAY_OID
+class Int4Array(PackedArray):
+    """An ``int4[]`` parameter."""
 
-    def dump(self, obj: TidArray) -> Buffer:
-        header = np.array([1, 0, _TID_OID, len(obj.ids), 1], ">u4").tobytes()
-        elements = np.zeros(len(obj.ids), [("size", ">i4"), *_TID.descr])
-        elements["size"] = _TID.itemsize
-        elements["block"] = (obj.ids >> np.uint64(16)) & np.uint64(0xFFFFFFFF)
-        elements["offset"] = obj.ids & np.uint64(0xFFFF)
-        return header + elements.tobytes()
+    oid, array_oid, dtype = 23, 1007, ">i4"
+
+
+class Int8Array(PackedArray):
+    """An ``int8[]`` parameter."""
+
+    oid, array_oid, dtype = 20, 1016, ">i8"
+
+
+class Float8Array(PackedArray):
+    """A ``float8[]`` parameter."""
+
+    oid, array_oid, dtype = 701, 1022, ">f8"
+
+
+class TidArray(PackedArray):
+    """Row ids of one table as a ``tid[]`` parameter."""
+
+    oid, array_oid, dtype = 27, 1010, _TID
+
+    def packed(self) -> NDArray[Any]:
+        """Return blocks and offsets."""
+        tids = np.empty(len(self.values), _TID)
+        tids["block"] = (self.values >> np.uint64(16)) & np.uint64(0xFFFFFFFF)
+        tids["offset"] = self.values & np.uint64(0xFFFF)
+        return tids
+
+
+def _dumper(array: type[PackedArray]) -> type[Dumper]:
+    class PackedDumper(Dumper):
+        format = Format.BINARY
+        oid = array.array_oid
+
+        def dump(self, obj: PackedArray) -> Buffer:
+            values = obj.packed()
+            header = np.array([1, 0, obj.oid, len(values), 1], ">u4").tobytes()
+            elements = np.empty(len(values), [("size", ">i4"), ("value", values.dtype)])
+            elements["size"], elements["value"] = values.itemsize, values
+            return header + elements.tobytes()
+
+    return PackedDumper
+
+
+_DUMPERS = {
+    array: _dumper(array) for array in (Int4Array, Int8Array, Float8Array, TidArray)
+}
 
 
 def raw_cursor(connection: Connection) -> psycopg.RawCursor[Any]:
     """Return a cursor for $1-style SQL that sends one statement and no more."""
     cursor = psycopg.RawCursor(connection, row_factory=psycopg.rows.tuple_row)
     cursor.format = Format.BINARY
-    cursor.adapters.register_dumper(TidArray, _TidArrayDumper)
+    for array, dumper in _DUMPERS.items():
+        cursor.adapters.register_dumper(array, dumper)
     return cursor
 
 
@@ -166,4 +212,4 @@ def _place_arrays(source: Source, tables: Tables, ids: RowIds) -> list[Any]:
     if not source.divided:
         return [TidArray(ids)]
     numbers = (ids >> np.uint64(48)).astype(np.int64)
-    return [TidArray(ids), np.array(tables.oids, np.int64)[numbers].tolist()]
+    return [TidArray(ids), Int8Array(np.array(tables.oids, np.int64)[numbers])]

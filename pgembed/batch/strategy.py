@@ -1,8 +1,8 @@
 """How the candidates of each query are found: in all rows, or in posting lists.
 
-Queries are grouped by the share of rows that meet their condition. A few of each group
-are answered exactly: they show how far into the lists the others have to look for the
-recall that is asked for, and whether that is cheaper than looking at all rows.
+Queries are grouped by their condition, or by the share of rows that meet it. A few of
+each group are answered exactly: they show how far into the lists the others have to
+look for the recall that is asked for, and whether that is cheaper than all rows.
 """
 
 from __future__ import annotations
@@ -17,22 +17,19 @@ from pgembed.batch.engine import Scan, Task
 from pgembed.batch.metric import Metric
 from pgembed.batch.passing import Passing
 from pgembed.batch.plan import exact_seconds, exact_tasks, product_seconds, tests_of
-from pgembed.batch.probing import (
-    Calibration,
-    Limits,
-    Pairs,
-    Prober,
-    calibrate,
-    kth_scores,
-)
+from pgembed.batch.probing import Calibration, Prober, calibrate, sample_of
 from pgembed.batch.ranking import Found
 from pgembed.batch.result import Report
 
+Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-_SAMPLE = (24, 96)
-_TASK_SECONDS = 1e-4
-"""What a posting list costs beyond its products (measured)."""
+_SAMPLE = (16, 48)
+_LEAST_SHARE = 32
+"""A condition that fewer than one row of so many meet is answered exactly."""
+_PAIR_SECONDS = 4e-6
+"""What a query costs in a posting list beyond its products (measured)."""
+Calibrated = tuple[Ints, Calibration]
 
 
 class Searcher:
@@ -69,8 +66,8 @@ class Searcher:
             self._exact(scan, queries)
         self.report.products += scan.products
         with self.report.stage("merging"):
-            estimates, found = scan.best()
-        return estimates[queries], found[queries], thorough[queries]
+            estimates, found = scan.best(queries)
+        return estimates, found, thorough[queries]
 
     def _exact(self, scan: Scan, queries: Ints) -> None:
         with self.report.stage("comparing"):
@@ -96,70 +93,96 @@ class Searcher:
         assert self.segments is not None  # noqa: S101 - the caller has looked
         groups = self._groups(queries)
         samples = [_sample(group) for group in groups]
-        others = np.setdiff1d(queries, _joined(groups))
-        self._exact(scan, np.sort(_joined([others, *samples])))
+        without = np.setdiff1d(queries, _joined(groups))
+        self._exact(scan, np.sort(_joined([without, *samples])))
+        if not groups:
+            return
         prober = Prober(self.metric, self.segments, self.passing, self.members, width)
-        count = len(self.members)
-        limits = Limits(np.zeros(count, np.int64), np.zeros(count, np.float32))
-        probing, exact = [], []
-        for group, sample in zip(groups, samples, strict=True):
-            rest = np.setdiff1d(group, sample)
-            with self.report.stage("calibrating"):
-                found = calibrate(prober, scan, sample, self.k[sample], self.recall)
-            if self._pays(rest, found):
-                limits.rule[rest], limits.limit[rest] = found.rule, found.limit
-                probing.append(rest)
-                self.report.measured.append((len(rest), found.recall))
-            else:
-                exact.append(rest)
-        if exact:
-            self._exact(scan, np.sort(_joined(exact)))
-        if probing:
-            rest = np.sort(_joined(probing))
-            thorough[rest] = False
-            self._probe(scan, prober, rest, limits)
+        limits = np.zeros(len(self.members), np.float32)
+        with self.report.stage("calibrating"):
+            probing = self._calibrated(prober, scan, groups, samples)
+        for rest, found in probing:
+            limits[rest] = found.limit
+            self.report.measured.append((len(rest), found.recall))
+        probed = np.sort(_joined([rest for rest, _ in probing]))
+        exact = np.setdiff1d(_joined(groups), _joined([probed, *samples]))
+        if len(exact):
+            self._exact(scan, exact)
+        if len(probed):
+            thorough[probed] = False
+            self._probe(scan, prober, probed, limits[probed])
 
     def _groups(self, queries: Ints) -> list[Ints]:
-        """Return the queries for which posting lists may pay, by share of rows."""
-        passing = self.passing
-        counts = np.array(passing.counts)[self.members[queries]]
-        bits = np.asarray(passing.masks.any(axis=1))[self.members[queries]]
+        """Return the queries for which posting lists may pay, in groups.
+
+        A condition that many queries have is a group, unless most rows meet it; those
+        of the others that as many rows meet are one together.
+        """
+        passing, members = self.passing, self.members[queries]
+        counts = passing.counts
+        common = np.asarray(passing.masks.any(axis=1)) & (
+            counts * _LEAST_SHARE > passing.total
+        )
+        asked = np.bincount(members, minlength=len(counts))
         share = np.log2(passing.total / np.maximum(counts, 1)).astype(np.int64)
+        alone = (asked > 6 * _SAMPLE[0]) & (share > 0)
+        group = np.where(alone, np.arange(len(counts)), -1 - share)
         found = []
-        for size in np.unique(share[bits & (counts > 0)]):
-            group = queries[bits & (counts > 0) & (share == size)]
-            if len(group) > 2 * _SAMPLE[0]:
-                found.append(group)
+        for number in np.unique(group[common]):
+            chosen = queries[common[members] & (group[members] == number)]
+            if len(chosen) > 2 * _SAMPLE[0]:
+                found.append(chosen)
         return found
 
-    def _pays(self, queries: Ints, found: Calibration) -> bool:
-        segments = self.segments
-        if segments is None or not len(queries):
-            return False
-        dimensions = self.metric.vectors.dimensions
-        count = len(segments.lists)
-        pairs = len(queries) * found.lists
-        together = max(1, round(pairs / count))
-        rows = len(queries) * found.rows
-        probing = rows * product_seconds(together, dimensions) / together
-        probing += min(count, pairs) * _TASK_SECONDS
-        return probing < exact_seconds(self.passing, self.members, queries, dimensions)
+    def _calibrated(
+        self, prober: Prober, scan: Scan, groups: list[Ints], samples: list[Ints]
+    ) -> list[Calibrated]:
+        """Return the groups that lists answer sooner, less their samples."""
+        assert self.segments is not None  # noqa: S101 - the caller has looked
+        sizes = self.segments.sizes()
+        known = [
+            (
+                np.setdiff1d(group, sample),
+                sample_of(prober, scan, sample, self.k[sample]),
+            )
+            for group, sample in zip(groups, samples, strict=True)
+        ]
+        # Once more without those that need much, and are not to be searched like this.
+        for _ in range(2):
+            found = calibrate(known, sizes, self.recall)
+            paying = self._pay([rest for rest, _ in known], found)
+            found = [f for f, pays in zip(found, paying, strict=True) if pays]
+            known = [k for k, pays in zip(known, paying, strict=True) if pays]
+        return [(rest, f) for (rest, _), f in zip(known, found, strict=True)]
 
-    def _probe(self, scan: Scan, prober: Prober, queries: Ints, limits: Limits) -> None:
-        report = self.report
-        report.strategy = "posting lists"
-        with report.stage("routing"):
-            first = prober.first(queries)
-            tasks = prober.tasks(first)
-        with report.stage("comparing"):
-            self._run(scan, tasks)
-        with report.stage("routing"):
-            scores = kth_scores(scan, queries, self.k[queries])
-            rest = prober.rest(queries, scores, limits, first)
-            tasks = prober.tasks(rest)
-        with report.stage("comparing"):
-            self._run(scan, tasks)
-        report.lists += _count(first) + _count(rest)
+    def _pay(self, groups: list[Ints], found: list[Calibration]) -> list[bool]:
+        """Return for which groups posting lists are cheaper than all rows.
+
+        A list is compared with the queries of all groups at once.
+        """
+        assert self.segments is not None  # noqa: S101 - the caller has looked
+        dimensions = self.metric.vectors.dimensions
+        pairs = sum(len(g) * f.lists for g, f in zip(groups, found, strict=True))
+        together = max(1, round(pairs / max(1, len(self.segments.lists))))
+        each = product_seconds(together, dimensions) / together
+        return [
+            len(g) * (f.rows * each + f.lists * _PAIR_SECONDS)
+            < exact_seconds(self.passing, self.members, g, dimensions)
+            for g, f in zip(groups, found, strict=True)
+        ]
+
+    def _probe(
+        self, scan: Scan, prober: Prober, queries: Ints, limits: Float32
+    ) -> None:
+        self.report.strategy = "posting lists"
+        with self.report.stage("routing"):
+            turns = prober.pairs(queries, limits)
+        for pairs in turns:
+            with self.report.stage("routing"):
+                tasks = prober.tasks(pairs)
+            with self.report.stage("comparing"):
+                self._run(scan, tasks)
+            self.report.lists += len(pairs)
 
 
 def _sample(group: Ints) -> Ints:
@@ -170,7 +193,3 @@ def _sample(group: Ints) -> Ints:
 
 def _joined(parts: list[Ints]) -> Ints:
     return np.concatenate([np.empty(0, np.int64), *parts])
-
-
-def _count(pairs: Pairs) -> int:
-    return len(pairs.queries)

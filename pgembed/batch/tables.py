@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from pgembed.batch.result import BatchResult
-from pgembed.batch.rows import RowIds, TidArray, fetch, raw_cursor
+from pgembed.batch.rows import (
+    Float8Array,
+    Int4Array,
+    Int8Array,
+    RowIds,
+    TidArray,
+    fetch,
+    raw_cursor,
+)
 from pgembed.batch.source import Source
 from pgembed.batch.workload import Workload
 from pgembed.errors import PgembedError, SettingError
@@ -204,8 +212,8 @@ def write_results(
                     _tables(askers, asked.oids),
                     TidArray(places[part]),
                     _tables(places[part], answer.tables),
-                    (ranks[part] + 1).tolist(),
-                    answer.distances[rows[part], ranks[part]].tolist(),
+                    Int4Array(ranks[part] + 1),
+                    Float8Array(answer.distances[rows[part], ranks[part]]),
                 ],
             )
             written += cursor.rowcount
@@ -238,10 +246,11 @@ def _insert(source: Source, asked: Asked, target: str, names: list[str]) -> str:
     )
 
 
-def _tables(places: NDArray[np.uint64], oids: Sequence[int]) -> list[int]:
-    known = np.array(oids or (0,), np.int64)
+def _tables(places: NDArray[np.uint64], oids: Sequence[int]) -> Int8Array:
+    if not oids:
+        return Int8Array(np.zeros(len(places)))
     numbers = (places >> np.uint64(48)).astype(np.int64)
-    return list(known[numbers].tolist()) if oids else [0] * len(places)
+    return Int8Array(np.array(oids, np.int64)[numbers])
 
 
 def _result_columns(source: Source, asked: Asked) -> list[str]:

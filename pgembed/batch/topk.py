@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -97,19 +99,18 @@ class TopK:
         reached = np.where(fill == self.width, kept.min(axis=1), _NONE)
         self.threshold[queries] = np.maximum(self.threshold[queries], reached)
 
-    def best(self, *others: TopK) -> tuple[Float32, NDArray[np.int32]]:
-        """Return scores and positions (q, width), with those of *others*; unordered.
 
-        Missing ones have score minus infinity and position -1.
-        """
-        scores = np.concatenate([self.scores, *(o.scores for o in others)], axis=1)
-        positions = np.concatenate(
-            [self.positions, *(o.positions for o in others)], axis=1
-        )
-        order = best_columns(scores, self.width)
-        best = np.take_along_axis(scores, order, axis=1)
-        found = np.take_along_axis(positions, order, axis=1)
-        return best, np.where(best == _NONE, -1, found)
+def best_of(tops: Sequence[TopK], queries: Ints) -> tuple[Float32, NDArray[np.int32]]:
+    """Return scores and positions (m, width) of the best of *queries* (m,) in *tops*.
+
+    Unordered; missing ones have score minus infinity and position -1.
+    """
+    scores = np.concatenate([top.scores[queries] for top in tops], axis=1)
+    positions = np.concatenate([top.positions[queries] for top in tops], axis=1)
+    order = best_columns(scores, tops[0].width)
+    best = np.take_along_axis(scores, order, axis=1)
+    found = np.take_along_axis(positions, order, axis=1)
+    return best, np.where(best == _NONE, -1, found)
 
 
 def best_columns(scores: Float32, width: int) -> Ints:

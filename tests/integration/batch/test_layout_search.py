@@ -119,6 +119,32 @@ def test_search_with_a_layout(
         assert report.recall >= recall
 
 
+@pytest.mark.parametrize("recall", [1.0, 0.9])
+def test_subqueries_that_many_rows_meet(
+    connection: Connection,
+    tmp_path: Path,
+    recall: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(strategy, "exact_seconds", lambda *_: np.inf)
+    name = create(connection)
+    build_layout(connection, name, list_rows=60, root=tmp_path)
+    connection.execute("CREATE TABLE chosen AS SELECT DISTINCT n FROM p WHERE n < 60")
+    where = "n IN (SELECT c.n FROM chosen AS c)"
+    queries = Points(5).take(150)
+    result = search_batch(
+        connection, name, queries, predicates=where, recall=recall, layouts=tmp_path
+    )
+    if recall < 1:
+        assert result.report.strategy == "posting lists"
+    hits = []
+    for i, query in enumerate(queries):
+        expected = nearest(connection, "p", query, where=where)
+        assert recall < 1 or same(result[i], expected)
+        hits.append(len({k for k, _ in expected} & {k for k, _ in result[i]}) / 10)
+    assert np.mean(hits) >= recall - 0.01
+
+
 @pytest.mark.parametrize("partitions", [0, 3])
 def test_changes_since_the_layout_count(
     connection: Connection,

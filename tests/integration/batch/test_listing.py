@@ -56,3 +56,17 @@ def test_rounds_that_fit_into_memory(connection: Connection) -> None:
     assert [len(part.shared) for part in rounds] == [63, 63, 63, 63, 48]
     everything = [number for part in rounds for number in part.shared + part.alone]
     assert sorted(everything) == list(range(300))
+
+
+def test_conditions_share_their_terms(connection: Connection) -> None:
+    source = describe(connection, create(connection))
+    filters = [
+        '{"id": {"lt": 3000}, "n": {"lt": 50}}',
+        '{"id": {"lt": 4000}, "n": {"lt": 50}}',
+        '{"n": {"lt": 50}}',
+        "{}",
+    ]
+    conditions = Conditions(connection, source, [Condition(text) for text in filters])
+    (part,) = conditions.rounds(6000, 1 << 29)
+    terms = [(term.filter, term.values) for term in part.terms]
+    assert len(terms) == len(set(terms)) == 3

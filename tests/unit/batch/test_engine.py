@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pgembed.batch.engine import Scan, Task
 from pgembed.batch.kmeans import assign, train
 from pgembed.batch.metric import Metric
-from pgembed.batch.topk import TopK
+from pgembed.batch.topk import TopK, best_of
 from pgembed.batch.vectors import Spool, Vectors, squared_norms
 
 
@@ -35,7 +35,7 @@ def test_scan_finds_the_best(distance: str, threads: int) -> None:
             Task(np.arange(150, 300), chosen[900:]),
         ]
     )
-    _, found = scan.best()
+    _, found = scan.best(np.arange(300))
     every = np.tile(np.arange(5000), (300, 1))
     distances, _ = metric.exact(np.arange(300), every)
     distances[150:, np.setdiff1d(np.arange(5000), chosen)] = np.inf
@@ -72,7 +72,7 @@ def test_topk_keeps_the_best(offers: list[list[tuple[int, int]]], width: int) ->
         top.push(queries[above], np.arange(len(rows))[above], scores[above])
         for query, score in rows:
             every[query].append(score)
-    scores, positions = top.best()
+    scores, positions = best_of([top], np.arange(4))
     for query in range(4):
         best = sorted(every[query], reverse=True)[:width]
         found = scores[query][positions[query] >= 0]
