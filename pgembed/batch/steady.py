@@ -48,11 +48,11 @@ def until_steady(
                 found = search()
         except Exception:
             now = listing()
-            if _same(before, now):
+            if is_same(before, now):
                 raise
         else:
             now = listing()
-            if _same(before, now):
+            if is_same(before, now):
                 return found
         before = now
     raise PgembedError(
@@ -61,5 +61,12 @@ def until_steady(
     )
 
 
-def _same(one: Listing, other: Listing) -> bool:
-    return np.array_equal(one.ids, other.ids) and np.array_equal(one.xmins, other.xmins)
+def is_same(one: Listing, other: Listing) -> bool:
+    """Whether both list the same versions of the same rows, in any order."""
+    if len(one.ids) != len(other.ids):
+        return False
+    # Parallel workers list rows in any order.
+    first, second = np.argsort(one.ids), np.argsort(other.ids)
+    return np.array_equal(one.ids[first], other.ids[second]) and np.array_equal(
+        one.xmins[first], other.xmins[second]
+    )
