@@ -146,41 +146,56 @@ COMMENT ON FUNCTION pgembed._take_calls(uuid, bigint[], integer) IS
 'Claim waiting calls for a worker: those that notifications named, which are locked, or any when ids is NULL.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._answer_call(
-    call_id bigint, worker uuid, vectors @extschema:vector@.vector[], error text
+CREATE OR REPLACE FUNCTION pgembed._store_answers(
+    call_ids bigint[], worker uuid, counts integer[], vectors @extschema:vector@.vector[], errors text[]
 )
-RETURNS boolean
+RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-#variable_conflict use_column
 BEGIN
+    -- In one order, since others remove calls too.
+    PERFORM
+    FROM pgembed.call AS c
+    WHERE c.id = ANY (call_ids) AND c.worker = _store_answers.worker
+    ORDER BY c.id
+    FOR UPDATE;
     UPDATE pgembed.call AS c
-    SET answered = true, vectors = _answer_call.vectors, error = _answer_call.error
-    WHERE c.id = call_id AND c.worker = _answer_call.worker;
-    RETURN FOUND;
+    SET
+        answered = true,
+        vectors = CASE
+            WHEN a.count = 0 THEN NULL
+            WHEN a.count = cardinality(_store_answers.vectors) THEN _store_answers.vectors
+            ELSE _store_answers.vectors[a.last - a.count + 1:a.last]
+        END,
+        error = a.error
+    FROM (
+        SELECT u.id, u.count, u.error, sum(u.count) OVER (ORDER BY u.place)::integer AS last
+        FROM unnest(call_ids, counts, errors) WITH ORDINALITY AS u (id, count, error, place)
+    ) AS a
+    WHERE c.id = a.id AND c.worker = _store_answers.worker;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._answer_call(bigint, uuid, @extschema:vector@.vector[], text) IS
-'Answer a call with vectors or an error; false when nobody waits for it any more.';
+COMMENT ON FUNCTION pgembed._store_answers(bigint[], uuid, integer[], @extschema:vector@.vector[], text[]) IS
+'Answer calls, each with the next of the vectors, as many as its count, or with an error; those that nobody waits for any more are passed over.';
 
 
 -- Like _ask it commits; here is no name to look up in a search_path.
 CREATE OR REPLACE PROCEDURE pgembed._answer(
-    call_id bigint, worker uuid, vectors @extschema:vector@.vector[], error text, locked boolean
+    call_ids bigint[], worker uuid, counts integer[], vectors @extschema:vector@.vector[], errors text[],
+    locked bigint[]
 )
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    PERFORM pgembed._answer_call(call_id, worker, vectors, error);
+    PERFORM pgembed._store_answers(call_ids, worker, counts, vectors, errors);
     COMMIT;
-    IF locked THEN
-        PERFORM pg_catalog.pg_advisory_unlock(pgembed._call_lock(call_id));
-    END IF;
+    PERFORM pg_catalog.pg_advisory_unlock(pgembed._call_lock(u.id))
+    FROM pg_catalog.unnest(locked) AS u (id);
 END;
 $$;
-COMMENT ON PROCEDURE pgembed._answer(bigint, uuid, @extschema:vector@.vector[], text, boolean) IS
-'Answer a call and commit; then let go of its lock, if it is locked: that wakes who waits.';
+COMMENT ON PROCEDURE pgembed._answer(bigint[], uuid, integer[], @extschema:vector@.vector[], text[], bigint[]) IS
+'Answer calls and commit; then let go of those that are locked: that wakes who waits.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._expire_calls()
@@ -189,7 +204,13 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
     WITH gone AS (
-        DELETE FROM pgembed.call AS c WHERE c.expires_at < clock_timestamp() RETURNING 1
+        DELETE FROM pgembed.call AS c
+        WHERE c.id IN (
+            SELECT e.id FROM pgembed.call AS e
+            WHERE e.expires_at < clock_timestamp()
+            FOR UPDATE SKIP LOCKED
+        )
+        RETURNING 1
     )
     SELECT count(*) FROM gone;
 $$;

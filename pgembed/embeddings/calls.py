@@ -7,8 +7,10 @@ import datetime
 from collections.abc import Sequence
 from uuid import UUID
 
+import numpy as np
+
 from pgembed.postgres.connection import Connection, fetch_all
-from pgembed.postgres.vectors import VectorArray
+from pgembed.postgres.vectors import Float32, VectorArray
 
 _MOST = 256  # calls taken at a time
 
@@ -43,19 +45,35 @@ def take(
     return [Request(*row) for row in rows]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """What a call is answered with: vectors float32 (n, d), an error, or nothing."""
+
+    call_id: int
+    vectors: Float32 | None = None
+    error: str | None = None
+
+
 def answer(
     connection: Connection,
-    call_id: int,
     worker: UUID,
-    vectors: VectorArray | None,
-    error: str | None = None,
+    answers: Sequence[Answer],
     *,
-    locked: bool = False,
+    locked: Sequence[int] = (),
 ) -> None:
-    """Answer a call with vectors or with an error; *locked*: let go of its lock."""
+    """Answer calls together, with vectors of one model; let go of those *locked*."""
+    parts = [each.vectors for each in answers if each.vectors is not None]
     connection.execute(
-        "CALL pgembed._answer(%s::bigint, %s, %s, %s, %s)",
-        (call_id, worker, vectors, error and error.replace("\0", ""), locked),
+        "CALL pgembed._answer(%s::bigint[], %s, %s::int[], %s, %s::text[], "
+        "%s::bigint[])",
+        (
+            [each.call_id for each in answers],
+            worker,
+            [0 if each.vectors is None else len(each.vectors) for each in answers],
+            VectorArray(np.concatenate(parts)) if parts else None,
+            [each.error and each.error.replace("\0", "") for each in answers],
+            list(locked),
+        ),
     )
 
 

@@ -18,7 +18,7 @@ from pgembed.postgres.vectors import Float32
 from pgembed.worker import batching, metrics
 from pgembed.worker.lifetime import Lifetime
 from pgembed.worker.loader import Loader
-from pgembed.worker.pending import Call, Group, PendingCalls
+from pgembed.worker.pending import AnsweredCall, Call, Group, PendingCalls
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class Transport(Protocol):
     def take(self, timeout: float) -> list[Call]:
         """Return new calls; waits for one at most *timeout* seconds."""
 
-    def answer(self, call: Call, answer: Float32 | str) -> None:
-        """Answer with vectors, float32 (n, d), or with an error."""
+    def answer(self, answers: Sequence[AnsweredCall]) -> None:
+        """Answer calls of one group with vectors, float32 (n, d), or with errors."""
 
 
 class _LongCall:
@@ -107,8 +107,7 @@ class CallServer:
         except Exception as error:  # whatever it is, other models answer
             _log.error("model %s cannot be loaded: %s", group.model, error)
             message = f"model {group.model!r} cannot be loaded: {error}"
-            for call in self._pending.all_of(group):
-                self._answer(call, message)
+            self._answer([(call, message) for call in self._pending.all_of(group)])
             return None
 
     def _answer_short(self, model: Model, calls: Sequence[Call]) -> None:
@@ -123,21 +122,23 @@ class CallServer:
                 dimensions=model.dimensions,
             )
         except Exception as error:
-            for call in calls:
-                self._answer(call, _message(error))
+            self._answer([(call, _message(error)) for call in calls])
             return
         start = 0
+        answers: list[AnsweredCall] = []
         for call in calls:
             end = start + len(call.contents)
             errors = [m for i, m in outcome.errors.items() if start <= i < end]
-            self._answer(call, errors[0] if errors else outcome.vectors[start:end])
+            answers.append((call, errors[0] if errors else outcome.vectors[start:end]))
             start = end
+        self._answer(answers)
 
-    def _answer(self, call: Call, answer: Float32 | str) -> None:
-        self._transport.answer(call, answer)
-        group = call.group
-        seconds = time.monotonic() - call.taken
-        metrics.CALL_SECONDS.labels(group.model, group.side).observe(seconds)
+    def _answer(self, answers: Sequence[AnsweredCall]) -> None:
+        self._transport.answer(answers)
+        for call, _ in answers:
+            seconds = time.monotonic() - call.taken
+            labels = call.group.model, call.group.side
+            metrics.CALL_SECONDS.labels(*labels).observe(seconds)
 
     def _begin_long(self, model: Model, call: Call | None) -> None:
         if call is None:
@@ -145,7 +146,7 @@ class CallServer:
         try:
             self._long = _LongCall(call, model)
         except Exception as error:
-            self._answer(call, _message(error))
+            self._answer([(call, _message(error))])
 
     def _go_on(self, long: _LongCall) -> None:
         answer: Float32 | str | None = None
@@ -158,7 +159,7 @@ class CallServer:
             answer = _message(error)
         if answer is not None:
             self._long = None
-            self._answer(long.call, answer)
+            self._answer([(long.call, answer)])
 
 
 def _message(error: Exception) -> str:

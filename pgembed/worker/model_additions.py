@@ -60,7 +60,8 @@ class Additions:
     def _answer(self, call_id: int, worker: UUID, error: str | None) -> None:
         link = Link(self._dsn, "add_model", self._lifetime, finishing=True)
         try:
-            link.run(lambda c: calls.answer(c, call_id, worker, None, error))
+            answer = calls.Answer(call_id, error=error)
+            link.run(lambda c: calls.answer(c, worker, [answer]))
         except Stopped:
             pass
         finally:

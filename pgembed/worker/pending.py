@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from pgembed.postgres.vectors import Float32
+
 _SHORT_TEXTS = 4  # a call of more texts yields to those of fewer
 
 
@@ -36,6 +38,10 @@ class Call:
     def is_short(self) -> bool:
         """Whether it is answered in one go."""
         return len(self.contents) <= _SHORT_TEXTS
+
+
+AnsweredCall = tuple[Call, Float32 | str]
+"""A call, and its vectors, float32 (n, d), or an error."""
 
 
 class PendingCalls:

@@ -10,7 +10,7 @@ import queue
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from pgembed.worker.frames import (
     decode_request,
     encode_answer,
 )
-from pgembed.worker.pending import Call, Group
+from pgembed.worker.pending import AnsweredCall, Call, Group
 from pgembed.worker.socketplace import Peer, SocketPlace
 
 _log = logging.getLogger(__name__)
@@ -122,10 +122,11 @@ class SocketCalls:
         """Whether a call came from here."""
         return isinstance(call.reply_to, _Reply)
 
-    def answer(self, call: Call, answer: Float32 | str) -> None:
-        """Answer with vectors, float32 (n, d), or with an error."""
-        assert isinstance(call.reply_to, _Reply)  # noqa: S101 - made here
-        self._reply(call.reply_to, answer)
+    def answer(self, answers: Sequence[AnsweredCall]) -> None:
+        """Answer calls with vectors, float32 (n, d), or with errors."""
+        for call, answer in answers:
+            assert isinstance(call.reply_to, _Reply)  # noqa: S101 - made here
+            self._reply(call.reply_to, answer)
 
     def close(self) -> None:
         """End all connections and remove the socket."""

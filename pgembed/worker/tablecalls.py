@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from pgembed.embeddings import calls
 from pgembed.embeddings.calls import Request
 from pgembed.embeddings.queue import read_leniently
 from pgembed.postgres.connection import Connection
-from pgembed.postgres.vectors import Float32, VectorArray
 from pgembed.worker.leases import Identity
 from pgembed.worker.link import Link
-from pgembed.worker.pending import Call, Group
+from pgembed.worker.pending import AnsweredCall, Call, Group
 
 # Behind a transaction pooler no notification comes.
 _POLL_SECONDS = 0.5
 _EXPIRE_SECONDS = 5.0
+_MOST_ANSWERS = 64  # in one statement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,23 +72,25 @@ class TableCalls:
             return self._taken(ids)
         return []
 
-    def answer(self, call: Call, answer: Float32 | str) -> None:
-        """Answer with vectors, float32 (n, d), or with an error."""
-        row = call.reply_to
-        assert isinstance(row, _Row)  # noqa: S101 - made by _taken
-        vectors, error = None, None
-        if isinstance(answer, str):
-            error = answer
-        else:
-            vectors = VectorArray(answer)
-        locked = row.call_id in self._locked
-        self._locked.discard(row.call_id)
+    def answer(self, answers: Sequence[AnsweredCall]) -> None:
+        """Answer calls of one group with vectors, float32 (n, d), or with errors."""
         self._spoke = True
-        self._link.run(
-            lambda c: calls.answer(
-                c, row.call_id, row.worker, vectors, error, locked=locked
-            )
-        )
+        by_worker: dict[UUID, list[calls.Answer]] = {}
+        for call, answer in answers:
+            row = call.reply_to
+            assert isinstance(row, _Row)  # noqa: S101 - made by _call
+            error = answer if isinstance(answer, str) else None
+            vectors = None if isinstance(answer, str) else answer
+            given = calls.Answer(row.call_id, vectors, error)
+            by_worker.setdefault(row.worker, []).append(given)
+        for worker, mine in by_worker.items():
+            for start in range(0, len(mine), _MOST_ANSWERS):
+                self._send(worker, mine[start : start + _MOST_ANSWERS])
+
+    def _send(self, worker: UUID, given: list[calls.Answer]) -> None:
+        locked = self._locked.intersection(each.call_id for each in given)
+        self._locked -= locked
+        self._link.run(lambda c: calls.answer(c, worker, given, locked=list(locked)))
 
     def _expire(self) -> None:
         self._link.run(calls.expire)
@@ -109,7 +111,8 @@ class TableCalls:
             if ids is not None:
                 self._locked.add(request.id)
             if request.model_hash is None:
-                self.answer(call, f"model {request.model!r} is not registered")
+                unknown = f"model {request.model!r} is not registered"
+                self.answer([(call, unknown)])
             else:
                 taken.append(call)
         return taken

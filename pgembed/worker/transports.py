@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
-from pgembed.postgres.vectors import Float32
-from pgembed.worker.pending import Call
+from pgembed.worker.pending import AnsweredCall, Call
 from pgembed.worker.socketcalls import SocketCalls
 from pgembed.worker.tablecalls import TableCalls
 
@@ -27,9 +27,9 @@ class TableAndSocket:
             calls += self._table.take(0)
         return calls
 
-    def answer(self, call: Call, answer: Float32 | str) -> None:
-        """Answer with vectors, float32 (n, d), or with an error."""
-        if self._sockets.brought(call):
-            self._sockets.answer(call, answer)
-        else:
-            self._table.answer(call, answer)
+    def answer(self, answers: Sequence[AnsweredCall]) -> None:
+        """Answer calls of one group with vectors, float32 (n, d), or with errors."""
+        by_socket = [each for each in answers if self._sockets.brought(each[0])]
+        self._sockets.answer(by_socket)
+        by_table = [each for each in answers if not self._sockets.brought(each[0])]
+        self._table.answer(by_table)

@@ -17,7 +17,6 @@ from pgembed.models.session import Model
 from pgembed.postgres.connection import fetch_all, fetch_one
 from pgembed.postgres.resources import Resources
 from pgembed.postgres.schema import install
-from pgembed.postgres.vectors import VectorArray
 from tests.conftest import Connect
 from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
@@ -281,8 +280,8 @@ def test_a_caller_sleeps_while_a_worker_has_its_call(
     me = uuid4()
     (call,) = calls.take(worker, me, [value(connection, "SELECT id FROM pgembed.call")])
     wait_until(lambda: fetch_all(connection, CALL_LOCKS) == [(False,), (True,)])
-    answer = VectorArray(np.array([[1, 2, 3]], np.float32))
-    calls.answer(worker, call.id, me, answer, locked=True)
+    answer = calls.Answer(call.id, np.array([[1, 2, 3]], np.float32))
+    calls.answer(worker, me, [answer], locked=[call.id])
     thread.join(30)
     assert answers == ["[1,2,3]"]
     assert fetch_all(connection, CALL_LOCKS) == []

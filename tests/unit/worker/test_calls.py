@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from pgembed.worker.calls import CallServer
 from pgembed.worker.lifetime import Lifetime
 from pgembed.worker.loader import Loader
 from pgembed.worker.model_cache import ModelCache
-from pgembed.worker.pending import Call, Group
+from pgembed.worker.pending import AnsweredCall, Call, Group
 from tests.harness import tiny_models
 
 QUERY = Group("tiny", b"tiny", "query")
@@ -38,8 +38,9 @@ class Memory:
         taken, self.calls = self.calls, []
         return taken
 
-    def answer(self, call: Call, answer: Float32 | str) -> None:
-        self.answers[call.reply_to] = answer
+    def answer(self, answers: Sequence[AnsweredCall]) -> None:
+        for call, answer in answers:
+            self.answers[call.reply_to] = answer
 
 
 class Bench:

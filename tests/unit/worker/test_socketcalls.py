@@ -41,7 +41,7 @@ class Bench:
     def step(self) -> list[Call]:
         calls = self.sockets.take(0.01)
         for call in calls:
-            self.sockets.answer(call, lengths(call.contents))
+            self.sockets.answer([(call, lengths(call.contents))])
         return calls
 
     @contextlib.contextmanager
@@ -228,7 +228,7 @@ def test_an_answer_that_nobody_reads_is_given_up(hasty: Bench) -> None:
         deaf.send(request(*["x"] * 10_000))
         while not (calls := hasty.sockets.take(0.01)):
             continue
-        hasty.sockets.answer(calls[0], np.zeros((10_000, 384), np.float32))
+        hasty.sockets.answer([(calls[0], np.zeros((10_000, 384), np.float32))])
         assert_serves(hasty)
         waits: Callable[[], bool] = lambda: bool(hasty.sockets._callers)  # noqa: E731
         for _ in range(_ROUNDS):
@@ -244,7 +244,7 @@ def test_a_caller_that_leaves_is_not_answered(bench: Bench) -> None:
         while not (calls := bench.sockets.take(0.01)):
             continue
     bench.step()
-    bench.sockets.answer(calls[0], lengths(["a cat"]))
+    bench.sockets.answer([(calls[0], lengths(["a cat"]))])
     assert_serves(bench)
 
 
