@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -17,8 +16,7 @@ from pgembed.batch.source import describe, one_snapshot
 from pgembed.batch.workload import Filter, Workload
 from pgembed.errors import SettingError
 from pgembed.postgres.connection import Connection
-
-_UNITS = {"": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+from pgembed.settings import memory_bytes
 
 
 def search_batch(
@@ -131,19 +129,3 @@ def thread_count(threads: int | None) -> int:
             "per core"
         )
     return int(threads)
-
-
-def memory_bytes(memory: str | int) -> int:
-    """Return a number of bytes given as such or like '512MB'.
-
-    Raises SettingError for what is neither, or less than 64 MB.
-    """
-    match = re.fullmatch(r"(\d+) ?([kMGT]B)?", str(memory))
-    if match is None:
-        raise SettingError(
-            f"memory is {memory!r}: give bytes, or a size such as '512MB' or '2GB'"
-        )
-    found = int(match[1]) * _UNITS[match[2] or ""]
-    if found < 64 << 20:
-        raise SettingError(f"memory is {memory!r}, but a batch needs at least 64MB")
-    return found

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from pgembed.cli import options, output
 from pgembed.postgres.connection import Connection, connect
+from pgembed.settings import memory_bytes
 
 if TYPE_CHECKING:
     from pgembed.batch.execute import Options
@@ -48,7 +49,7 @@ def batch(
     value of the row that asks: --predicate 'category = {category} AND year > {year}'.
     """
     from pgembed.batch.execute import Options
-    from pgembed.batch.search import check_recall, memory_bytes, thread_count
+    from pgembed.batch.search import check_recall, thread_count
 
     _check_queries(arguments)
     with (

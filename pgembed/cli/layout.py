@@ -6,6 +6,7 @@ import click
 
 from pgembed.cli import options, output
 from pgembed.postgres.connection import connect
+from pgembed.settings import memory_bytes
 
 
 @click.group()
@@ -45,7 +46,6 @@ def build(
     """
     from pgembed.batch.job import read_workload
     from pgembed.batch.layout import build_layout
-    from pgembed.batch.search import memory_bytes
 
     with connect(options.settings(dsn=dsn).dsn, purpose="layout") as connection:
         built = build_layout(

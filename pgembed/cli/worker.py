@@ -22,6 +22,7 @@ from pgembed.settings import LOG_FORMATS
 @options.setting("--poll-seconds", float, "How often to look for work unasked.")
 @options.setting("--max-attempts", int, "Attempts before a row counts as failed.")
 @options.setting("--drain-seconds", float, "Time to finish after SIGTERM.")
+@options.setting("--batch-memory", str, "Most for a posted batch (default 512MB).")
 @options.setting("--socket-dir", str, "Where SQL functions find it, if mounted here.")
 @options.setting("--cache-dir", Path, "Where verified model files are kept.")
 @options.setting("--metrics-port", int, "Serve metrics to Prometheus there.")

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from pgembed.batch.engine import cores
 from pgembed.batch.execute import Options, Progress
-from pgembed.batch.search import memory_bytes
+from pgembed.settings import memory_bytes
 from pgembed.sqlalchemy.answers import Answers
 from pgembed.sqlalchemy.asked import Asked, Nearest, read
 from pgembed.sqlalchemy.executor import Executor, executor

@@ -173,6 +173,7 @@ class _Process:
         message = {
             "dsn": settings.dsn,
             "cache_dir": str(settings.cache_dir),
+            "batch_memory": settings.batch_memory,
             "log_format": settings.log_format,
             "posted": dataclasses.asdict(posted),
         }
