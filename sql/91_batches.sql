@@ -244,7 +244,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.knn_join(text, text, integer, jsonb, text, text, float8, text[], text) IS
-'Have a worker write, for every row of the embedding (or of another one: asking), the k nearest other rows: its key columns, rank, those of the related row after related_, distance. In the predicate {column} is a value of the row that asks: category = {category} AND year > {year}. As search_batch, it is posted.';
+'Have a worker write, for every row of the embedding (or of another one: asking), the k nearest other rows: its key columns, rank, those of the related row after related_, distance. In the predicate {column} is a value of the row that asks: category = {category} AND year > {year}. The filter {"category": {"asking": "category"}, "year": {"asking": {"gt": "year"}}} says the same. As search_batch, it is posted.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.build_layout(

@@ -81,11 +81,13 @@ def knn_join(
 
     *asking*: another embedding with vectors of as many dimensions; by default the rows
     of *embedding* itself ask. A row is never related to itself. Rows without a vector,
-    and those of length zero under cosine distance, do not ask. *filter*: a JSON filter
-    for all. *predicate*: SQL on the rows to be found, in which {column} stands for a
-    value of the row that asks: 'category = {category} AND year > {year}'; braces that
-    mean no column are doubled. Every distinct predicate is evaluated once. The other
-    arguments are those of search_batch.
+    and those of length zero under cosine distance, do not ask. *predicate*: SQL on the
+    rows to be found, in which {column} stands for a value of the row that asks:
+    'category = {category} AND year > {year}'; braces that mean no column are doubled.
+    *filter*: a JSON filter, in which "asking" holds columns of the row that asks where
+    values would be: {"category": {"asking": "category"}, "year": {"asking": {"gt":
+    "year"}}}. What is compared with NULL is not found. Every distinct condition is
+    evaluated once. The other arguments are those of search_batch.
 
     With chunks, two rows are as far from each other as the nearest two of their chunks.
     Raises what search_batch raises; FilterError also for a column that is not there.
