@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral, Real
 from pathlib import Path
 
 from numpy.typing import ArrayLike
 
-from pgembed.batch.engine import cores
 from pgembed.batch.execute import Batch, Options, Progress
 from pgembed.batch.join import Join, JoinResult
+from pgembed.batch.limits import check_recall, thread_count
 from pgembed.batch.result import BatchResult
 from pgembed.batch.source import describe, one_snapshot
 from pgembed.batch.workload import Filter, Workload
-from pgembed.errors import SettingError
 from pgembed.postgres.connection import Connection
 from pgembed.settings import memory_bytes
 
@@ -95,7 +93,7 @@ def knn_join(
     options = Options(
         check_recall(recall),
         memory_bytes(memory),
-        threads or cores(),
+        thread_count(threads),
         layout,
         layouts,
         progress,
@@ -112,22 +110,3 @@ def knn_join(
         )
         ids, related = join.run()
         return JoinResult(join.keys(ids), related)
-
-
-def check_recall(recall: float) -> float:
-    """Return *recall*; SettingError unless it is above 0 and at most 1."""
-    if not isinstance(recall, Real) or not 0 < recall <= 1:
-        raise SettingError(f"recall is {recall!r}, but must be above 0 and at most 1")
-    return recall
-
-
-def thread_count(threads: int | None) -> int:
-    """Return *threads*, or one per core for None; SettingError unless at least 1."""
-    if threads is None:
-        return cores()
-    if not isinstance(threads, Integral) or threads < 1:
-        raise SettingError(
-            f"threads is {threads!r}, but must be at least 1: leave it out for one "
-            "per core"
-        )
-    return int(threads)

@@ -52,7 +52,7 @@ def batch(
     NULL.
     """
     from pgembed.batch.execute import Options
-    from pgembed.batch.search import check_recall, thread_count
+    from pgembed.batch.limits import check_recall, thread_count
 
     _check_queries(arguments)
     with (

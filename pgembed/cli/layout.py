@@ -6,7 +6,6 @@ import click
 
 from pgembed.cli import options, output
 from pgembed.postgres.connection import connect
-from pgembed.settings import memory_bytes
 
 
 @click.group()
@@ -56,7 +55,7 @@ def build(
             else None,
             list_rows=list_rows,
             least_rows=least_rows,
-            memory=memory_bytes(memory),
+            memory=memory,
         )
     row = {
         "rows": built.rows,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pgembed.batch.search import check_recall
+from pgembed.batch.limits import check_recall
 from pgembed.batch.workload import Condition, Workload
 from pgembed.errors import FilterError, PgembedError, SettingError, VectorError
 from pgembed.settings import Settings, memory_bytes
