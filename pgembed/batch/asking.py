@@ -5,9 +5,12 @@ operator like others, and what it holds are names of its columns where values wo
 ``{"year": {"asking": {"gt": "year"}}}``. As an operator it cannot be confused with a
 document that a jsonb column is compared with.
 
-A comparison with NULL is unknown, and unknown rows do not pass, negated or not. As that
-cannot be said of a value in a filter, the comparison is then replaced by what has this
-effect: nothing passes it, or, within an odd number of "not", everything does.
+A value of the row that asks stands in a filter as if it were written there: it is read
+as a value of the column that it is compared with, and NULL among the elements of an
+array is null in a list. But a comparison with NULL itself is unknown, as in SQL, and
+unknown rows do not pass, negated or not. As that cannot be said of a value in a filter,
+the comparison is then replaced by what has this effect: nothing passes it, or, within
+an odd number of "not", everything does.
 """
 
 from __future__ import annotations
@@ -139,10 +142,11 @@ class RowTexts:
 
 
 def _joined(expressions: Iterator[str] | Sequence[str]) -> str:
-    # Functions take a hundred arguments at most.
+    # Functions take a hundred arguments at most. Rows are grouped by these texts, and
+    # columns may have collations that differ, or to which different texts are equal.
     return (
         f"pg_catalog.array_to_string(ARRAY[{', '.join(expressions)}]"
-        "::pg_catalog._text, '')"
+        "::pg_catalog._text, '') COLLATE pg_catalog.\"C\""
     )
 
 

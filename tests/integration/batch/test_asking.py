@@ -194,3 +194,49 @@ def test_many_references(shared: Connection, kinds: str) -> None:
     predicate = " OR ".join(["n = {n}"] * 150)
     result = pgembed.knn_join(shared, kinds, predicate=predicate, recall=1.0)
     assert result.related.keys.tolist() == one.related.keys.tolist()
+
+
+def named(connection: Connection, collation: str) -> str:
+    """Create named (id, v, a, b, c); return its embedding's name."""
+    connection.execute(
+        unsafe(
+            "CREATE TABLE named (id int PRIMARY KEY, v vector(2), "
+            f'a text COLLATE {collation}, b text COLLATE "C", c text); '
+            "INSERT INTO named SELECT i, ARRAY[i, 1]::vector, "
+            "(ARRAY['x', 'X'])[1 + i % 2], 'y', (ARRAY['x', 'X'])[1 + i % 2] "
+            "FROM generate_series(1, 6) AS i"
+        )
+    )
+    return adopt(connection, "named")
+
+
+BY_CASE: list[dict[str, Any]] = [
+    {"predicate": "c = {a} AND b = {b}"},
+    {"filter": {"c": {"asking": "a"}, "b": {"asking": "b"}}},
+]
+
+
+@pytest.mark.parametrize("condition", BY_CASE)
+def test_columns_of_several_collations(
+    connection: Connection, condition: dict[str, Any]
+) -> None:
+    name = named(connection, '"POSIX"')
+    result = pgembed.knn_join(connection, name, recall=1.0, **condition)
+    assert result.related.counts.tolist() == [2] * 6
+
+
+@pytest.mark.parametrize("condition", BY_CASE)
+def test_values_that_a_collation_calls_equal(
+    connection: Connection, condition: dict[str, Any]
+) -> None:
+    """They are different values to a condition on another column."""
+    try:
+        connection.execute(
+            "CREATE COLLATION anycase (PROVIDER = icu, LOCALE = 'und-u-ks-level2', "
+            "DETERMINISTIC = false)"
+        )
+    except psycopg.errors.FeatureNotSupported:
+        pytest.skip("this server has no ICU, and without it no such collation")
+    name = named(connection, "anycase")
+    result = pgembed.knn_join(connection, name, recall=1.0, **condition)
+    assert result.related.counts.tolist() == [2] * 6
