@@ -335,7 +335,11 @@ BEGIN
                 DETAIL = CASE WHEN NOT EXISTS (
                     SELECT FROM pgembed.worker AS w
                     WHERE w.role = 'calls' AND w.seen_at > clock_timestamp() - '1 minute'::interval
-                ) THEN 'No worker is running for this database: pgembed worker starts one.' END,
+                ) AND NOT EXISTS (
+                    SELECT FROM pgembed.batch_progress AS p
+                    WHERE p.batch = await_batch.batch AND p.leased_until > clock_timestamp()
+                ) THEN 'No worker is running for this database: pgembed worker starts one.'
+                ELSE 'A worker is running for this database.' END,
                 HINT = 'Its state is in pgembed.batches; give it more time, or pgembed.cancel_batch it.';
         END IF;
         PERFORM pg_sleep(pause);

@@ -513,6 +513,23 @@ def test_who_lost_the_lease_writes_nothing(
     assert batch_of(connection, batch)["state"] == "running"
 
 
+def test_waiting_for_a_batch_without_a_worker(
+    connection: Connection, items: str
+) -> None:
+    """The error says so, unless one has it: such as a worker that runs once."""
+    batch = post(connection, SEARCH)
+    details = []
+    for _ in range(2):
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as error:
+            connection.execute("SELECT pgembed.await_batch(%s, '0 s')", [batch])
+        details.append(error.value.diag.message_detail)
+        connection.execute("SELECT pgembed._claim_batch(gen_random_uuid(), '1 h', 3)")
+    assert details == [
+        "No worker is running for this database: pgembed worker starts one.",
+        "A worker is running for this database.",
+    ]
+
+
 def test_what_dies_again_and_again_is_given_up(
     connection: Connection, items: str
 ) -> None:
