@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, get_type_hints
@@ -14,6 +15,8 @@ from pgembed.errors import SettingError
 
 LOG_FORMATS = ("plain", "json")
 
+_UNITS = {"": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+_LEAST_MEMORY = 64 << 20
 _DAY = 86_400
 _RANGES = {
     "processes": (1, 1000),
@@ -62,6 +65,11 @@ class Settings:
     """Attempts at a row before it goes to pgembed.failures."""
     drain_seconds: float = 30.0
     """How long a worker told to stop may finish what it holds."""
+    batch_memory: str = "512MB"
+    """What a posted batch may use beyond mapped files, unless it asks for less.
+
+    Bytes, or a size such as 2GB.
+    """
     metrics_port: int = 0
     """Where a worker serves metrics to Prometheus; 0: nowhere."""
     metrics_address: str = "127.0.0.1"
@@ -80,6 +88,7 @@ class Settings:
                 f"log_format is {self.log_format!r}, but must be one of "
                 f"{', '.join(LOG_FORMATS)}: pass one or unset PGEMBED_LOG_FORMAT"
             )
+        memory_bytes(self.batch_memory, "batch_memory")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, **arguments: Any) -> Self:
@@ -93,6 +102,22 @@ class Settings:
             if name not in values and text:
                 values[name] = _parse(f"PGEMBED_{name.upper()}", text, kind)
         return cls(**values)
+
+
+def memory_bytes(memory: str | int, name: str = "memory") -> int:
+    """Return a number of bytes given as such or like '512MB'.
+
+    Raises SettingError, which calls it *name*, for what is neither, or less than 64 MB.
+    """
+    match = re.fullmatch(r"([0-9]{1,20}) ?([kMGT]B)?", str(memory))
+    if match is None:
+        raise SettingError(
+            f"{name} is {memory!r}: give bytes, or a size such as '512MB' or '2GB'"
+        )
+    found = int(match[1]) * _UNITS[match[2] or ""]
+    if found < _LEAST_MEMORY:
+        raise SettingError(f"{name} is {memory!r}, but a batch needs at least 64MB")
+    return found
 
 
 def _default_data_dir() -> Path:

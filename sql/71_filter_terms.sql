@@ -126,7 +126,9 @@ BEGIN
     EXCEPTION WHEN OTHERS THEN
         PERFORM pgembed._refuse_filter(format('%s is no value of %s: %s',
             left(value::text, 100), label, left(regexp_replace(SQLERRM, '^filter: .* is no value', 'no value'), 200)),
-            format('Give a value that PostgreSQL reads as %s.', format_type(kind, NULL)));
+            CASE WHEN jsonb_typeof(value) = 'object' AND value ? 'asking'
+                THEN 'A column of the row that asks, in a join, is named so: {"asking": {"gt": "column"}}.'
+                ELSE format('Give a value that PostgreSQL reads as %s.', format_type(kind, NULL)) END);
     END;
     arguments := arguments || given;
     expression := format(

@@ -56,7 +56,12 @@ DECLARE
         WHEN 'like' THEN 'works on text'
         WHEN 'ilike' THEN 'works on text' END;
 BEGIN
-    IF expected IS NULL THEN
+    IF word = 'asking' THEN
+        PERFORM pgembed._refuse_filter(
+            format('%s is compared with a row that asks, and only joins have one: {"asking": %s}',
+                label, left(value::text, 100)),
+            'Give the value itself; or relate rows to rows by pgembed.knn_join.');
+    ELSIF expected IS NULL THEN
         PERFORM pgembed._refuse_filter(
             format('%s has no operator %s', label, left(to_jsonb(word)::text, 100)),
             'The operators are: eq, ne, lt, lte, gt, gte, between, in, not_in, like, ilike, '

@@ -37,6 +37,12 @@ BEGIN
         RAISE EXCEPTION 'must be owner of table % to change its layout', e.source
             USING ERRCODE = 'insufficient_privilege';
     END IF;
+    IF jsonb_typeof(NEW.options) <> 'object' THEN
+        RAISE EXCEPTION 'options are %, but must be an object', left(NEW.options::text, 100)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Write {"list_rows": 1000}.';
+    ELSIF NEW.options ? 'memory' THEN
+        PERFORM pgembed._memory_bytes(NEW.options ->> 'memory');
+    END IF;
     IF NEW.kind = 'join' THEN
         NEW.queries := coalesce(NEW.queries, NEW.embedding);
         PERFORM pgembed._find_embedding(NEW.queries);
@@ -60,6 +66,31 @@ CREATE OR REPLACE TRIGGER check_batch BEFORE INSERT ON pgembed.batch
 FOR EACH ROW EXECUTE FUNCTION pgembed._check_batch();
 ALTER TABLE pgembed.batch ENABLE ALWAYS TRIGGER check_batch;
 COMMENT ON TRIGGER check_batch ON pgembed.batch IS 'Who posts a batch, and whether it makes sense.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._memory_bytes(memory text)
+RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE CALLED ON NULL INPUT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    parts text[] := regexp_match(memory, '^([0-9]{1,20}) ?([kMGT]B)?$');
+    bytes numeric := parts[1]::numeric * 1024::numeric ^ CASE parts[2]
+        WHEN 'kB' THEN 1 WHEN 'MB' THEN 2 WHEN 'GB' THEN 3 WHEN 'TB' THEN 4 ELSE 0 END;
+BEGIN
+    IF bytes IS NULL THEN
+        RAISE EXCEPTION 'memory is %', coalesce(quote_literal(left(memory, 100)), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Give bytes, or a size such as ''512MB'' or ''2GB''.';
+    ELSIF bytes < 67108864 THEN
+        RAISE EXCEPTION 'memory is %, but a batch needs at least 64MB', quote_literal(memory)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN bytes;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._memory_bytes(text) IS
+'The bytes of a size such as 512MB; an error for what is none, or too small for a batch.';
 
 
 -- No search_path: the name is looked up, or the table will be made, as the caller would.
@@ -141,7 +172,7 @@ COMMENT ON FUNCTION pgembed._kept_settings(text[]) IS
 
 CREATE OR REPLACE FUNCTION pgembed._post_batch(
     kind text, embedding text, queries text, results text, k integer, recall float8,
-    options jsonb, settings jsonb
+    options jsonb, settings jsonb, memory text
 )
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -150,14 +181,21 @@ AS $$
 DECLARE
     posted bigint;
 BEGIN
+    options := coalesce(options, '{}');
+    IF options ? 'memory' AND memory IS NOT NULL THEN
+        RAISE EXCEPTION 'memory is given twice: % and % in options', quote_literal(memory), options -> 'memory'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave it out of the options.';
+    ELSIF memory IS NOT NULL AND jsonb_typeof(options) = 'object' THEN
+        options := options || jsonb_build_object('memory', memory);
+    END IF;
     INSERT INTO pgembed.batch AS b (kind, embedding, queries, results, k, recall, options, settings)
     VALUES (_post_batch.kind, _post_batch.embedding, _post_batch.queries, _post_batch.results,
-        _post_batch.k, _post_batch.recall, coalesce(_post_batch.options, '{}'), _post_batch.settings)
+        _post_batch.k, _post_batch.recall, _post_batch.options, _post_batch.settings)
     RETURNING b.id INTO posted;
     RETURN posted;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._post_batch(text, text, text, text, integer, float8, jsonb, jsonb) IS
+COMMENT ON FUNCTION pgembed._post_batch(text, text, text, text, integer, float8, jsonb, jsonb, text) IS
 'Post a batch as the caller; returns its number.';
 
 
@@ -167,18 +205,19 @@ CREATE OR REPLACE FUNCTION pgembed.search_batch(
     results text,
     k integer DEFAULT 10,
     recall float8 DEFAULT 0.99,
-    settings text[] DEFAULT '{}'
+    settings text[] DEFAULT '{}',
+    memory text DEFAULT NULL
 )
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 AS $$
 BEGIN
     RETURN pgembed._post_batch('search', embedding, pgembed._batch_table(queries),
-        pgembed._results_table(results), k, recall, '{}', pgembed._kept_settings(settings));
+        pgembed._results_table(results), k, recall, '{}', pgembed._kept_settings(settings), memory);
 END;
 $$;
-COMMENT ON FUNCTION pgembed.search_batch(text, regclass, text, integer, float8, text[]) IS
-'Have a worker answer a table of queries into a table of results, once this transaction has committed: see pgembed.batches under the number that this returns. It runs as this role, under this search_path and time zone and the settings named (those that policies read, say).';
+COMMENT ON FUNCTION pgembed.search_batch(text, regclass, text, integer, float8, text[], text) IS
+'Have a worker answer a table of queries into a table of results, once this transaction has committed: see pgembed.batches under the number that this returns. It runs as this role, under this search_path and time zone and the settings named (those that policies read, say). memory is what it may use, 256MB say: at most, and by default, what its worker was started with (--batch-memory).';
 
 
 CREATE OR REPLACE FUNCTION pgembed.knn_join(
@@ -189,7 +228,8 @@ CREATE OR REPLACE FUNCTION pgembed.knn_join(
     predicate text DEFAULT NULL,
     asking text DEFAULT NULL,
     recall float8 DEFAULT 0.99,
-    settings text[] DEFAULT '{}'
+    settings text[] DEFAULT '{}',
+    memory text DEFAULT NULL
 )
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -200,29 +240,30 @@ BEGIN
         pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('predicate', predicate))
             OPERATOR(pg_catalog.||)
             CASE WHEN filter IS NULL THEN '{}' ELSE pg_catalog.jsonb_build_object('filter', filter) END,
-        pgembed._kept_settings(settings));
+        pgembed._kept_settings(settings), memory);
 END;
 $$;
-COMMENT ON FUNCTION pgembed.knn_join(text, text, integer, jsonb, text, text, float8, text[]) IS
-'Have a worker write, for every row of the embedding (or of another one: asking), the k nearest other rows: its key columns, rank, those of the related row after related_, distance. In the predicate {column} is a value of the row that asks: category = {category} AND year > {year}. As search_batch, it is posted.';
+COMMENT ON FUNCTION pgembed.knn_join(text, text, integer, jsonb, text, text, float8, text[], text) IS
+'Have a worker write, for every row of the embedding (or of another one: asking), the k nearest other rows: its key columns, rank, those of the related row after related_, distance. In the predicate {column} is a value of the row that asks: category = {category} AND year > {year}. The filter {"category": {"asking": "category"}, "year": {"asking": {"gt": "year"}}} says the same. As search_batch, it is posted.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.build_layout(
     embedding text,
     workload regclass DEFAULT NULL,
     options jsonb DEFAULT '{}',
-    settings text[] DEFAULT '{}'
+    settings text[] DEFAULT '{}',
+    memory text DEFAULT NULL
 )
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 AS $$
 BEGIN
     RETURN pgembed._post_batch('build_layout', embedding, pgembed._batch_table(workload),
-        NULL, NULL, NULL, options, pgembed._kept_settings(settings));
+        NULL, NULL, NULL, options, pgembed._kept_settings(settings), memory);
 END;
 $$;
-COMMENT ON FUNCTION pgembed.build_layout(text, regclass, jsonb, text[]) IS
-'Have a worker build, on its host, the layout that batches on the embedding search; for the table''s owner. Options: list_rows, least_rows, memory.';
+COMMENT ON FUNCTION pgembed.build_layout(text, regclass, jsonb, text[], text) IS
+'Have a worker build, on its host, the layout that batches on the embedding search; for the table''s owner. Options: list_rows, least_rows. memory as in search_batch.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.drop_layout(embedding text)
@@ -231,7 +272,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 AS $$
 BEGIN
     RETURN pgembed._post_batch('drop_layout', embedding, NULL, NULL, NULL, NULL, '{}',
-        pgembed._kept_settings('{}'));
+        pgembed._kept_settings('{}'), NULL);
 END;
 $$;
 COMMENT ON FUNCTION pgembed.drop_layout(text) IS
@@ -294,7 +335,11 @@ BEGIN
                 DETAIL = CASE WHEN NOT EXISTS (
                     SELECT FROM pgembed.worker AS w
                     WHERE w.role = 'calls' AND w.seen_at > clock_timestamp() - '1 minute'::interval
-                ) THEN 'No worker is running for this database: pgembed worker starts one.' END,
+                ) AND NOT EXISTS (
+                    SELECT FROM pgembed.batch_progress AS p
+                    WHERE p.batch = await_batch.batch AND p.leased_until > clock_timestamp()
+                ) THEN 'No worker is running for this database: pgembed worker starts one.'
+                ELSE 'A worker is running for this database.' END,
                 HINT = 'Its state is in pgembed.batches; give it more time, or pgembed.cancel_batch it.';
         END IF;
         PERFORM pg_sleep(pause);

@@ -74,7 +74,8 @@ BEGIN
     RETURN QUERY
     SELECT r FROM pgembed._routines(
         'search_batch knn_join build_layout drop_layout await_batch cancel_batch '
-        '_batch_table _finish_batch _kept_settings _layout_changes _post_batch _results_table '
+        '_batch_table _finish_batch _kept_settings _layout_changes _memory_bytes _post_batch '
+        '_results_table '
         '_template_tokens') AS r;
 END;
 $$;

@@ -1,8 +1,9 @@
 """k-NN joins: the rows of an embedding as queries, on itself or on another one.
 
-A predicate may refer to the row that asks: in ``category = {category} AND year >
-{year}`` the braces hold its values. Rows with the same values have the same condition,
-which is evaluated once.
+A predicate and a filter may refer to the row that asks: in ``category = {category} AND
+year > {year}`` the braces hold its values, and ``{"category": {"asking": "category"},
+"year": {"asking": {"gt": "year"}}}`` says the same. Rows with the same values have the
+same condition, which is evaluated once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgembed.batch.asking import RowTexts
 from pgembed.batch.execute import Batch, Options
 from pgembed.batch.result import BatchResult, Report
 from pgembed.batch.rows import (
@@ -28,8 +30,8 @@ from pgembed.batch.singly import typed
 from pgembed.batch.source import Source, describe
 from pgembed.batch.vectors import Spool, read_blocks
 from pgembed.batch.workload import MAX_K, Condition, Filter, Workload, canonical
-from pgembed.errors import FilterError, SettingError, VectorError
-from pgembed.postgres.connection import Connection, fetch_all
+from pgembed.errors import SettingError, VectorError
+from pgembed.postgres.connection import Connection
 
 Ints = NDArray[np.int64]
 
@@ -178,27 +180,46 @@ class Join:
         """Return the distinct conditions, and for each row (q,) which is its own."""
         text = canonical(self.filter)
         members = np.zeros(len(ids), np.int64)
-        expression, parameters = _predicate_of_row(
-            self.connection, self.asking, self.predicate
-        )
-        if expression is None:
-            return (Condition(text, self.predicate),), members
-        numbers: dict[str, int] = {}
+        texts = RowTexts(self.connection, self.asking)
+        by_row = {
+            name: expression
+            for name, expression in (
+                ("filter", texts.of_filter(text)),
+                ("predicate", texts.of_predicate(self.predicate)),
+            )
+            if expression is not None
+        }
+        whole = Condition(text, self.predicate)
+        if not by_row:
+            return (whole,), members
+        numbers: dict[Condition, int] = {}
         places = RowMap(ids)
-        asking = self.asking
-        for predicate, oid, packed in fetch(
-            self.connection,
-            f"SELECT {asking.computed(0, expression)}, "
-            f"{asking.row}.tableoid::pg_catalog.int8, pg_catalog.string_agg("
-            f"pg_catalog.tidsend({asking.row}.ctid), ''::pg_catalog.bytea) "
-            f"{asking.rows(computed=[expression])} GROUP BY 1, 2",
-            parameters,
+        for oid, packed, *found in self._rows_by(
+            list(by_row.values()), texts.parameters
         ):
-            found = places.positions(self.tables.ids(oid, unpack(packed)))
-            found = found[found >= 0]
-            if len(found):
-                members[found] = numbers.setdefault(predicate, len(numbers))
-        return tuple(Condition(text, predicate) for predicate in numbers), members
+            rows = places.positions(self.tables.ids(oid, unpack(packed)))
+            rows = rows[rows >= 0]
+            if len(rows):
+                own = dict(zip(by_row, found, strict=True))
+                condition = dataclasses.replace(whole, **own)
+                members[rows] = numbers.setdefault(condition, len(numbers))
+        return tuple(numbers), members
+
+    def _rows_by(
+        self, expressions: list[str], parameters: list[Any]
+    ) -> list[tuple[Any, ...]]:
+        """Return (table, packed places, values…) of the rows with the same values."""
+        asking = self.asking
+        values = [asking.computed(i, e) for i, e in enumerate(expressions)]
+        groups = [1, *range(3, 3 + len(values))]
+        return fetch(
+            self.connection,
+            f"SELECT {asking.row}.tableoid::pg_catalog.int8, pg_catalog.string_agg("
+            f"pg_catalog.tidsend({asking.row}.ctid), ''::pg_catalog.bytea), "
+            f"{', '.join(values)} {asking.rows(computed=expressions)} "
+            f"GROUP BY {', '.join(map(str, groups))}",
+            parameters,
+        )
 
 
 def _check(source: Source, asking: Source) -> None:
@@ -208,63 +229,6 @@ def _check(source: Source, asking: Source) -> None:
             f"dimensions, those of {source.name!r} {source.dimensions}: join "
             "embeddings of the same model"
         )
-
-
-def _predicate_of_row(
-    connection: Connection, asking: Source, template: str | None
-) -> tuple[str | None, list[str]]:
-    """Return SQL for the text of the predicate with a row's values, and parameters.
-
-    None when the predicate has no braces. Values come as quoted literals of their type.
-    """
-    if template is None or not {"{", "}"} & set(template):
-        return None, []
-    tokens = fetch_all(
-        connection,
-        "SELECT token, column_name FROM pgembed._template_tokens(%s) ORDER BY ordinal",
-        [template],
-    )
-    if "".join(token for token, _ in tokens) != template:
-        raise FilterError(
-            f"the predicate {template!r} has an unmatched brace: write {{column}} for "
-            "a value of the row that asks, {{ and }} for braces"
-        )
-    literals = _literals(connection, asking)
-    parts, parameters = [], []
-    for token, column in tokens:
-        if column is None:
-            parameters.append(token[0] if token in ("{{", "}}") else token)
-            parts.append(f"${len(parameters)}::pg_catalog.text")
-        elif column in literals:
-            parts.append(literals[column])
-        else:
-            raise FilterError(
-                f"the predicate {template!r} refers to {{{column}}}, but "
-                f"{asking.relation} has no such column: its columns are "
-                f"{', '.join(literals)}; braces that mean no column are doubled"
-            )
-    return f"pg_catalog.concat({', '.join(parts)})", parameters
-
-
-def _literals(connection: Connection, asking: Source) -> dict[str, str]:
-    """Return by column: SQL for the text of a literal that has a row's value."""
-    rows = fetch_all(
-        connection,
-        """
-        SELECT a.attname, pg_catalog.quote_ident(a.attname), pg_catalog.quote_literal(
-            '::' || pg_catalog.format_type(a.atttypid, -1) || ')')
-        FROM pg_catalog.pg_attribute AS a
-        WHERE a.attrelid = %s::pg_catalog.text::pg_catalog.regclass
-            AND a.attnum > 0 AND NOT a.attisdropped
-        ORDER BY a.attnum
-        """,
-        [asking.relation],
-    )
-    return {
-        name: f"'(' || coalesce(pg_catalog.quote_literal({asking.alias}.{quoted}"
-        f"::pg_catalog.text), 'NULL') || {ending}"
-        for name, quoted, ending in rows
-    }
 
 
 def _renumbered(ids: RowIds, mine: list[int], theirs: tuple[int, ...]) -> RowIds:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgembed.batch import freshness, kmeans, store
-from pgembed.batch.engine import cores
+from pgembed.batch.limits import thread_count
 from pgembed.batch.predicates import WORD, compile_conditions, read_listing
 from pgembed.batch.qdtree import Tree, grow
 from pgembed.batch.rows import RowMap, Tables
@@ -22,6 +22,7 @@ from pgembed.batch.vectors import Spool, Vectors, read_blocks
 from pgembed.batch.workload import Condition, Workload
 from pgembed.errors import SettingError
 from pgembed.postgres.connection import Connection, fetch_one, require_idle
+from pgembed.settings import memory_bytes
 
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -52,7 +53,7 @@ def build_layout(
     workload: Workload | None = None,
     list_rows: int = _LIST_ROWS,
     least_rows: int | None = None,
-    memory: int = 512 << 20,
+    memory: str | int = "512MB",
     threads: int | None = None,
     root: Path | None = None,
     recorder: Connection | None = None,
@@ -61,16 +62,18 @@ def build_layout(
 
     *workload*: queries like those to come; their conditions cut the rows into leaves of
     at least *least_rows* (default: 4 lists, or 1 % of all). *list_rows*: how many rows
-    a posting list has on average. *root*: the folder for layouts; default: beside the
-    cache of models. *recorder*: the connection that records what was built, if the
-    reader may not. Raises PgembedError when the connection is in a transaction,
-    SettingError when a number makes no sense, FilterError for a bad condition.
+    a posting list has on average. *memory*, *threads*: as in search_batch. *root*: the
+    folder for layouts; default: beside the cache of models. *recorder*: the connection
+    that records what was built, if the reader may not. Raises PgembedError when the
+    connection is in a transaction, SettingError when a number makes no sense,
+    FilterError for a bad condition.
     """
     for name, value in (("list_rows", list_rows), ("least_rows", least_rows)):
         if value is not None and value < 1:
             raise SettingError(f"{name} is {value}, but must be at least 1")
     require_idle(connection, "build a layout")
-    builder = Builder(connection, list_rows, least_rows, memory, threads or cores())
+    limit, count = memory_bytes(memory), thread_count(threads)
+    builder = Builder(connection, list_rows, least_rows, limit, count)
     with one_snapshot(connection):
         source = describe(connection, embedding)
         position = freshness.written_position(connection)

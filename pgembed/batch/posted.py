@@ -64,6 +64,16 @@ def claim(
     return row and Posted(*row)
 
 
+def is_any_open(connection: Connection) -> bool:
+    """Whether a batch waits or runs, under whichever worker."""
+    (found,) = fetch_one(
+        connection,
+        "SELECT EXISTS (SELECT FROM pgembed.batch AS b "
+        "WHERE b.state IN ('waiting', 'running'))",
+    )
+    return bool(found)
+
+
 def renew(
     connection: Connection,
     posted: Posted,

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from numbers import Integral, Real
 from pathlib import Path
 
 from numpy.typing import ArrayLike
 
-from pgembed.batch.engine import cores
 from pgembed.batch.execute import Batch, Options, Progress
 from pgembed.batch.join import Join, JoinResult
+from pgembed.batch.limits import check_recall, thread_count
 from pgembed.batch.result import BatchResult
 from pgembed.batch.source import describe, one_snapshot
 from pgembed.batch.workload import Filter, Workload
-from pgembed.errors import SettingError
 from pgembed.postgres.connection import Connection
-
-_UNITS = {"": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+from pgembed.settings import memory_bytes
 
 
 def search_batch(
@@ -83,11 +79,13 @@ def knn_join(
 
     *asking*: another embedding with vectors of as many dimensions; by default the rows
     of *embedding* itself ask. A row is never related to itself. Rows without a vector,
-    and those of length zero under cosine distance, do not ask. *filter*: a JSON filter
-    for all. *predicate*: SQL on the rows to be found, in which {column} stands for a
-    value of the row that asks: 'category = {category} AND year > {year}'; braces that
-    mean no column are doubled. Every distinct predicate is evaluated once. The other
-    arguments are those of search_batch.
+    and those of length zero under cosine distance, do not ask. *predicate*: SQL on the
+    rows to be found, in which {column} stands for a value of the row that asks:
+    'category = {category} AND year > {year}'; braces that mean no column are doubled.
+    *filter*: a JSON filter, in which "asking" holds columns of the row that asks where
+    values would be: {"category": {"asking": "category"}, "year": {"asking": {"gt":
+    "year"}}}. What is compared with NULL is not found. Every distinct condition is
+    evaluated once. The other arguments are those of search_batch.
 
     With chunks, two rows are as far from each other as the nearest two of their chunks.
     Raises what search_batch raises; FilterError also for a column that is not there.
@@ -95,7 +93,7 @@ def knn_join(
     options = Options(
         check_recall(recall),
         memory_bytes(memory),
-        threads or cores(),
+        thread_count(threads),
         layout,
         layouts,
         progress,
@@ -112,38 +110,3 @@ def knn_join(
         )
         ids, related = join.run()
         return JoinResult(join.keys(ids), related)
-
-
-def check_recall(recall: float) -> float:
-    """Return *recall*; SettingError unless it is above 0 and at most 1."""
-    if not isinstance(recall, Real) or not 0 < recall <= 1:
-        raise SettingError(f"recall is {recall!r}, but must be above 0 and at most 1")
-    return recall
-
-
-def thread_count(threads: int | None) -> int:
-    """Return *threads*, or one per core for None; SettingError unless at least 1."""
-    if threads is None:
-        return cores()
-    if not isinstance(threads, Integral) or threads < 1:
-        raise SettingError(
-            f"threads is {threads!r}, but must be at least 1: leave it out for one "
-            "per core"
-        )
-    return int(threads)
-
-
-def memory_bytes(memory: str | int) -> int:
-    """Return a number of bytes given as such or like '512MB'.
-
-    Raises SettingError for what is neither, or less than 64 MB.
-    """
-    match = re.fullmatch(r"(\d+) ?([kMGT]B)?", str(memory))
-    if match is None:
-        raise SettingError(
-            f"memory is {memory!r}: give bytes, or a size such as '512MB' or '2GB'"
-        )
-    found = int(match[1]) * _UNITS[match[2] or ""]
-    if found < 64 << 20:
-        raise SettingError(f"memory is {memory!r}, but a batch needs at least 64MB")
-    return found

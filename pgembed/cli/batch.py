@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from pgembed.cli import options, output
 from pgembed.postgres.connection import Connection, connect
+from pgembed.settings import memory_bytes
 
 if TYPE_CHECKING:
     from pgembed.batch.execute import Options
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--self", "itself", is_flag=True, help="Its own rows are the queries.")
 @click.option("--rows-of", help="The rows of this embedding are the queries.")
 @click.option("--predicate", help="Of --self, --rows-of: SQL, {column} of the query.")
-@click.option("--filter", help="Of --self, --rows-of: a JSON filter for all.")
+@click.option("--filter", help="Of --self, --rows-of: a JSON filter: see below.")
 @click.option("--results", required=True, help="Table for the answers.")
 @click.option("-k", type=int, default=10, show_default=True, help="Rows per query.")
 @click.option("--recall", type=float, default=0.99, show_default=True, help="1: exact.")
@@ -46,9 +47,12 @@ def batch(
     embedding), and no row is related to itself. The results have its key columns, rank,
     those of the row found after related_, and distance. In --predicate, {column} is a
     value of the row that asks: --predicate 'category = {category} AND year > {year}'.
+    In --filter, "asking" holds columns of it: --filter '{"category": {"asking":
+    "category"}, "year": {"asking": {"gt": "year"}}}'. No row meets a comparison with
+    NULL.
     """
     from pgembed.batch.execute import Options
-    from pgembed.batch.search import check_recall, memory_bytes, thread_count
+    from pgembed.batch.limits import check_recall, thread_count
 
     _check_queries(arguments)
     with (

@@ -45,7 +45,6 @@ def build(
     """
     from pgembed.batch.job import read_workload
     from pgembed.batch.layout import build_layout
-    from pgembed.batch.search import memory_bytes
 
     with connect(options.settings(dsn=dsn).dsn, purpose="layout") as connection:
         built = build_layout(
@@ -56,7 +55,7 @@ def build(
             else None,
             list_rows=list_rows,
             least_rows=least_rows,
-            memory=memory_bytes(memory),
+            memory=memory,
         )
     row = {
         "rows": built.rows,

@@ -13,7 +13,7 @@ from pgembed.settings import LOG_FORMATS
 
 @click.command()
 @options.dsn
-@click.option("--once", is_flag=True, help="Embed what waits or comes due, then exit.")
+@click.option("--once", is_flag=True, help="Do what waits or comes due, then exit.")
 @options.setting("--processes", int, "Processes that embed rows (default 1).")
 @options.setting("--threads", int, "Batches side by side per process (default: cores).")
 @options.setting("--batch-tokens", int, "Padded tokens in one inference batch.")
@@ -22,17 +22,22 @@ from pgembed.settings import LOG_FORMATS
 @options.setting("--poll-seconds", float, "How often to look for work unasked.")
 @options.setting("--max-attempts", int, "Attempts before a row counts as failed.")
 @options.setting("--drain-seconds", float, "Time to finish after SIGTERM.")
+@options.setting("--batch-memory", str, "Most for a posted batch (default 512MB).")
 @options.setting("--socket-dir", str, "Where SQL functions find it, if mounted here.")
 @options.setting("--cache-dir", Path, "Where verified model files are kept.")
 @options.setting("--metrics-port", int, "Serve metrics to Prometheus there.")
 @options.setting("--metrics-address", str, "On this address (default 127.0.0.1).")
 @options.setting("--log-format", click.Choice(LOG_FORMATS), "plain (default) or json.")
 def worker(once: bool, **arguments: str | int | float | Path | None) -> None:
-    """Embed rows and answer calls until stopped.
+    """Embed rows, answer calls and carry out posted batches until stopped.
 
     One process per --processes embeds rows, and one more answers pgembed.embed() and
-    its like. SIGTERM or Ctrl-C lets them finish what they hold; killing them is safe
-    at any moment.
+    its like, and carries out what pgembed.search_batch() and its like have posted.
+    SIGTERM or Ctrl-C lets them finish what they hold; killing them is safe at any
+    moment.
+
+    With --once all rows that wait are embedded, then all posted batches are carried
+    out, until there is neither; no calls are answered.
     """
     from pgembed.worker.supervisor import run_worker
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from sqlalchemy import Select, Table, select
 
 from pgembed.batch.execute import Batch, Options
+from pgembed.batch.limits import check_recall
 from pgembed.batch.result import BatchResult
 from pgembed.batch.rows import fetch
-from pgembed.batch.search import check_recall
 from pgembed.batch.source import Source, describe
 from pgembed.batch.workload import Workload
 from pgembed.errors import VectorError

@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, scoped_session
 
-from pgembed.batch.engine import cores
 from pgembed.batch.execute import Options, Progress
-from pgembed.batch.search import memory_bytes
+from pgembed.batch.limits import thread_count
+from pgembed.settings import memory_bytes
 from pgembed.sqlalchemy.answers import Answers
 from pgembed.sqlalchemy.asked import Asked, Nearest, read
 from pgembed.sqlalchemy.executor import Executor, executor
@@ -111,9 +111,14 @@ def search_batch(
     if isinstance(session, scoped_session | async_scoped_session):
         session = session.registry()
     options = Options(
-        0.99, memory_bytes(memory), threads or cores(), layout, layouts, progress,
+        0.99,
+        memory_bytes(memory),
+        thread_count(threads),
+        layout,
+        layouts,
+        progress,
         steady=True,
-    )  # fmt: skip
+    )
     settings = _Settings(embedder, options)
     if isinstance(session, AsyncSession | AsyncConnection):
         return session.run_sync(_search_batch, statements, settings)

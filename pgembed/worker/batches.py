@@ -66,13 +66,19 @@ class Batches:
         """Let run return; a batch that runs is handed back."""
         self._closed.set()
 
-    def run(self) -> None:
-        """Carry out what is posted, until told to stop."""
+    def run(self, *, once: bool = False) -> None:
+        """Carry out what is posted, until told to stop.
+
+        With *once* until every batch has ended, those of other workers, too; then
+        what the database refuses is raised.
+        """
         try:
-            while not self._stopping:
+            while not self._stopping and not (once and self._is_done()):
                 try:
                     self._next()
                 except psycopg.Error as error:  # calls are answered nonetheless
+                    if once:
+                        raise
                     pause = self._retries.failed("batches")
                     _log.error("no batch is begun for %.0f s: %s", pause, error)
                     self._sleep(pause)
@@ -91,6 +97,9 @@ class Batches:
             self._carry_out(posted)
         else:
             _log.info("batch %d is %s", posted.id, posted.state)
+
+    def _is_done(self) -> bool:
+        return not self._link.run(batches.is_any_open)
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -173,6 +182,7 @@ class _Process:
         message = {
             "dsn": settings.dsn,
             "cache_dir": str(settings.cache_dir),
+            "batch_memory": settings.batch_memory,
             "log_format": settings.log_format,
             "posted": dataclasses.asdict(posted),
         }

@@ -27,9 +27,8 @@ from pgembed.worker.lifetime import Lifetime
 
 _log = logging.getLogger(__name__)
 
-ROLES = ("embed", "once", "calls")
 # Calls come before bulk work: on few cores, embedding yields to them.
-NICENESS = {"embed": 5, "once": 5, "calls": 0}
+NICENESS = {"embed": 5, "once": 5, "batches": 0, "calls": 0}
 _ORPHAN_SECONDS = 5.0
 _STDIN = 0
 
@@ -84,6 +83,10 @@ def _work(role: str, settings: Settings, lifetime: Lifetime) -> None:
         from pgembed.worker.callprocess import serve_calls
 
         serve_calls(settings, lifetime)
+    elif role == "batches":
+        from pgembed.worker.batchprocess import carry_out_batches
+
+        carry_out_batches(settings, lifetime)
     else:
         from pgembed.worker.loop import EmbeddingLoop
 

@@ -35,16 +35,15 @@ from pgembed.batch.job import Frame, read_workload, run_batch, run_join
 from pgembed.batch.layout import build_layout, drop_layout
 from pgembed.batch.posted import Posted, Progress
 from pgembed.batch.result import Report
-from pgembed.batch.search import memory_bytes
 from pgembed.errors import PgembedError, SettingError, WorkerError
 from pgembed.postgres.connection import Connection, connect, is_transient
+from pgembed.settings import memory_bytes
 from pgembed.worker.sessions import connect_as
 
 _log = logging.getLogger(__name__)
 
 # Beside calls (0) and embedding (5): a batch takes what these leave.
 _NICENESS = 10
-_MEMORY = 512 << 20
 _SAY_SECONDS = 0.2
 _CANCEL_SECONDS = 3.0
 _LAYOUT_OPTIONS = {"list_rows", "least_rows", "memory"}
@@ -88,10 +87,11 @@ class _Run:
         own: Connection,
         session: Connection,
         cache_dir: Path,
+        memory: int,
         voice: _Voice,
     ) -> None:
         self.posted, self.own, self.session = posted, own, session
-        self.cache_dir, self.voice = cache_dir, voice
+        self.cache_dir, self.memory, self.voice = cache_dir, memory, voice
         self.layouts = cache_dir.parent / "layouts"
 
     def carry_out(self) -> int:
@@ -114,7 +114,7 @@ class _Run:
         recall = self.posted.recall
         return Options(
             recall if recall is not None else 1.0,
-            _MEMORY,
+            self.memory,
             cores(),
             progress=self.voice.stage,
             answered=self.voice.answered,
@@ -161,6 +161,7 @@ class _Run:
             else None,
             root=self.layouts,
             recorder=self.own,
+            memory=self.memory,
             **options,
         )
         self._finish(self.session, layout.rows, None)
@@ -181,6 +182,7 @@ class _Run:
                 "conditions": report.conditions,
                 "measured_recall": round(report.recall, 4),
                 "layout": report.layout,
+                "memory": self.memory,
                 "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
             }
         connection.execute(
@@ -209,6 +211,19 @@ def _apply(connection: Connection, settings: Mapping[str, str], *, local: bool) 
         )
 
 
+def _memory(posted: Posted, most: str) -> int:
+    """Return how many bytes the batch may use; SettingError for more than *most*."""
+    limit = memory_bytes(most)
+    asked = posted.options.get("memory", most)
+    if memory_bytes(asked) > limit:
+        raise SettingError(
+            f"the batch asks for memory {asked!r}, but a batch of this worker may use "
+            f"{most}: post it with less, or start the worker with a larger "
+            "--batch-memory (PGEMBED_BATCH_MEMORY)"
+        )
+    return memory_bytes(asked)
+
+
 def _layout_options(given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(given.keys() - _LAYOUT_OPTIONS)
     if unknown:
@@ -216,15 +231,13 @@ def _layout_options(given: Mapping[str, Any]) -> dict[str, Any]:
             f"there is no option {unknown[0]!r} of layouts: the options are "
             f"{', '.join(sorted(_LAYOUT_OPTIONS))}"
         )
-    options = dict(given)
-    for name in options.keys() - {"memory"}:
+    options = {name: given[name] for name in given.keys() - {"memory"}}
+    for name in options:
         if type(options[name]) is not int or options[name] < 1:
             raise SettingError(
                 f"the option {name} is {options[name]!r}, but must be a whole number "
                 "of at least 1"
             )
-    if "memory" in options:
-        options["memory"] = memory_bytes(options["memory"])
     return options
 
 
@@ -267,13 +280,15 @@ def main() -> int:
     sessions: list[Connection] = []
     threading.Thread(target=_watch, args=(sessions,), daemon=True).start()
     try:
+        memory = _memory(posted, request["batch_memory"])
         with connect(request["dsn"], purpose="batch worker") as own:
             session = _session(request["dsn"], posted, own)
             sessions.append(session)
             with session:
                 _prepare(session)
                 cache_dir = Path(request["cache_dir"])
-                rows = _Run(posted, own, session, cache_dir, voice).carry_out()
+                run = _Run(posted, own, session, cache_dir, memory, voice)
+                rows = run.carry_out()
     except Exception as error:  # whatever it is, the caller is to know
         if not isinstance(error, (PgembedError, psycopg.Error)):
             _log.exception("batch %d failed", posted.id)

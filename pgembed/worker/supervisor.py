@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
+from pgembed.batch import posted
 from pgembed.embeddings import workers
 from pgembed.errors import WorkerError
 from pgembed.postgres.connection import backoff, connect, fetch_one
@@ -23,6 +24,7 @@ from pgembed.worker.spawn import spawn
 
 _log = logging.getLogger(__name__)
 
+_ENDING = ("once", "batches")  # roles whose work is done some time
 _POLL_SECONDS = 0.1
 _HEALTHY_SECONDS = 60.0  # after so long, a death counts as the first again
 _LONGEST_PAUSE = 60.0
@@ -38,20 +40,41 @@ def run_worker(
 ) -> None:
     """Embed rows and answer calls until SIGTERM, SIGINT or *stop*.
 
-    With *once*: embed all rows that wait or come due, build indexes, and return.
+    With *once*: embed all rows that wait or come due, build indexes, carry out all
+    batches that are posted, and return when neither is left.
     The processes log to standard error; with *quiet* only what goes wrong.
     Raises ConnectError or WorkerError when the worker cannot start, and WorkerError
     when a *once* process fails again and again.
     """
     check(settings)
-    roles = ["once" if once else "embed"] * settings.processes
-    roles = roles if once else [*roles, "calls"]
-    supervisor = Supervisor(settings, roles, quiet=quiet)
+    supervisor = Supervisor(settings, quiet=quiet)
+    stop = stop or threading.Event()
     with (
         exposition.serving(settings, supervisor.processes) as environment,
         _signals(supervisor.stop),
     ):
-        supervisor.run(stop or threading.Event(), environment)
+        if once:
+            _work_off(settings, supervisor, stop, environment)
+        else:
+            roles = ["embed"] * settings.processes
+            supervisor.run([*roles, "calls"], stop, environment)
+
+
+def _work_off(
+    settings: Settings,
+    supervisor: Supervisor,
+    stop: threading.Event,
+    environment: Mapping[str, str],
+) -> None:
+    """Embed first: batches are to find the rows. They may leave more to embed."""
+    while True:
+        supervisor.run(["once"] * settings.processes, stop, environment)
+        if supervisor.stopping:
+            return
+        with connect(settings.dsn, purpose="check") as connection:
+            if not posted.is_any_open(connection):
+                return
+        supervisor.run(["batches"], stop, environment)
 
 
 def run_supervisor(settings: Settings) -> None:
@@ -94,12 +117,10 @@ class _Child:
 class Supervisor:
     """Keeps one process per role running."""
 
-    def __init__(
-        self, settings: Settings, roles: list[str], *, quiet: bool = False
-    ) -> None:
+    def __init__(self, settings: Settings, *, quiet: bool = False) -> None:
         self._settings = settings
         self._log_level = "WARNING" if quiet else "INFO"
-        self._children = [_Child(role) for role in roles]
+        self._children: list[_Child] = []
         self._environment: Mapping[str, str] = {}
         self._deadline: float | None = None
 
@@ -112,6 +133,11 @@ class Supervisor:
         for process in self._running():
             process.terminate()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._deadline is not None
+
     def processes(self) -> list[Process]:
         """Return what runs now."""
         running = [(each.role, each.process) for each in self._children]
@@ -122,13 +148,14 @@ class Supervisor:
         ]
 
     def run(
-        self, stop: threading.Event, environment: Mapping[str, str] | None = None
+        self, roles: list[str], stop: threading.Event, environment: Mapping[str, str]
     ) -> None:
-        """Start the children and watch them until all have ended.
+        """Start a child for each role and watch them until all have ended.
 
         *environment* is added to theirs.
         """
-        self._environment = environment or {}
+        self._children = [_Child(role) for role in roles]
+        self._environment = environment
         try:
             while not self._is_over():
                 if stop.is_set() and self._deadline is None:
@@ -167,13 +194,13 @@ class Supervisor:
         status = _reap(each)
         if self._deadline is not None:
             return
-        if each.role == "once" and status == 0:
+        if each.role in _ENDING and status == 0:
             each.done = True
             return
         if time.monotonic() - each.started > _HEALTHY_SECONDS:
             each.deaths = 0
         each.deaths += 1
-        if each.role == "once" and each.deaths > self._settings.max_attempts:
+        if each.role in _ENDING and each.deaths > self._settings.max_attempts:
             raise WorkerError(
                 f"the worker's process ended {each.deaths} times ({_ending(status)}): "
                 "its log above says why"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from psycopg.errors import OperationalError, UndefinedObject
 
-from pgembed import search_batch
+from pgembed import knn_join, search_batch
 from pgembed.batch import layout
 from pgembed.embeddings import declare as declaring
 from pgembed.errors import (
@@ -32,6 +32,7 @@ NAN, INFINITY = float("nan"), float("inf")
 ONE = np.array([[1, 0, 0]], np.float32)
 # What a type checker would refuse is a case, too.
 batch: Any = search_batch
+join: Any = knn_join
 build_layout: Any = layout.build_layout
 drop_layout: Any = layout.drop_layout
 declare: Any = declaring
@@ -359,6 +360,56 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
         lambda s: build_layout(s.open, "items_v", list_rows=-1),
         SettingError,
         "list_rows is -1, but must be at least 1",
+    ),
+    (
+        lambda s: join(s.open, "items_v", threads=-1),
+        SettingError,
+        "threads is -1, but must be at least 1: leave it out for o",
+    ),
+    (
+        lambda s: join(s.open, "items_v", threads=0),
+        SettingError,
+        "threads is 0, but must be at least 1: leave it out for o",
+    ),
+    (
+        lambda s: join(s.open, "items_v", threads="x"),
+        SettingError,
+        "threads is 'x', but must be at least 1: leave it out for o",
+    ),
+    (
+        lambda s: join(s.open, "items_v", threads=1.0),
+        SettingError,
+        "threads is 1.0, but must be at least 1: leave it out for o",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", threads=-1),
+        SettingError,
+        "threads is -1, but must be at least 1: leave it out for o",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", threads=0),
+        SettingError,
+        "threads is 0, but must be at least 1: leave it out for o",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", threads="x"),
+        SettingError,
+        "threads is 'x', but must be at least 1: leave it out for o",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", threads=1.0),
+        SettingError,
+        "threads is 1.0, but must be at least 1: leave it out for o",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", memory="1MB"),
+        SettingError,
+        "memory is '1MB', but a batch needs at least 64MB",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", memory=None),
+        SettingError,
+        "memory is None: give bytes, or a size such as",
     ),
     (
         lambda s: build_layout(s.busy, "items_v"),

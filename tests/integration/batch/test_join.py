@@ -41,6 +41,30 @@ PREDICATES: list[tuple[str | None, str]] = [
 FILTERS: list[tuple[dict[str, Any] | None, str]] = [
     (None, "true"),
     ({"n": {"lt": 3}}, "t.n < 3"),
+    ({"n": {"asking": "n"}}, "t.n = q.n"),
+    ({"s": {"asking": "s"}, "n": {"asking": {"gt": "n"}}}, "t.s = q.s AND t.n > q.n"),
+    ({"not": {"n": {"asking": {"lte": "n"}}}}, "NOT t.n <= q.n"),
+    (
+        {"or": [{"n": {"asking": {"ne": "n"}}}, {"not": {"s": {"asking": "s"}}}]},
+        "t.n <> q.n OR NOT t.s = q.s",
+    ),
+    (
+        {
+            "not": {
+                "or": [
+                    {"n": {"asking": "n", "ne": 2}, "s": {"ne": None}},
+                    {"not": {"and": [{"s": {"asking": {"gte": "s"}}}, {"n": 1}]}},
+                ]
+            }
+        },
+        "NOT ((t.n = q.n AND t.n <> 2 AND t.s IS NOT NULL) "
+        "OR NOT (t.s >= q.s AND t.n = 1))",
+    ),
+    (
+        {"not": {"n": {"asking": {"between": ["n", '"n"'], "lt": "n"}}}},
+        "NOT (t.n BETWEEN q.n AND q.n AND t.n < q.n)",
+    ),
+    ({"s": {"asking": {"contains": "s"}}}, "strpos(t.s, q.s) > 0"),
 ]
 
 
@@ -95,7 +119,7 @@ def related(
 
 
 @settings(
-    max_examples=120,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -182,13 +206,23 @@ def items(connection: Connection) -> str:
 
 
 PREDICATE = "category = {category} AND year > {year}"
+FILTER = {"category": {"asking": "category"}, "year": {"asking": {"gt": "year"}}}
 IN_SQL = "t.category = q.category AND t.year > q.year"
 
 
-def test_each_distinct_predicate_is_evaluated_once(
-    connection: Connection, items: str
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"predicate": PREDICATE},
+        {"filter": FILTER},
+        {"filter": {"category": FILTER["category"]}, "predicate": "year > {year}"},
+        {"filter": FILTER, "predicate": PREDICATE},
+    ],
+)
+def test_each_distinct_condition_is_evaluated_once(
+    connection: Connection, items: str, condition: dict[str, Any]
 ) -> None:
-    result = pgembed.knn_join(connection, items, predicate=PREDICATE, recall=1.0)
+    result = pgembed.knn_join(connection, items, recall=1.0, **condition)
     assert (len(result), result.report.conditions) == (400, 35)
     expected = related(connection, "items", ["id"], IN_SQL, k=10, distance="cosine")
     assert agree(pairs(result), expected)
@@ -214,16 +248,24 @@ def test_in_small_memory(connection: Connection, items: str) -> None:
     assert agree(found, expected)
 
 
-def test_another_embeddings_rows_ask(connection: Connection, items: str) -> None:
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"predicate": "category = {likes}"},
+        {"filter": {"category": {"asking": "likes"}}},
+    ],
+)
+def test_another_embeddings_rows_ask(
+    connection: Connection, items: str, condition: dict[str, Any]
+) -> None:
     connection.execute(
         "CREATE TABLE people (a int, b text, v vector(6), likes text, "
         "PRIMARY KEY (a, b)); "
         "INSERT INTO people SELECT id, 'x', v, 'c3' FROM items WHERE id < 9"
     )
     people = adopt(connection, "people")
-    predicate = "category = {likes}"
     result = pgembed.knn_join(
-        connection, items, asking=people, predicate=predicate, recall=1.0, k=4
+        connection, items, asking=people, recall=1.0, k=4, **condition
     )
     in_sql = "SELECT id FROM items WHERE category = 'c3' ORDER BY v <=> %s LIMIT 4"
     assert result.keys.tolist() == [(i, "x") for i in range(9)]
@@ -232,9 +274,7 @@ def test_another_embeddings_rows_ask(connection: Connection, items: str) -> None
         expected = [row[0] for row in fetch_all(connection, in_sql, [vector])]
         assert [key for key, _ in result.related[i]] == expected
     options = Options(recall=1.0, memory=64 << 20, threads=1)
-    run_join(
-        connection, items, "liked", asking=people, predicate=predicate, options=options
-    )
+    run_join(connection, items, "liked", asking=people, options=options, **condition)
     names = fetch_all(
         connection,
         "SELECT column_name, data_type FROM information_schema.columns "
@@ -259,13 +299,24 @@ def test_with_a_layout(connection: Connection, items: str, tmp_path: Any) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        ["--predicate", PREDICATE, "--filter", '{"year": {"lt": 2004}}'],
+        ["--filter", json.dumps(FILTER | {"and": [{"year": {"lt": 2004}}]})],
+    ],
+)
 def test_the_command(
-    connection: Connection, dsn: str, items: str, monkeypatch: pytest.MonkeyPatch
+    connection: Connection,
+    dsn: str,
+    items: str,
+    monkeypatch: pytest.MonkeyPatch,
+    condition: list[str],
 ) -> None:
     monkeypatch.setenv("PGEMBED_DSN", dsn)
     arguments = ["items_v", "--self", "--results", "r", "-k", "3", "--recall", "1"]
-    arguments += ["--predicate", PREDICATE, "--filter", '{"year": {"lt": 2004}}']
-    outcome = CliRunner().invoke(batch, [*arguments, "--json"], catch_exceptions=False)
+    arguments += [*condition, "--json"]
+    outcome = CliRunner().invoke(batch, arguments, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     (summary,) = json.loads(outcome.output)
     expected = related(
@@ -286,9 +337,14 @@ def test_the_command(
         assert CliRunner().invoke(batch, wrong).exit_code == 2
 
 
+@pytest.mark.parametrize("by_filter", [False, True])
 def test_posted_from_sql(
-    dsn: str, connection: Connection, connect: Connect, items: str
+    dsn: str, connection: Connection, connect: Connect, items: str, by_filter: bool
 ) -> None:
+    year = {"year": {"ne": 2003}}
+    condition: tuple[Any, ...] = (PREDICATE, json.dumps(year))
+    if by_filter:
+        condition = (None, json.dumps({"and": [FILTER, year]}))
     connection.execute(
         "ALTER TABLE items ENABLE ROW LEVEL SECURITY; "
         "CREATE POLICY even ON items USING (id % 2 = 0)"
@@ -299,8 +355,7 @@ def test_posted_from_sql(
         number = post(
             session,
             "knn_join('items_v', 'r', 5, predicate => %s, filter => %s, recall => 1)",
-            PREDICATE,
-            '{"year": {"ne": 2003}}',
+            *condition,
         )
         assert batch_of(session, number)["kind"] == "join"
         row = ended(session, number)
@@ -320,16 +375,38 @@ def test_posted_from_sql(
     assert agree(found, expected)
 
 
-def test_values_are_never_code(connection: Connection, items: str) -> None:
-    hostile = "x' OR true; DROP TABLE items --"
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "x' OR true; DROP TABLE items --",
+        """x"}}, "or": [{"and": []}], {"a": {"b": "\\""",
+        '{"asking": "id"}',
+        "{id} {{}} $1 %s \\",
+        "null",
+    ],
+)
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"predicate": "category = {category}"},
+        {"filter": {"category": {"asking": "category"}}},
+    ],
+)
+def test_values_are_never_code(
+    connection: Connection, items: str, hostile: str, condition: dict[str, Any]
+) -> None:
     connection.execute("UPDATE items SET category = %s WHERE id < 5", [hostile])
-    predicate = "category = {category}"
-    result = pgembed.knn_join(connection, items, predicate=predicate, recall=1.0)
+    result = pgembed.knn_join(connection, items, recall=1.0, **condition)
     found = {
         key: {other for other, _ in result.related[i]}
         for i, key in enumerate(result.keys.tolist())
     }
     assert [found[i] for i in range(5)] == [set(range(5)) - {i} for i in range(5)]
+
+
+NESTED: dict[str, Any] = {"id": {"asking": "id"}}
+for _ in range(32):
+    NESTED = {"not": NESTED}
 
 
 @pytest.mark.parametrize(
@@ -339,6 +416,28 @@ def test_values_are_never_code(connection: Connection, items: str) -> None:
         ({"predicate": "year > {year"}, FilterError, "unmatched brace"),
         ({"predicate": "nothing = {year}"}, FilterError, "does not exist"),
         ({"filter": {"nothing": 1}}, FilterError, "no column nothing"),
+        (
+            {"filter": {"year": {"asking": "yeer"}}},
+            FilterError,
+            "row that asks: .* has no column yeer\n.* id, v, category, year",
+        ),
+        ({"filter": {"nothing": {"asking": "id"}}}, FilterError, "no column nothing"),
+        ({"filter": {"id": {"asking": "v"}}}, FilterError, "holds vectors"),
+        ({"filter": {"id": {"asking": "id.x"}}}, FilterError, "has no inside"),
+        ({"filter": {"id": {"asking": "category"}}}, FilterError, '"c.*" is no value'),
+        ({"filter": {"id": {"asking": {"in": "id"}}}}, FilterError, "is no list"),
+        ({"filter": {"id": {"asking": {"like": "id"}}}}, FilterError, "works on text"),
+        ({"filter": {"id": {"asking": 5}}}, FilterError, '"asking" of id is 5: name'),
+        ({"filter": {"id": {"asking": {}}}}, FilterError, '"asking" of id is {}: name'),
+        ({"filter": {"id": {"asking": {"gt": 5}}}}, FilterError, "name a column"),
+        ({"filter": {"id": {"asking": {"no": "id"}}}}, FilterError, "operators are eq"),
+        ({"filter": {"id": {"asking": {"between": "id"}}}}, FilterError, "a list of"),
+        (
+            {"filter": {"id": {"gt": {"asking": "id"}}}},
+            FilterError,
+            'is named so: {"asking": {"gt"',
+        ),
+        ({"filter": NESTED}, FilterError, "nested deeper than 32 levels"),
         ({"k": 0}, SettingError, "k is 0"),
         ({"asking": "narrow_v"}, PgembedError, "have 2 dimensions"),
         ({"asking": "unknown"}, Exception, "no embedding 'unknown'"),

@@ -13,7 +13,9 @@ import pytest
 
 from pgembed.batch.execute import Options
 from pgembed.batch.job import run_batch
+from pgembed.errors import SettingError
 from pgembed.postgres.connection import fetch_all, fetch_one
+from pgembed.settings import memory_bytes
 from tests.conftest import Connect
 from tests.integration.batch.posting import (
     batch_of,
@@ -415,7 +417,7 @@ def test_a_killed_process_is_replaced(
         (process,) = batch_processes()
         # It yields to the process that answers calls, and to those that embed.
         own = os.getpriority(os.PRIO_PROCESS, 0)
-        assert os.getpriority(os.PRIO_PROCESS, process) == own + 10
+        assert os.getpriority(os.PRIO_PROCESS, process) == min(own + 10, 19)
         os.kill(process, signal.SIGKILL)
         wait_until(lambda: batch_of(connection, batch)["attempts"] == 2)
         wait_until(lambda: waits_for_a_lock(connection))
@@ -509,6 +511,23 @@ def test_who_lost_the_lease_writes_nothing(
         wait_until(lambda: not batch_sessions(connection))
     assert fetch_one(connection, "SELECT count(*) FROM results") == (0,)
     assert batch_of(connection, batch)["state"] == "running"
+
+
+def test_waiting_for_a_batch_without_a_worker(
+    connection: Connection, items: str
+) -> None:
+    """The error says so, unless one has it: such as a worker that runs once."""
+    batch = post(connection, SEARCH)
+    details = []
+    for _ in range(2):
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as error:
+            connection.execute("SELECT pgembed.await_batch(%s, '0 s')", [batch])
+        details.append(error.value.diag.message_detail)
+        connection.execute("SELECT pgembed._claim_batch(gen_random_uuid(), '1 h', 3)")
+    assert details == [
+        "No worker is running for this database: pgembed worker starts one.",
+        "A worker is running for this database.",
+    ]
 
 
 def test_what_dies_again_and_again_is_given_up(
@@ -653,6 +672,75 @@ def test_layouts_are_for_owners(
             ended(session, post(session, "drop_layout('items_v')"))["state"] == "done"
         )
     assert fetch_all(session, "SELECT * FROM pgembed.layouts") == []
+
+
+MEMORIES = {
+    "search": "search_batch('items_v', 'queries', 'results', memory => %s)",
+    "join": "knn_join('items_v', 'results', memory => %s)",
+    "layout": "build_layout('items_v', memory => %s)",
+    "layout's options": "build_layout('items_v', options => "
+    "jsonb_strip_nulls(jsonb_build_object('memory', %s::text)))",
+}
+
+
+@pytest.mark.parametrize("call", MEMORIES.values(), ids=list(MEMORIES))
+def test_the_caller_says_how_much_memory(
+    dsn: str, connection: Connection, items: str, call: str, tmp_path: Path
+) -> None:
+    """At most what the worker allows, which is also what it takes unasked."""
+    values = {"cache_dir": tmp_path / "models", "batch_memory": "100MB"}
+    with answering(dsn, **values):
+        more = ended(connection, post(connection, call, "102401 kB"))
+        less = ended(connection, post(connection, call, "65536kB"))
+        unasked = ended(connection, post(connection, call, None))
+    assert (more["state"], more["attempts"]) == ("failed", 1)
+    assert "asks for memory '102401 kB'" in more["error"]
+    assert "100MB: post it with less, or start" in more["error"]
+    if "layout" in call:
+        assert (less["state"], less["rows"]) == ("done", 300)
+        return
+    assert [b["report"]["memory"] for b in (less, unasked)] == [64 << 20, 100 << 20]
+
+
+@pytest.mark.parametrize("call", MEMORIES.values(), ids=list(MEMORIES))
+@pytest.mark.parametrize("memory", ["63MB", "lots", "", "-1GB", "1e9", "9" * 99])
+def test_memory_that_makes_no_sense_is_refused_when_posted(
+    connection: Connection, items: str, call: str, memory: str
+) -> None:
+    with pytest.raises(SettingError):
+        memory_bytes(memory)
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="memory is '"):
+        post(connection, call, memory)
+
+
+@pytest.mark.parametrize(
+    ("memory", "options", "message"),
+    [
+        ("1GB", '{"memory": "1GB"}', "memory is given twice"),
+        (None, '{"memory": null}', "memory is NULL"),
+        (None, '{"memory": 5}', "memory is '5', but a batch needs at least 64MB"),
+        (None, '["memory"]', "options are"),
+        ("1GB", "5", "options are 5"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_when_posted(
+    connection: Connection,
+    items: str,
+    memory: str | None,
+    options: str,
+    message: str,
+) -> None:
+    call = "build_layout('items_v', memory => %s, options => %s)"
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
+        post(connection, call, memory, options)
+
+
+@pytest.mark.parametrize(
+    "given", ["65536kB", "64MB", "67108864", "2 GB", "1TB", "99999TB"]
+)
+def test_sizes_are_those_of_python(connection: Connection, given: str) -> None:
+    row = fetch_one(connection, "SELECT pgembed._memory_bytes(%s)", [given])
+    assert row == (memory_bytes(given),)
 
 
 def create_results(connection: Connection) -> None:

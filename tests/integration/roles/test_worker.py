@@ -11,9 +11,10 @@ import pytest
 from pgembed.models.session import Model
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 from pgembed.postgres.schema import verify
+from pgembed.worker.supervisor import run_worker
 from tests.conftest import Connect
 from tests.harness.sql_worker import SqlWorker, value
-from tests.integration.batch.posting import ended, post
+from tests.integration.batch.posting import batch_of, ended, post
 from tests.integration.roles.conftest import Roles, execute
 from tests.integration.worker.running import (
     add_good,
@@ -22,6 +23,7 @@ from tests.integration.worker.running import (
     embed_all,
     embedding,
     is_drained,
+    settings_for,
     status,
     wait_until,
 )
@@ -246,6 +248,17 @@ def test_it_carries_out_a_batch_as_the_caller(
     assert found == [(1,), (2,)]
     owner = "SELECT relowner::regrole::text FROM pg_class WHERE relname = 'results'"
     assert fetch_one(connection, owner) == ("olga",)
+
+
+def test_it_carries_out_what_others_posted_when_it_runs_once(
+    roles: Roles, docs: str, olga: Connection, tmp_path: Path
+) -> None:
+    batch = post(olga, "knn_join('docs_body', 'results', memory => '64MB')")
+    settings = settings_for(roles.dsn("walter"), cache_dir=tmp_path / "cache")
+    run_worker(settings, once=True, quiet=True)
+    row = batch_of(olga, batch)
+    assert (row["state"], row["rows"]) == ("done", 2)
+    assert row["report"]["memory"] == 64 << 20
 
 
 def test_a_partition_that_is_attached(

@@ -487,6 +487,9 @@ def test_arguments_that_make_no_sense(session: Session) -> None:
             search_batch(session, [plain, wrong])
     with pytest.raises(SettingError, match="memory"):
         search_batch(session, [plain], memory="1kB")
+    for threads in (0, -1, "x", 1.0):
+        with pytest.raises(SettingError, match=r"threads is .* at least 1"):
+            search_batch(session, [plain], threads=threads)  # type: ignore[arg-type]
     with pytest.raises(EmbeddingError, match="no embedding 'nothing'"):
         search_batch(session, [search(Article.body_embedding, QUERY, name="nothing")])
 

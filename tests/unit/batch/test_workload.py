@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pgembed.batch.search import check_recall, memory_bytes
+from pgembed.batch.limits import check_recall
 from pgembed.batch.workload import Condition, Workload
 from pgembed.errors import FilterError, PgembedError, SettingError, VectorError
+from pgembed.settings import Settings, memory_bytes
 
 QUERIES = np.ones((3, 2), np.float32)
 
@@ -74,10 +75,12 @@ def test_memory(given: str | int, expected: int) -> None:
     assert memory_bytes(given) == expected
 
 
-@pytest.mark.parametrize("given", ["lots", "-5MB", "1MB", 5])
+@pytest.mark.parametrize("given", ["lots", "-5MB", "1MB", 5, "", "9" * 5000, True])
 def test_memory_refused(given: str | int) -> None:
-    with pytest.raises(SettingError):
+    with pytest.raises(SettingError, match=r"^memory is "):
         memory_bytes(given)
+    with pytest.raises(SettingError, match=r"^batch_memory is "):
+        Settings(batch_memory=given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("given", [0, 1.1, float("nan")])

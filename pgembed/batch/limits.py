@@ -1,0 +1,27 @@
+"""What batches may be told of recall and threads."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+
+from pgembed.batch.engine import cores
+from pgembed.errors import SettingError
+
+
+def check_recall(recall: float) -> float:
+    """Return *recall*; SettingError unless it is above 0 and at most 1."""
+    if not isinstance(recall, Real) or not 0 < recall <= 1:
+        raise SettingError(f"recall is {recall!r}, but must be above 0 and at most 1")
+    return recall
+
+
+def thread_count(threads: int | None) -> int:
+    """Return *threads*, or one per core for None; SettingError unless at least 1."""
+    if threads is None:
+        return cores()
+    if not isinstance(threads, Integral) or threads < 1:
+        raise SettingError(
+            f"threads is {threads!r}, but must be at least 1: leave it out for one "
+            "per core"
+        )
+    return int(threads)
