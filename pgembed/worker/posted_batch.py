@@ -34,6 +34,7 @@ from pgembed.batch.execute import Options
 from pgembed.batch.job import Frame, read_workload, run_batch, run_join
 from pgembed.batch.layout import build_layout, drop_layout
 from pgembed.batch.posted import Posted, Progress
+from pgembed.batch.precision import check_precision
 from pgembed.batch.result import Report
 from pgembed.batch.search import memory_bytes
 from pgembed.errors import PgembedError, SettingError, WorkerError
@@ -47,7 +48,7 @@ _NICENESS = 10
 _MEMORY = 512 << 20
 _SAY_SECONDS = 0.2
 _CANCEL_SECONDS = 3.0
-_LAYOUT_OPTIONS = {"list_rows", "least_rows", "memory"}
+_LAYOUT_OPTIONS = {"list_rows", "least_rows", "memory", "precision"}
 _STDIN = 0
 
 
@@ -217,7 +218,7 @@ def _layout_options(given: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(sorted(_LAYOUT_OPTIONS))}"
         )
     options = dict(given)
-    for name in options.keys() - {"memory"}:
+    for name in options.keys() - {"memory", "precision"}:
         if type(options[name]) is not int or options[name] < 1:
             raise SettingError(
                 f"the option {name} is {options[name]!r}, but must be a whole number "
@@ -225,6 +226,8 @@ def _layout_options(given: Mapping[str, Any]) -> dict[str, Any]:
             )
     if "memory" in options:
         options["memory"] = memory_bytes(options["memory"])
+    if "precision" in options:
+        check_precision(options["precision"])
     return options
 
 

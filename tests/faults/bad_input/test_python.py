@@ -361,6 +361,16 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
         "list_rows is -1, but must be at least 1",
     ),
     (
+        lambda s: build_layout(s.open, "items_v", precision="float8"),
+        SettingError,
+        "precision is 'float8', but must be 'float32' or 'float16'",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", precision=None),
+        SettingError,
+        "precision is None, but must be 'float32' or 'float16'",
+    ),
+    (
         lambda s: build_layout(s.busy, "items_v"),
         PgembedError,
         "cannot build a layout: the connection is not idle (INTRANS);",
