@@ -25,8 +25,8 @@ Tile = tuple[slice, slice]
 _UNIT = 2.0**-24
 _EXACT_BYTES = 4 << 20
 """What stays in a cache, and in memory that is used again (measured)."""
-_FETCH_BYTES = 32 << 20
-"""Vectors that are fetched at a time."""
+_FETCH_BYTES = 16 << 20
+"""Vectors that are fetched at a time; reading them takes as much again, and more."""
 
 
 class Metric:
@@ -89,7 +89,7 @@ class Metric:
         for tile in self._portions(positions):
             there = positions[tile] >= 0
             if there.any():
-                found = self._tile(chosen[tile[0]], positions[tile])
+                found = self._together(chosen[tile[0]], positions[tile])
                 distances[tile][there] = found[0][there]
                 scores[tile][there] = found[1][there]
         return distances, scores
@@ -100,8 +100,8 @@ class Metric:
             return iter([(slice(None), slice(None))])
         return _tiles(positions.shape, _FETCH_BYTES // (4 * self.vectors.dimensions))
 
-    def _tile(self, chosen: Ints, positions: Ints) -> tuple[Float64, Float64]:
-        """As :meth:`exact`, where all positions count; -1 stands for any."""
+    def _together(self, chosen: Ints, positions: Ints) -> tuple[Float64, Float64]:
+        """As :meth:`exact`; for -1, any position stands in."""
         take: Fetch = self.vectors.take
         places = np.where(positions >= 0, positions, positions.max())
         if not self.vectors.rounding.lossless:

@@ -17,7 +17,7 @@ DTYPES: dict[str, type[np.float32 | np.float16]] = {
     "float16": np.float16,
 }
 _MOST_MOVED = 2.0**-8
-"""Ordinary numbers are moved by 2**-11; much more, and estimates tell nothing."""
+"""Ordinary numbers are moved by 2**-11; much more, and estimates tell too little."""
 _REBIASED = np.float32(2.0**112)
 
 
@@ -56,7 +56,7 @@ def measure(values: Float32, precision: str) -> Rounding:
     Raises VectorError for a value that is too large for *precision*.
     """
     if precision == "float32":
-        return Rounding()
+        return LOSSLESS
     with np.errstate(over="ignore"):
         kept = values.astype(np.float16)
     infinite = np.isinf(kept)
@@ -83,13 +83,13 @@ def check_rounding(rounding: Rounding, distance: str, norms: Float32) -> None:
     if distance == "cosine":
         moved, whose = rounding.share, "its own"
     else:
-        longest = float(np.sqrt(norms.max(initial=0)))
-        moved, whose = rounding.length / (longest or 1), "the longest one's"
+        usual = np.sqrt(np.median(norms[norms > 0])) if norms.any() else 1.0
+        moved, whose = rounding.length / float(usual), "the usual"
     if moved > _MOST_MOVED:
         raise VectorError(
             f"float16 would move a vector by {moved:.1%} of {whose} length, because "
-            "its values are too small for it (below 6e-5): build the layout with "
-            "precision float32"
+            "its values are too small for float16, or larger than those of others by "
+            "far: build the layout with precision float32"
         )
 
 

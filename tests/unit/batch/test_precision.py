@@ -141,9 +141,22 @@ def test_what_is_too_small_is_refused() -> None:
     check_rounding(measure(values, "float16"), "l2", norms)
     with pytest.raises(VectorError, match=r"of its own length.*with precision float32"):
         check_rounding(measure(values, "float16"), "cosine", norms)
-    with pytest.raises(VectorError, match="of the longest one's length"):
+    with pytest.raises(VectorError, match="of the usual length"):
         check_rounding(measure(values[1:], "float16"), "l2", norms[1:])
     check_rounding(LOSSLESS, "l2", norms[:0])
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2", "inner_product"])
+def test_one_vector_that_is_far_larger_is_refused(distance: str) -> None:
+    values = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    check_rounding(measure(values, "float16"), distance, squared_norms(values))
+    values[7] *= 1000
+    found, norms = measure(values, "float16"), squared_norms(values)
+    if distance == "cosine":
+        check_rounding(found, distance, norms)
+    else:
+        with pytest.raises(VectorError, match="larger than those of others"):
+            check_rounding(found, distance, norms)
 
 
 @pytest.mark.parametrize("precision", ["float64", "FLOAT16", "", None, 16, ["float16"]])
