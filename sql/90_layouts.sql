@@ -64,4 +64,4 @@ FROM pgembed.layout AS l
 INNER JOIN pgembed.embedding AS e ON e.id = l.embedding
 CROSS JOIN LATERAL (SELECT pgembed._layout_changes(e.id) AS changed) AS c;
 COMMENT ON VIEW pgembed.layouts IS
-'The layouts that batches search: what was built, and how much has changed since. Reading it counts the changed rows, which reads the tables.';
+'The layouts that batches search: what was built (description: the leaves, the precision, and whether that is lossless), and how much has changed since. Reading it counts the changed rows, which reads the tables.';

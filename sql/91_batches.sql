@@ -263,7 +263,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.build_layout(text, regclass, jsonb, text[], text) IS
-'Have a worker build, on its host, the layout that batches on the embedding search; for the table''s owner. Options: list_rows, least_rows. memory as in search_batch.';
+'Have a worker build, on its host, the layout that batches on the embedding search; for the table''s owner. Options: list_rows, least_rows, precision (float32, or float16 for half the room). memory as in search_batch.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.drop_layout(embedding text)

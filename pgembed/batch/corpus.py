@@ -157,7 +157,7 @@ def from_layout(
     live = np.zeros(len(layout.ids), bool)
     live[positions[same]] = True
     ids = listing.ids[newer]
-    values = _fetch_vectors(connection, source, tables, ids)
+    values = fetch_vectors(connection, source, tables, ids)
     numbers = _nearest_lists(layout, values, source.distance)
     order = np.argsort(numbers, kind="stable")
     base = len(layout.ids)
@@ -166,7 +166,7 @@ def from_layout(
     extra = base + np.concatenate([[0], np.cumsum(counts)])
     norms = np.concatenate([layout.norms, squared_norms(values[order])])
     return Corpus(
-        Vectors([layout.vectors, values[order]], norms),
+        Vectors([layout.vectors, values[order]], norms, layout.rounding),
         np.concatenate([layout.ids, ids[order]]),
         positions,
         Segments(layout.lists, extra),
@@ -176,10 +176,11 @@ def from_layout(
     )
 
 
-def _fetch_vectors(
+def fetch_vectors(
     connection: Connection, source: Source, tables: Tables, ids: RowIds
 ) -> Float32:
-    values = np.empty((len(ids), source.dimensions), np.float32)
+    """Read the vectors (n, d) of the rows *ids* (n,) as the table has them."""
+    values = np.zeros((len(ids), source.dimensions), np.float32)
     for place, vector in look_up(connection, source, tables, ids, f"t.{source.vector}"):
         values[place] = vector
     return values

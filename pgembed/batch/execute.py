@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgembed.batch import singly
-from pgembed.batch.corpus import Corpus, find_layout, from_layout, read_table
+from pgembed.batch.corpus import (
+    Corpus,
+    fetch_vectors,
+    find_layout,
+    from_layout,
+    read_table,
+)
 from pgembed.batch.metric import Metric, check_queries
 from pgembed.batch.passing import Conditions, Passing
 from pgembed.batch.predicates import Listing
@@ -27,6 +33,7 @@ from pgembed.batch.workload import Workload
 from pgembed.postgres.connection import Connection, fetch_one
 
 Ints = NDArray[np.int64]
+Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Progress = Callable[[str, float], None]
 
@@ -198,8 +205,16 @@ class Batch:
         self, part: Workload, corpus: Corpus, passing: Passing
     ) -> tuple[Ints, Float64]:
         options = self.options
+
+        def fetch(positions: Ints) -> Float32:
+            self.report.fetched += len(positions)
+            with self.report.stage("fetching"):
+                return fetch_vectors(
+                    self.connection, self.source, self.tables, corpus.ids[positions]
+                )
+
         with self.report.stage("preparing"):
-            metric = Metric(self.source.distance, part.queries, corpus.vectors)
+            metric = Metric(self.source.distance, part.queries, corpus.vectors, fetch)
             searcher = Searcher(
                 metric,
                 passing,

@@ -66,12 +66,24 @@ def still_holds(connection: Connection, then: dict[str, Any]) -> bool:
 
 def written_position(connection: Connection) -> str | None:
     """Return up to where the log must reach the disk; None on a standby."""
+    (standby,) = fetch_one(connection, "SELECT pg_catalog.pg_is_in_recovery()")
+    if standby:
+        return None
+    # After a full page, that is where the next record will be: behind the header of a
+    # page, or of a segment, that is not written before that record is.
     (position,) = fetch_one(
         connection,
-        "SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() "
-        "THEN pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text END",
+        """
+        SELECT (i.lsn - CASE
+            WHEN (i.lsn - '0/0') % pg_catalog.pg_size_bytes(
+                pg_catalog.current_setting('wal_segment_size')) = 40 THEN 40
+            WHEN (i.lsn - '0/0') %
+                pg_catalog.current_setting('wal_block_size')::int = 24 THEN 24
+            ELSE 0 END)::text
+        FROM pg_catalog.pg_current_wal_insert_lsn() AS i (lsn)
+        """,
     )
-    return position and str(position)
+    return str(position)
 
 
 def await_flush(connection: Connection, position: str | None) -> None:

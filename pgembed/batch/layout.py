@@ -14,6 +14,12 @@ from numpy.typing import NDArray
 
 from pgembed.batch import freshness, kmeans, store
 from pgembed.batch.limits import thread_count
+from pgembed.batch.precision import (
+    LOSSLESS,
+    check_precision,
+    check_rounding,
+    measure,
+)
 from pgembed.batch.predicates import WORD, compile_conditions, read_listing
 from pgembed.batch.qdtree import Tree, grow
 from pgembed.batch.rows import RowMap, Tables
@@ -53,6 +59,7 @@ def build_layout(
     workload: Workload | None = None,
     list_rows: int = _LIST_ROWS,
     least_rows: int | None = None,
+    precision: str = "float32",
     memory: str | int = "512MB",
     threads: int | None = None,
     root: Path | None = None,
@@ -62,18 +69,22 @@ def build_layout(
 
     *workload*: queries like those to come; their conditions cut the rows into leaves of
     at least *least_rows* (default: 4 lists, or 1 % of all). *list_rows*: how many rows
-    a posting list has on average. *memory*, *threads*: as in search_batch. *root*: the
-    folder for layouts; default: beside the cache of models. *recorder*: the connection
-    that records what was built, if the reader may not. Raises PgembedError when the
-    connection is in a transaction, SettingError when a number makes no sense,
-    FilterError for a bad condition.
+    a posting list has on average. *precision*: 'float32', or 'float16', which takes
+    half the room: batches then read the vectors of their answers from the table, whose
+    distances they report, unless float16 holds every value (it does for halfvec).
+    *memory*, *threads*: as in search_batch. *root*: the folder for layouts; default:
+    beside the cache of models. *recorder*: the connection that records what was built,
+    if the reader may not. Raises PgembedError when the connection is in a transaction,
+    SettingError when an argument makes no sense, FilterError for a bad condition,
+    VectorError for a value that does not fit *precision*.
     """
+    check_precision(precision)
     for name, value in (("list_rows", list_rows), ("least_rows", least_rows)):
         if value is not None and value < 1:
             raise SettingError(f"{name} is {value}, but must be at least 1")
     require_idle(connection, "build a layout")
     limit, count = memory_bytes(memory), thread_count(threads)
-    builder = Builder(connection, list_rows, least_rows, limit, count)
+    builder = Builder(connection, list_rows, least_rows, precision, limit, count)
     with one_snapshot(connection):
         source = describe(connection, embedding)
         position = freshness.written_position(connection)
@@ -86,7 +97,7 @@ def build_layout(
     database = freshness.database_name(recorder or connection)
     place = store.folder(source.embedding, database, root)
     builder.partition()
-    with store.Writer(place) as writer:
+    with store.Writer(place, precision) as writer:
         size = builder.write(writer, origin)
         freshness.await_flush(connection, position)
         layout = builder.summary(writer.version, size, origin)
@@ -120,11 +131,13 @@ class Builder:
         connection: Connection,
         list_rows: int,
         least_rows: int | None,
+        precision: str,
         memory: int,
         threads: int,
     ) -> None:
         self.connection, self.list_rows = connection, list_rows
         self.least_rows, self.memory, self.threads = least_rows, memory, threads
+        self.precision, self.rounding = precision, LOSSLESS
         self.tables = Tables()
         self.seconds: dict[str, float] = {}
         self.tree: Tree | None = None
@@ -139,10 +152,12 @@ class Builder:
             self.connection, source, self.tables, self.memory // 4
         ):
             spool.add(block.values)
+            self.rounding |= measure(block.values, self.precision)
             ids.append(block.ids)
             xmins.append(block.xmins)
         self.source = source
         self.vectors: Vectors = spool.finish()
+        check_rounding(self.rounding, source.distance, self.vectors.norms)
         self.ids, self.xmins = np.concatenate(ids), np.concatenate(xmins)
         self.seconds["reading"] = time.perf_counter() - start
 
@@ -239,7 +254,7 @@ class Builder:
             "spreads": np.sqrt(_mean(self.distances, self.lists, counts)),
             "lengths": _mean(lengths, self.lists, counts),
         }
-        size = writer.finish(self.source.dimensions, arrays, origin)
+        size = writer.finish(self.source.dimensions, arrays, origin, self.rounding)
         self.seconds["writing"] = time.perf_counter() - start
         return size
 
@@ -263,6 +278,8 @@ class Builder:
             {
                 "leaves": leaves,
                 "rows_touched": touched,
+                "precision": self.precision,
+                "lossless": self.rounding.lossless,
                 "seconds": self.seconds,
                 "origin": origin,
             },

@@ -6,6 +6,8 @@ pgvector's distance in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,20 +19,33 @@ from pgembed.errors import VectorError
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Fetch = Callable[[Ints], Float32]
+Tile = tuple[slice, slice]
 
 _UNIT = 2.0**-24
 _EXACT_BYTES = 4 << 20
 """What stays in a cache, and in memory that is used again (measured)."""
+_FETCH_BYTES = 16 << 20
+"""Vectors that are fetched at a time; reading them takes as much again, and more."""
 
 
 class Metric:
     """How queries (q, d) compare with vectors, by *distance*.
 
     score = query · vector · scale + bias, where scale (n,) and bias (n,) may be None.
+    *fetch* returns the vectors (m, d) of positions (m,) as they were before rounding;
+    it is called for distinct ones, and only when *vectors* are rounded.
     """
 
-    def __init__(self, distance: str, queries: Float32, vectors: Vectors) -> None:
+    def __init__(
+        self,
+        distance: str,
+        queries: Float32,
+        vectors: Vectors,
+        fetch: Fetch | None = None,
+    ) -> None:
         self.distance, self.queries, self.vectors = distance, queries, vectors
+        self._fetch = fetch or vectors.take
         lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
         self._lengths = lengths
         norms = vectors.norms
@@ -39,14 +54,17 @@ class Metric:
         self.bias: NDArray[np.float32] | None = None
         self.scan_queries = queries
         size = lengths * largest
+        # By Cauchy and Schwarz: the product with what rounding took away.
+        rounding = lengths * vectors.rounding.length
         if distance == "cosine":
             self.scan_queries = (queries / lengths[:, None]).astype(np.float32)
             size = np.ones(len(queries))
+            rounding = size * vectors.rounding.share
             self._cosine(norms, vectors.dimensions)
         elif distance == "l2":
             self.bias = -norms / np.float32(2)
             size = lengths * largest + largest**2
-        self.tolerance = (2 * vectors.dimensions + 16) * _UNIT * size
+        self.tolerance = (2 * vectors.dimensions + 16) * _UNIT * size + rounding
 
     def _cosine(self, norms: NDArray[np.float32], dimensions: int) -> None:
         if (np.abs(norms - 1) > dimensions * _UNIT).any():
@@ -68,18 +86,36 @@ class Metric:
         """
         distances = np.full(positions.shape, np.inf)
         scores = np.full(positions.shape, -np.inf)
-        step = max(1, _EXACT_BYTES // (positions.shape[1] * self.queries.shape[1] * 8))
-        for start in range(0, len(chosen), step):
-            part = slice(start, start + step)
-            where = positions[part] >= 0
-            found = self._exact(chosen[part], np.where(where, positions[part], 0))
-            distances[part][where] = found[0][where]
-            scores[part][where] = found[1][where]
+        for tile in self._portions(positions):
+            there = positions[tile] >= 0
+            if there.any():
+                found = self._together(chosen[tile[0]], positions[tile])
+                distances[tile][there] = found[0][there]
+                scores[tile][there] = found[1][there]
         return distances, scores
 
-    def _exact(self, chosen: Ints, positions: Ints) -> tuple[Float64, Float64]:
-        rows = self.vectors.take(positions.ravel()).astype(np.float64)
-        rows = rows.reshape(*positions.shape, -1)
+    def _portions(self, positions: Ints) -> Iterator[Tile]:
+        """Cut *positions* into what is fetched together."""
+        if self.vectors.rounding.lossless:
+            return iter([(slice(None), slice(None))])
+        return _tiles(positions.shape, _FETCH_BYTES // (4 * self.vectors.dimensions))
+
+    def _together(self, chosen: Ints, positions: Ints) -> tuple[Float64, Float64]:
+        """As :meth:`exact`; for -1, any position stands in."""
+        take: Fetch = self.vectors.take
+        places = np.where(positions >= 0, positions, positions.max())
+        if not self.vectors.rounding.lossless:
+            distinct, inverse = np.unique(places, return_inverse=True)
+            take = _taker(self._fetch(distinct))
+            places = inverse.reshape(positions.shape)
+        distances, scores = np.empty(places.shape), np.empty(places.shape)
+        for tile in _tiles(places.shape, _EXACT_BYTES // (8 * self.vectors.dimensions)):
+            rows = take(places[tile].ravel()).astype(np.float64)
+            rows = rows.reshape(*places[tile].shape, -1)
+            distances[tile], scores[tile] = self._exact(chosen[tile[0]], rows)
+        return distances, scores
+
+    def _exact(self, chosen: Ints, rows: Float64) -> tuple[Float64, Float64]:
         queries = self.queries[chosen].astype(np.float64)
         # Not a matrix product: its last digits depend on where a row stands in it,
         # and equal vectors must be at equal distances.
@@ -92,10 +128,23 @@ class Metric:
             return -products, products
         norms = np.einsum("qwd,qwd->qw", rows, rows)
         own = np.einsum("qd,qd->q", queries, queries)
-        # Where nothing was found, row 0 stands in, which may have no direction.
+        # Where nothing was found, a row stands in that may have no direction.
         with np.errstate(invalid="ignore"):
             similarity = np.clip(products / np.sqrt(norms * own[:, None]), -1, 1)
         return 1 - similarity, similarity
+
+
+def _tiles(shape: tuple[int, ...], most: int) -> Iterator[Tile]:
+    """Cut an array (m, w) into tiles of at most *most* elements: whole rows, if so."""
+    columns = max(1, min(shape[1], most))
+    rows = max(1, most // columns)
+    for top in range(0, shape[0], rows):
+        for left in range(0, shape[1], columns):
+            yield slice(top, top + rows), slice(left, left + columns)
+
+
+def _taker(values: Float32) -> Fetch:
+    return lambda positions: values.take(positions, axis=0)
 
 
 def check_queries(workload: Workload, source: Source) -> None:

@@ -26,8 +26,9 @@ class Ranking:
     """Ranks candidates of all queries of *metric*.
 
     *search* returns scores and positions (m, width) for queries (m,) and a width, and
-    for which of them (m,) all rows were looked at, so that the certificate is due;
-    *ranks* the ranks of the keys of positions (p,), equal for one row's chunks.
+    for which of them (m,) all rows were looked at, so that the certificate is due (when
+    vectors are rounded, it is for all); *ranks* the ranks of the keys of positions
+    (p,), equal for one row's chunks.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Ranking:
         margin = estimates.min(axis=1) + self._metric.tolerance[queries]
         complete = (found < 0).any(axis=1) | (width >= len(self._metric.vectors))
         short = (wanted < self._k[queries]) | np.isneginf(reached)
-        settled = complete | (((reached > margin) | ~thorough) & ~short)
+        # Recall is measured by lists, which says nothing of what rounding hides.
+        due = thorough | (not self._metric.vectors.rounding.lossless)
+        settled = complete | (((reached > margin) | ~due) & ~short)
         keep = min(self.positions.shape[1], width)
         beyond = np.arange(keep) >= self._k[queries][:, None]
         positions, distances = positions[:, :keep], distances[:, :keep]

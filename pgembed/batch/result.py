@@ -30,6 +30,8 @@ class Report:
     """Posting lists looked into, summed over the queries."""
     changed: int = 0
     """Rows read because the layout did not have them, or not like this."""
+    fetched: int = 0
+    """Vectors read for their distances, because the layout has them rounded."""
     measured: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     """Queries answered from posting lists, and the recall measured on a sample."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)

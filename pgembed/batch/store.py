@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgembed.batch.precision import DTYPES, LOSSLESS, Rounding
 from pgembed.settings import Settings
 
 Float32 = NDArray[np.float32]
@@ -50,9 +51,12 @@ class Store:
     """A layout that was opened."""
 
     version: str
-    vectors: Float32
+    vectors: NDArray[np.float32] | NDArray[np.float16]
     """(n, d), mapped."""
+    rounding: Rounding
+    """How far they are from those of the table."""
     norms: NDArray[np.float32]
+    """(n,): squared lengths of the table's vectors."""
     ids: NDArray[np.uint64]
     xmins: NDArray[np.uint32]
     lists: Lists
@@ -69,9 +73,9 @@ def folder(embedding: int, database: str, root: Path | None = None) -> Path:
 class Writer:
     """Writes a layout's files; use as a context, in which an error leaves nothing."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, precision: str = "float32") -> None:
         self.version = str(uuid.uuid4())
-        self._place = place
+        self._place, self._precision = place, precision
         self._draft = place / f".{self.version}"
 
     def __enter__(self) -> Writer:
@@ -80,20 +84,30 @@ class Writer:
         return self
 
     def add(self, values: Float32) -> None:
-        """Append vectors (n, d)."""
-        values.tofile(self._file)
+        """Append vectors (n, d), rounded to the precision."""
+        values.astype(DTYPES[self._precision], copy=False).tofile(self._file)
 
     def finish(
         self,
         dimensions: int,
         arrays: dict[str, NDArray[Any]],
         origin: dict[str, Any],
+        rounding: Rounding = LOSSLESS,
     ) -> int:
-        """Make the layout visible to readers; return its bytes."""
+        """Make the layout visible to readers; return its bytes.
+
+        *rounding* is how far the vectors are from those that were added.
+        """
         self._file.close()
         for name in _ARRAYS:
             np.save(self._draft / f"{name}.npy", arrays[name])
-        description = {"format": _FORMAT, "dimensions": dimensions, "origin": origin}
+        description = {
+            "format": _FORMAT,
+            "dimensions": dimensions,
+            "precision": self._precision,
+            "rounding": dataclasses.asdict(rounding),
+            "origin": origin,
+        }
         (self._draft / "layout.json").write_text(json.dumps(description))
         size = sum(file.stat().st_size for file in self._draft.iterdir())
         self._draft.rename(self._place / self.version)
@@ -113,15 +127,18 @@ def open_store(place: Path, version: str) -> Store | None:
             return None
         arrays = {name: np.load(path / f"{name}.npy") for name in _ARRAYS}
         shape = (len(arrays["ids"]), int(description["dimensions"]))
-        if (path / "vectors").stat().st_size != shape[0] * shape[1] * 4:
+        # Layouts of older versions do not say what is always float32.
+        dtype = np.dtype(DTYPES[description.get("precision", "float32")])
+        if (path / "vectors").stat().st_size != shape[0] * shape[1] * dtype.itemsize:
             return None
-        vectors: Float32 = np.empty(shape, np.float32)
+        vectors: NDArray[Any] = np.empty(shape, dtype)
         if shape[0]:
-            vectors = np.memmap(path / "vectors", np.float32, "r", shape=shape)
+            vectors = np.memmap(path / "vectors", dtype, "r", shape=shape)
         lists = Lists(**{f.name: arrays[f.name] for f in dataclasses.fields(Lists)})
         return Store(
             version,
             vectors,
+            Rounding(**description.get("rounding", {})),
             arrays["norms"],
             arrays["ids"],
             arrays["xmins"],

@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from pgembed.batch.precision import LOSSLESS, Rounding, widened
 from pgembed.batch.rows import RowIds, Tables, unpack
 from pgembed.batch.source import Source
 from pgembed.errors import VectorError
@@ -17,18 +18,26 @@ from pgembed.postgres.connection import Connection
 from pgembed.postgres.copying import copy_columns
 
 Float32 = NDArray[np.float32]
+Kept = NDArray[np.float32] | NDArray[np.float16]
 Ints = NDArray[np.int64]
 
 
 class Vectors:
-    """Vectors float32 (n, d) in one or more arrays, which may be mapped files.
+    """Vectors (n, d) in one or more arrays, which may be mapped files.
 
-    A position counts through all of them. *norms* (n,) are their squared lengths.
+    A position counts through all of them. *norms* (n,) are their squared lengths,
+    *rounding* is how far arrays of float16 are from the vectors that they stand for;
+    the norms are those of the latter.
     """
 
-    def __init__(self, parts: Sequence[Float32], norms: NDArray[np.float32]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Kept],
+        norms: NDArray[np.float32],
+        rounding: Rounding = LOSSLESS,
+    ) -> None:
         self.parts = [part for part in parts if len(part)] or list(parts[:1])
-        self.norms = norms
+        self.norms, self.rounding = norms, rounding
         self._starts = np.cumsum([0, *map(len, self.parts)])
 
     def __len__(self) -> int:
@@ -40,21 +49,24 @@ class Vectors:
         return int(self.parts[0].shape[1])
 
     def slice(self, start: int, end: int) -> Float32:
-        """Return the vectors from *start* to before *end*, if possible as a view."""
+        """Return the vectors from *start* to before *end*, if possible as a view.
+
+        They are float32, as with :meth:`take`.
+        """
         first = int(np.searchsorted(self._starts, start, "right")) - 1
         offset = int(self._starts[first])
         if end - offset <= len(self.parts[first]):
-            return self.parts[first][start - offset : end - offset]
+            return widened(self.parts[first][start - offset : end - offset])
         return self.take(np.arange(start, end))
 
     def take(self, positions: Ints) -> Float32:
         """Return a copy of the vectors at *positions* (m,)."""
         if len(self.parts) == 1:
-            return np.asarray(self.parts[0].take(positions, axis=0))
+            return widened(self.parts[0].take(positions, axis=0))
         found = np.empty((len(positions), self.dimensions), np.float32)
         for part, start in zip(self.parts, self._starts, strict=False):
             inside = (positions >= start) & (positions < start + len(part))
-            found[inside] = part.take(positions[inside] - start, axis=0)
+            found[inside] = widened(part.take(positions[inside] - start, axis=0))
         return found
 
 

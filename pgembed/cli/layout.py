@@ -27,6 +27,13 @@ def layout() -> None:
 )
 @click.option("--least-rows", type=int, help="Rows a leaf has at least.")
 @click.option(
+    "--precision",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the copy. float16 takes half the room; distances stay those of the table.",
+)
+@click.option(
     "--memory", default="512MB", show_default=True, help="Beyond mapped files."
 )
 def build(
@@ -36,6 +43,7 @@ def build(
     workload: str | None,
     list_rows: int,
     least_rows: int | None,
+    precision: str,
     memory: str,
 ) -> None:
     """Build the layout of EMBEDDING on this host, in place of the one before.
@@ -55,12 +63,14 @@ def build(
             else None,
             list_rows=list_rows,
             least_rows=least_rows,
+            precision=precision,
             memory=memory,
         )
     row = {
         "rows": built.rows,
         "leaves": built.leaves,
         "lists": built.lists,
+        "precision": precision,
         "bytes": built.bytes,
         "seconds": round(sum(built.seconds.values()), 2),
     }
@@ -91,8 +101,10 @@ def show(embedding: str | None, dsn: str | None, as_json: bool, leaves: bool) ->
         else:
             rows = output.query(
                 connection,
-                "SELECT embedding, rows, leaves, lists, bytes, build_seconds, "
-                "built_at, changed, staleness, advice FROM pgembed.layouts "
+                "SELECT embedding, rows, leaves, lists, "
+                "coalesce(description ->> 'precision', 'float32') AS precision, "
+                "bytes, build_seconds, built_at, changed, staleness, advice "
+                "FROM pgembed.layouts "
                 "WHERE %(name)s::text IS NULL OR embedding = %(name)s",
                 {"name": embedding},
             )

@@ -34,6 +34,7 @@ from pgembed.batch.execute import Options
 from pgembed.batch.job import Frame, read_workload, run_batch, run_join
 from pgembed.batch.layout import build_layout, drop_layout
 from pgembed.batch.posted import Posted, Progress
+from pgembed.batch.precision import check_precision
 from pgembed.batch.result import Report
 from pgembed.errors import PgembedError, SettingError, WorkerError
 from pgembed.postgres.connection import Connection, connect, is_transient
@@ -46,7 +47,7 @@ _log = logging.getLogger(__name__)
 _NICENESS = 10
 _SAY_SECONDS = 0.2
 _CANCEL_SECONDS = 3.0
-_LAYOUT_OPTIONS = {"list_rows", "least_rows", "memory"}
+_LAYOUT_OPTIONS = {"list_rows", "least_rows", "memory", "precision"}
 _STDIN = 0
 
 
@@ -232,12 +233,14 @@ def _layout_options(given: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(sorted(_LAYOUT_OPTIONS))}"
         )
     options = {name: given[name] for name in given.keys() - {"memory"}}
-    for name in options:
+    for name in options.keys() - {"precision"}:
         if type(options[name]) is not int or options[name] < 1:
             raise SettingError(
                 f"the option {name} is {options[name]!r}, but must be a whole number "
                 "of at least 1"
             )
+    if "precision" in options:
+        check_precision(options["precision"])
     return options
 
 

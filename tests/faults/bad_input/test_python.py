@@ -412,6 +412,16 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
         "memory is None: give bytes, or a size such as",
     ),
     (
+        lambda s: build_layout(s.open, "items_v", precision="float8"),
+        SettingError,
+        "precision is 'float8', but must be 'float32' or 'float16'",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", precision=None),
+        SettingError,
+        "precision is None, but must be 'float32' or 'float16'",
+    ),
+    (
         lambda s: build_layout(s.busy, "items_v"),
         PgembedError,
         "cannot build a layout: the connection is not idle (INTRANS);",

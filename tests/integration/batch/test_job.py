@@ -166,6 +166,8 @@ def test_the_commands(
         "past",
         "--least-rows",
         "40",
+        "--precision",
+        "float16",
     )
     assert (built["rows"], built["lists"] >= 20, built["leaves"] > 1) == (
         500,
@@ -174,6 +176,7 @@ def test_the_commands(
     )
     (shown,) = run(layout, "show")
     assert (shown["changed"], shown["advice"]) == (0, "current")
+    assert built["precision"] == shown["precision"] == "float16"
     leaves = run(layout, "show", items, "--leaves")
     assert sum(leaf["rows"] for leaf in leaves) == 500
     assert any(leaf["holds"] for leaf in leaves)

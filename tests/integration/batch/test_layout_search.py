@@ -233,13 +233,14 @@ def test_building_in_a_transaction_is_refused(
         build_layout(connection, name, root=tmp_path)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_batches_see_one_snapshot_while_others_write(
-    dsn: str, connect: Connect, tmp_path: Path
+    dsn: str, connect: Connect, tmp_path: Path, precision: str
 ) -> None:
     """Every row says which state it is of; a result must hold one state only."""
     reader, writer = connect(dsn), connect(dsn)
     name = create(reader)
-    build_layout(reader, name, list_rows=60, root=tmp_path)
+    build_layout(reader, name, list_rows=60, precision=precision, root=tmp_path)
     stop = threading.Event()
     queries = Points(2).take(40)
 

@@ -658,7 +658,7 @@ def test_layouts_are_for_owners(
         with pytest.raises(psycopg.Error, match="must be owner of table"):
             post(session, call)
     connection.execute(unsafe(f"ALTER TABLE items OWNER TO {alice[0]}"))
-    options = '{"list_rows": 50, "least_rows": 20}'
+    options = '{"list_rows": 50, "least_rows": 20, "precision": "float16"}'
     with answering(dsn, cache_dir=tmp_path / "models"):
         built = ended(
             session,
@@ -667,7 +667,12 @@ def test_layouts_are_for_owners(
         assert (built["state"], built["rows"]) == ("done", 300)
         bad = post(session, "build_layout('items_v', options => '{\"size\": 1}')")
         assert "no option 'size'" in ended(session, bad)["error"]
-        assert fetch_one(session, "SELECT rows FROM pgembed.layouts") == (300,)
+        bad = post(session, "build_layout('items_v', options => '{\"precision\": 16}')")
+        assert ended(session, bad)["error"] == (
+            "precision is 16, but must be 'float32' or 'float16'"
+        )
+        query = "SELECT rows, description ->> 'precision' FROM pgembed.layouts"
+        assert fetch_one(session, query) == (300, "float16")
         assert (
             ended(session, post(session, "drop_layout('items_v')"))["state"] == "done"
         )

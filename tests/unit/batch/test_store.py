@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pgembed.batch import store
+from pgembed.batch.precision import Rounding
 
 VECTORS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -45,6 +47,44 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert found.origin == {"tables": [1]}
     assert len(found.lists) == 2
     assert (tmp_path / "x" / version).stat().st_mode & 0o077 == 0
+
+
+def test_float16_takes_half_the_room(tmp_path: Path) -> None:
+    rounding = Rounding(0.25, 0.125)
+    with store.Writer(tmp_path, "float16") as writer:
+        writer.add(VECTORS + np.float32(2048))
+        writer.finish(3, arrays(), {}, rounding)
+    file = tmp_path / writer.version / "vectors"
+    assert file.stat().st_size == VECTORS.nbytes // 2
+    found = store.open_store(tmp_path, writer.version)
+    assert found is not None
+    assert found.rounding == rounding
+    assert (found.vectors == (VECTORS + 2048).astype(np.float16)).all()
+
+
+@pytest.mark.parametrize("missing", [("precision",), ("precision", "rounding")])
+def test_what_older_versions_wrote_is_float32(
+    tmp_path: Path, missing: tuple[str, ...]
+) -> None:
+    version = write(tmp_path).version
+    file = tmp_path / version / "layout.json"
+    description = json.loads(file.read_text())
+    for name in missing:
+        del description[name]
+    file.write_text(json.dumps(description))
+    found = store.open_store(tmp_path, version)
+    assert found is not None
+    assert (found.vectors == VECTORS).all()
+    assert found.vectors.dtype == np.float32
+    assert found.rounding.lossless
+
+
+@pytest.mark.parametrize("precision", ["float16", "float8"])
+def test_a_file_of_another_precision_is_none(tmp_path: Path, precision: str) -> None:
+    version = write(tmp_path).version
+    file = tmp_path / version / "layout.json"
+    file.write_text(file.read_text().replace("float32", precision))
+    assert store.open_store(tmp_path, version) is None
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
