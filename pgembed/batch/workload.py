@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ Ints = NDArray[np.int64]
 MAX_K = 10_000
 """The most rows that a query may ask for."""
 _MOST_PARTS = 8
+_BETWEEN = re.compile(r"[\s,:]*")
 
 Filter = Mapping[str, Any] | None
 
@@ -41,10 +43,27 @@ class Condition:
         """
         if self.filter is None or self.predicate is not None:
             return (self,) if self != Condition() else ()
-        given = json.loads(self.filter)
-        if not isinstance(given, dict) or len(given) > _MOST_PARTS:
+        if not self.filter.startswith("{"):
             return (self,)
-        return tuple(Condition(json.dumps({k: v})) for k, v in given.items())
+        parts = tuple(map(Condition, _entries(self.filter)))
+        return parts if len(parts) <= _MOST_PARTS else (self,)
+
+
+def _entries(text: str) -> Iterator[str]:
+    """Yield each entry of a JSON object, digit for digit, as an object of its own."""
+    decode = json.JSONDecoder().raw_decode
+    at = _skip(text, 1)
+    while text[at] != "}":
+        _, end = decode(text, at)
+        first = _skip(text, end)
+        _, last = decode(text, first)
+        yield f"{{{text[at:end]}: {text[first:last]}}}"
+        at = _skip(text, last)
+
+
+def _skip(text: str, at: int) -> int:
+    found = _BETWEEN.match(text, at)
+    return found.end() if found else at
 
 
 @dataclasses.dataclass(frozen=True)

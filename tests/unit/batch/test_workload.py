@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -87,3 +88,33 @@ def test_memory_refused(given: str | int) -> None:
 def test_recall_refused(given: float) -> None:
     with pytest.raises(SettingError):
         check_recall(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("{}", ()),
+        ('{"a": 1}', ('{"a": 1}',)),
+        # Digits that no float keeps.
+        (
+            '{"a": 0.10000000000000000001, "b": {"lt": 12345678901234567890.50}}',
+            ('{"a": 0.10000000000000000001}', '{"b": {"lt": 12345678901234567890.50}}'),
+        ),
+        (
+            ' {"a,:}" : [1 , "}"] ,\n "\\"b" :{"x":{}} }'.strip(),
+            ('{"a,:}": [1 , "}"]}', '{"\\"b": {"x":{}}}'),
+        ),
+        ("[1, 2]", ("[1, 2]",)),
+    ],
+)
+def test_a_filter_is_taken_apart(text: str, parts: tuple[str, ...]) -> None:
+    found = Condition(text).parts()
+    assert tuple(part.filter for part in found) == parts
+
+
+def test_what_is_not_taken_apart() -> None:
+    many = Condition(json.dumps({f"c{i}": i for i in range(9)}))
+    guarded = Condition('{"a": 1, "b": 2}', "a / b > 1")
+    assert many.parts() == (many,)
+    assert guarded.parts() == (guarded,)
+    assert Condition().parts() == ()
