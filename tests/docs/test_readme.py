@@ -34,7 +34,6 @@ def test_every_sql_block_runs(dsn: str, connection: Connection) -> None:
         );
         CREATE TABLE products (id int PRIMARY KEY, image_vector vector(3));
         INSERT INTO articles VALUES (1, 'Sails', 'A sail for light', 2021, 'en');
-        CREATE TABLE related AS SELECT 7 AS id, 'solar sails' AS content;
         CREATE ROLE app;
         """
     )
