@@ -140,6 +140,7 @@ def compare(
         )
         found.append(measured)
         print(f"{strategy.name:34} {measured.rate:8.1f} {measured.recall:7.3f}")
+    pgvector.choose_index(connection, None)
     return found
 
 

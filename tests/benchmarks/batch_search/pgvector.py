@@ -126,12 +126,15 @@ def measure(
     return Measured(strategy, len(chosen) / seconds, float(np.mean(hits)))
 
 
-def choose_index(connection: Connection, strategy: Strategy) -> None:
-    """Hide the indexes that a strategy does not use from the planner."""
+def choose_index(connection: Connection, strategy: Strategy | None) -> None:
+    """Hide the indexes that a strategy does not use from the planner, or none."""
     for index in ("hnsw", "ivfflat"):
         connection.execute(
             "UPDATE pg_index SET indisvalid = %s WHERE indexrelid = to_regclass(%s)",
-            [index == strategy.index, f"public.entity_{index}"],
+            [
+                strategy is None or index == strategy.index,
+                f"public.entity_{index}",
+            ],
         )
 
 
