@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgembed.batch import freshness, kmeans, store
+from pgembed.batch import freshness, kmeans, regions, store
 from pgembed.batch.engine import cores
+from pgembed.batch.metric import check_queries
 from pgembed.batch.predicates import WORD, compile_conditions, read_listing
-from pgembed.batch.qdtree import Tree, grow
+from pgembed.batch.qdtree import Leaf, Tree, grow
 from pgembed.batch.rows import RowMap, Tables
 from pgembed.batch.source import Source, describe, one_snapshot
-from pgembed.batch.vectors import Spool, Vectors, read_blocks
+from pgembed.batch.vectors import Spool, Vectors, read_blocks, squared_norms
 from pgembed.batch.workload import Condition, Workload
 from pgembed.errors import SettingError
 from pgembed.postgres.connection import Connection, fetch_one, require_idle
@@ -29,6 +30,9 @@ Ints = NDArray[np.int64]
 _LIST_ROWS = 1000
 _PROBED_LISTS = 8
 """Lists that hold 99 of 100 nearest neighbours, where all rows count (measured)."""
+_REGION_PROBES = 4
+"""Rows around a coarse centroid, at least, in those that a query looks into."""
+_MOST_REGIONS = 64
 _COPY_ROWS = 16_384
 
 
@@ -60,11 +64,13 @@ def build_layout(
     """Build the layout of *embedding* from one snapshot, in place of the one before.
 
     *workload*: queries like those to come; their conditions cut the rows into leaves of
-    at least *least_rows* (default: 4 lists, or 1 % of all). *list_rows*: how many rows
-    a posting list has on average. *root*: the folder for layouts; default: beside the
-    cache of models. *recorder*: the connection that records what was built, if the
-    reader may not. Raises PgembedError when the connection is in a transaction,
-    SettingError when a number makes no sense, FilterError for a bad condition.
+    at least *least_rows* (default: 4 lists, or 1 % of all): everywhere, or only where
+    their vectors show that it pays. A vector of zeros is near everything. *list_rows*:
+    how many rows a posting list has on average. *root*: the folder for layouts;
+    default: beside the cache of models. *recorder*: the connection that records what
+    was built, if the reader may not. Raises PgembedError when the connection is in a
+    transaction, SettingError when a number makes no sense, FilterError for a bad
+    condition, VectorError for queries of other dimensions.
     """
     for name, value in (("list_rows", list_rows), ("least_rows", least_rows)):
         if value is not None and value < 1:
@@ -160,15 +166,38 @@ class Builder:
         )
         words = np.zeros(len(self.ids), np.uint64)
         words[RowMap(self.ids).positions(listing.ids)] = listing.words[0]
+        probed = _PROBED_LISTS * self.list_rows
+        located = workload.queries.any(axis=1)
+        anywhere = np.bincount(workload.members[~located], minlength=len(weights))
+        near = self._near(workload.part(np.flatnonzero(located)), probed)
         total = len(self.ids)
         least = self.least_rows or max(4 * self.list_rows, total // 100)
         self.tree = grow(
             words,
-            weights[chosen].astype(float),
+            anywhere[chosen].astype(float),
             least_rows=least,
-            probed_rows=_PROBED_LISTS * self.list_rows,
+            probed_rows=probed,
+            centroids=self.regions.rows,
+            near=near[:, chosen],
         )
         self.seconds["cutting"] = time.perf_counter() - start
+
+    def _near(self, located: Workload, probed: int) -> NDArray[np.float64]:
+        """Return (c, f): which queries look around which coarse centroids.
+
+        There is one for all rows, if there are few, or no query has a vector.
+        """
+        check_queries(located, self.source)
+        total = len(self.ids)
+        most = total // (_REGION_PROBES * probed) if len(located) else 1
+        count = min(max(most, 1), _MOST_REGIONS)
+        self.regions = regions.find(total, count, self._space, self.threads)
+        return self.regions.near(
+            self._brought(located.queries, squared_norms(located.queries)),
+            located.members,
+            len(located.conditions),
+            self.source.distance,
+        )
 
     def partition(self) -> None:
         """Assign every row to a posting list of its leaf."""
@@ -212,10 +241,13 @@ class Builder:
             values = self.vectors.slice(int(rows[0]), int(rows[-1]) + 1)
         else:
             values = self.vectors.take(rows)
-        if self.source.distance == "cosine":
-            norms = self.vectors.norms[rows]
-            return np.asarray(values / np.sqrt(np.where(norms > 0, norms, 1))[:, None])
-        return values
+        return self._brought(values, self.vectors.norms[rows])
+
+    def _brought(self, values: Float32, norms: Float32) -> Float32:
+        """Return *values*, whose squared norms are *norms*, for cosine of length 1."""
+        if self.source.distance != "cosine":
+            return values
+        return np.asarray(values / np.sqrt(np.where(norms > 0, norms, 1))[:, None])
 
     def write(self, writer: store.Writer, origin: dict[str, Any]) -> int:
         """Write the files; return their bytes."""
@@ -240,16 +272,30 @@ class Builder:
         self.seconds["writing"] = time.perf_counter() - start
         return size
 
+    def _described(self, leaf: Leaf) -> dict[str, list[str]]:
+        """Return what holds in all rows of *leaf*, and what in none.
+
+        "centroid = 7" holds for rows that are nearest to coarse centroid 7.
+        """
+        holds = [str(self.conditions[i]) for i in leaf.holds]
+        fails = [str(self.conditions[i]) for i in leaf.fails]
+        others = sorted(set(range(len(self.regions))) - set(leaf.centroids))
+        if len(others) >= len(leaf.centroids):
+            holds.append(_centroids(list(leaf.centroids)))
+        elif others:
+            fails.append(_centroids(others))
+        return {"holds": holds, "fails": fails}
+
     def summary(self, version: str, size: int, origin: dict[str, Any]) -> Layout:
         """Return what was built."""
         sizes = np.bincount(self.leaves[self.lists], minlength=1).tolist()
         leaves: list[dict[str, Any]] = [{"rows": rows} for rows in sizes]
-        touched = None
+        touched, centroids = None, None
         if self.tree is not None:
+            centroids = np.bincount(self.regions.rows).tolist()
             touched = [self.tree.touched_before, self.tree.touched]
             for found, leaf in zip(leaves, self.tree.leaves, strict=False):
-                found["holds"] = [str(self.conditions[i]) for i in leaf.holds]
-                found["fails"] = [str(self.conditions[i]) for i in leaf.fails]
+                found |= self._described(leaf)
         return Layout(
             version,
             len(self.ids),
@@ -259,11 +305,18 @@ class Builder:
             self.seconds,
             {
                 "leaves": leaves,
+                "centroids": centroids,
                 "rows_touched": touched,
                 "seconds": self.seconds,
                 "origin": origin,
             },
         )
+
+
+def _centroids(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f"centroid = {numbers[0]}"
+    return f"centroid in ({', '.join(map(str, numbers))})"
 
 
 def _mean(values: Float32, lists: Ints, counts: Ints) -> Float32:

@@ -94,6 +94,13 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=128)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--sample", type=int, default=200)
+    parser.add_argument("--clusters", type=int, help="default: one per 1,000 rows")
+    parser.add_argument(
+        "--local",
+        type=float,
+        default=0.0,
+        help="share of queries that ask for what is usual in their cluster",
+    )
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no-pgvector", action="store_true")
@@ -125,7 +132,12 @@ class Benchmark:
     ) -> None:
         self.connection, self.dsn, self.root = connection, dsn, root
         self.given = arguments
-        made = Generator(arguments.rows, arguments.dimensions)
+        made = Generator(
+            arguments.rows,
+            arguments.dimensions,
+            clusters=arguments.clusters,
+            local=arguments.local,
+        )
         load(connection, "entity", made.graph())
         connection.execute("SELECT pgembed.adopt_vectors('entity', 'v', 'entity')")
         self.vectors, self.filters = made.queries(arguments.queries)

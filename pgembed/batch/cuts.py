@@ -1,0 +1,220 @@
+"""What a leaf costs a workload, and the cut that saves most.
+
+The cost is the number of rows that the workload touches: in every leaf in which some
+row meets a query's condition all rows, or those that its nearest posting lists hold, or
+those that meet the condition, whatever is least. So a cut has to save those who ask for
+one side more than it costs those who ask for both and have to look into the nearest
+lists of either.
+
+A query whose vector is known looks around it only. It counts in parts that add up to 1,
+one at each coarse centroid that it is near, and there it touches what it would if the
+leaf had no rows but those nearest to the centroid: none, if none of them meets its
+condition. So a cut by centroids alone neither costs nor saves such queries anything. It
+pays together with a condition: where that saves those who look there, it is cut by,
+and elsewhere it costs nobody. Both cuts are chosen as one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Float64 = NDArray[np.float64]
+
+_GATHER = 2.0
+"""What a row costs that is fetched by itself, in rows of a list."""
+_DOUBT = 2.0
+"""Standard errors by which a cut has to save around each of its centroids."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """Rows that meet the same conditions, at the same centroid, in its order."""
+
+    answers: Bools
+    """(m, f): which conditions they meet."""
+    centroids: Ints
+    """(m,): below c."""
+    counts: Float64
+    """(m,): how many rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demand:
+    """How many queries have which condition, and look where."""
+
+    anywhere: Float64
+    """(f,): those that may look anywhere."""
+    near: Float64
+    """(c, f): the parts of the others around each centroid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Among rows of *centroids*, ask for *condition*; the others are a leaf."""
+
+    gain: float
+    condition: int = -1
+    centroids: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """Rows that are to be cut by each condition g, of one centroid or several."""
+
+    total: Float64
+    """(c, 1 or g)"""
+    inside: Float64
+    """(c, g): rows that meet g."""
+    meeting: Float64
+    """(c, 1 or g, f): rows that meet f."""
+    both: Float64
+    """(c, g, f): rows that meet both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Counts the rows that *demand* touches; no leaf is to have fewer than *least*."""
+
+    cells: Cells
+    demand: Demand
+    least: int
+    probed: float
+    """Rows of the lists that a query looks into, where all rows count for it."""
+
+    def cost(self, cells: Ints) -> float:
+        """Return the rows that the workload touches, if this is a leaf."""
+        total, meeting = [], []
+        for part in self._parts(cells):
+            counts = self.cells.counts[part]
+            total.append(counts.sum())
+            meeting.append(counts @ self.cells.answers[part])
+        around = self._touched(
+            np.array(total)[:, None], np.array(meeting), self._whole[:, None]
+        )
+        anywhere = self._touched(
+            np.sum(total), np.sum(meeting, axis=0), self._whole.sum()
+        )
+        demand = self.demand
+        return float((around * demand.near).sum() + anywhere @ demand.anywhere)
+
+    @functools.cached_property
+    def _whole(self) -> Float64:
+        """The rows of each centroid (c,), in all leaves."""
+        cells = self.cells
+        count = len(self.demand.near)
+        return np.maximum(np.bincount(cells.centroids, cells.counts, count), 1)
+
+    def _touched(self, rows: Float64, meeting: Float64, whole: Float64) -> Float64:
+        """Return what one query touches of leaves of *rows*, of which *meeting* count.
+
+        Where rows are few among the *whole*, lists are wide, and fewer of them near;
+        where few of them count, the nearest that do are farther (both measured).
+        """
+        near = self.probed * np.sqrt(rows / whole)
+        farther = np.sqrt(np.sqrt(rows / np.maximum(meeting, 1)))
+        return np.minimum(np.minimum(rows, near * farther), _GATHER * meeting)
+
+    def _parts(self, cells: Ints) -> list[Ints]:
+        """Return the cells of each centroid."""
+        firsts = np.arange(1, len(self.demand.near))
+        return np.split(cells, np.searchsorted(self.cells.centroids[cells], firsts))
+
+    def best_cut(
+        self, cells: Ints, centroids: tuple[int, ...], least_gain: float
+    ) -> Cut:
+        """Return the cut of a leaf with rows of *centroids* that saves most.
+
+        One around some of them only has to save *least_gain* more: it is two cuts.
+        """
+        here = np.array(centroids)
+        split = self._split([self._parts(cells)[c] for c in centroids])
+        if not split.inside.size:
+            return Cut(-np.inf)
+        saved, doubt = self._saved_around(
+            split, self._whole[here], self.demand.near[here]
+        )
+        order = np.argsort(doubt - saved, axis=0, kind="stable")
+        gains = np.cumsum(np.take_along_axis(saved - doubt, order, axis=0), axis=0)
+        gains -= least_gain
+        gains[-1] = saved.sum(axis=0)
+        first = _first(split, order)
+        if self.demand.anywhere.any():
+            gains += self._saved_anywhere(first)
+        gains[~self._large_enough(first)] = -np.inf
+        most, condition = np.unravel_index(int(gains.argmax()), gains.shape)
+        chosen = np.sort(here[order[: most + 1, condition]])
+        gain = float(gains[most, condition])
+        return Cut(gain, int(condition), tuple(chosen.tolist()))
+
+    def _split(self, parts: list[Ints]) -> _Split:
+        total, both = [], []
+        for part in parts:
+            answers = self.cells.answers[part].astype(np.float64)
+            counts = self.cells.counts[part]
+            total.append([counts.sum()])
+            # Rows that meet both of two conditions, and by that all that cuts do.
+            both.append((answers * counts[:, None]).T @ answers)
+        pairs = np.array(both)
+        inside = np.diagonal(pairs, axis1=1, axis2=2)
+        return _Split(np.array(total), inside, inside[:, None], pairs)
+
+    def _saved_around(
+        self, split: _Split, whole: Float64, near: Float64
+    ) -> tuple[Float64, Float64]:
+        """Return (c, g) what cuts save the queries around each centroid.
+
+        And how much less other queries like them may well save.
+        """
+        around = whole[:, None, None]
+        before = self._touched(split.total[..., None], split.meeting, around)
+        saved = before - self._touched_cut(split, around)
+        doubt = np.sqrt((saved**2 @ near[..., None])[..., 0])
+        return (saved @ near[..., None])[..., 0], _DOUBT * doubt
+
+    def _saved_anywhere(self, first: _Split) -> Float64:
+        """Return (c, g) what cuts of *first* rows save those who look anywhere."""
+        whole = self._whole.sum()
+        total, meeting = first.total[-1, 0], first.meeting[-1, 0]
+        others = self._touched(
+            (total - first.total)[..., None], meeting - first.meeting, whole
+        )
+        saved = self._touched(total, meeting, whole) - others
+        saved = saved - self._touched_cut(first, whole)
+        return np.asarray(saved @ self.demand.anywhere)
+
+    def _touched_cut(self, split: _Split, whole: Float64) -> Float64:
+        """Return (c, g, f): what a query touches on both sides of each cut."""
+        outside = (split.total - split.inside)[..., None]
+        without = split.meeting - split.both
+        return self._touched(
+            split.inside[..., None], split.both, whole
+        ) + self._touched(outside, without, whole)
+
+    def _large_enough(self, first: _Split) -> Bools:
+        rest = first.total[-1] - first.total
+        smaller = np.minimum(first.inside, first.total - first.inside)
+        alone = (rest >= self.least) | (rest == 0)
+        return np.asarray((smaller >= self.least) & alone)
+
+
+def _first(split: _Split, order: Ints) -> _Split:
+    """Return the sums over the first centroids in the *order* (c, g) of each cut."""
+
+    def added(values: Float64, shape: tuple[int, ...]) -> Float64:
+        index = order.reshape(*order.shape, *(1 for _ in shape[2:]))
+        whole = np.broadcast_to(values, shape)
+        return np.cumsum(np.take_along_axis(whole, index, axis=0), axis=0)
+
+    narrow, wide = split.inside.shape, split.both.shape
+    return _Split(
+        added(split.total, narrow),
+        added(split.inside, narrow),
+        added(split.meeting, wide),
+        added(split.both, wide),
+    )
