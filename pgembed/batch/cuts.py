@@ -1,17 +1,23 @@
 """What a leaf costs a workload, and the cut that saves most.
 
 The cost is the number of rows that the workload touches: in every leaf in which some
-row meets a query's condition all rows, or those that its nearest posting lists hold, or
-those that meet the condition, whatever is least. So a cut has to save those who ask for
-one side more than it costs those who ask for both and have to look into the nearest
-lists of either.
+row meets a query's condition all rows, or those of the lists in which its nearest are,
+or those that meet the condition, whatever is least. So a cut has to save those who ask
+for one side more than it costs those who ask for both and have to look into the lists
+of either. With *rows* and *meeting* the leaf's rows and those of them that count, and
+*whole* the rows of all leaves, the least of:
+
+- rows
+- probed * (rows / whole) ** (1 / 2) * (rows / meeting) ** (1 / 4)
+- 2 * meeting
 
 A query whose vector is known looks around it only. It counts in parts that add up to 1,
-one at each coarse centroid that it is near, and there it touches what it would if the
-leaf had no rows but those nearest to the centroid: none, if none of them meets its
-condition. So a cut by centroids alone neither costs nor saves such queries anything. It
-pays together with a condition: where that saves those who look there, it is cut by,
-and elsewhere it costs nobody. Both cuts are chosen as one.
+one at each coarse centroid that it is near, and there *rows*, *meeting* and *whole* are
+those nearest to the centroid; but rows that are fetched by themselves are fetched
+wherever they are, so in the last line are those of all leaves. So a cut by centroids
+alone neither costs nor saves such queries anything. It pays together with a condition:
+where that saves those who look there, it is cut by, and elsewhere it costs nobody. Both
+cuts are chosen as one.
 """
 
 from __future__ import annotations
@@ -28,6 +34,9 @@ Float64 = NDArray[np.float64]
 
 _GATHER = 2.0
 """What a row costs that is fetched by itself, in rows of a list."""
+_LEAST_SHARE = 0.2
+"""A cut has to save this share of what is touched around its centroids: by less, what
+is expected may differ from what happens (measured)."""
 _DOUBT = 2.0
 """Standard errors by which a cut has to save around each of its centroids."""
 
@@ -76,6 +85,16 @@ class _Split:
     both: Float64
     """(c, g, f): rows that meet both."""
 
+    @property
+    def outside(self) -> Float64:
+        """(c, g): rows that do not meet g."""
+        return self.total - self.inside
+
+    @property
+    def without(self) -> Float64:
+        """(c, g, f): rows that meet f, but not g."""
+        return self.meeting - self.both
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -94,12 +113,10 @@ class Objective:
             counts = self.cells.counts[part]
             total.append(counts.sum())
             meeting.append(counts @ self.cells.answers[part])
-        around = self._touched(
+        around = self._around(
             np.array(total)[:, None], np.array(meeting), self._whole[:, None]
         )
-        anywhere = self._touched(
-            np.sum(total), np.sum(meeting, axis=0), self._whole.sum()
-        )
+        anywhere = self._anywhere(np.sum(total), np.sum(meeting, axis=0))
         demand = self.demand
         return float((around * demand.near).sum() + anywhere @ demand.anywhere)
 
@@ -110,15 +127,38 @@ class Objective:
         count = len(self.demand.near)
         return np.maximum(np.bincount(cells.centroids, cells.counts, count), 1)
 
-    def _touched(self, rows: Float64, meeting: Float64, whole: Float64) -> Float64:
-        """Return what one query touches of leaves of *rows*, of which *meeting* count.
+    @functools.cached_property
+    def _meeting(self) -> Float64:
+        """The rows that meet each condition (f,), in all leaves."""
+        return np.asarray(self.cells.counts @ self.cells.answers)
 
-        Where rows are few among the *whole*, lists are wide, and fewer of them near;
+    def _anywhere(self, rows: Float64, meeting: Float64) -> Float64:
+        """Return what a query that may look anywhere touches of leaves of *rows*.
+
+        As many as *meeting* count for it.
+        """
+        lists = self._lists(rows, meeting, self._whole.sum())
+        return np.minimum(lists, _GATHER * meeting)
+
+    def _around(self, rows: Float64, meeting: Float64, whole: Float64) -> Float64:
+        """Return what a query touches of those *rows* of leaves that are around it.
+
+        Of the *whole* of them, in all leaves. Rows that are fetched by themselves are
+        fetched wherever they are.
+        """
+        lists = self._lists(rows, meeting, whole)
+        found = np.minimum(lists, _GATHER * self._meeting)
+        return np.where(meeting > 0, found, 0)
+
+    def _lists(self, rows: Float64, meeting: Float64, whole: Float64) -> Float64:
+        """Return the rows of the lists in which a query finds its nearest.
+
+        Where *rows* are few among the *whole*, lists are wide, and fewer of them near;
         where few of them count, the nearest that do are farther (both measured).
         """
         near = self.probed * np.sqrt(rows / whole)
         farther = np.sqrt(np.sqrt(rows / np.maximum(meeting, 1)))
-        return np.minimum(np.minimum(rows, near * farther), _GATHER * meeting)
+        return np.minimum(rows, near * farther)
 
     def _parts(self, cells: Ints) -> list[Ints]:
         """Return the cells of each centroid."""
@@ -132,8 +172,8 @@ class Objective:
 
         One around some of them only has to save *least_gain* more: it is two cuts.
         """
-        here = np.array(centroids)
-        split = self._split([self._parts(cells)[c] for c in centroids])
+        here, parts = np.array(centroids), self._parts(cells)
+        split = self._split([parts[c] for c in centroids])
         if not split.inside.size:
             return Cut(-np.inf)
         saved, doubt = self._saved_around(
@@ -143,10 +183,9 @@ class Objective:
         gains = np.cumsum(np.take_along_axis(saved - doubt, order, axis=0), axis=0)
         gains -= least_gain
         gains[-1] = saved.sum(axis=0)
-        first = _first(split, order)
         if self.demand.anywhere.any():
-            gains += self._saved_anywhere(first)
-        gains[~self._large_enough(first)] = -np.inf
+            gains += self._saved_anywhere(split, order)
+        gains[~self._large_enough(split, order)] = -np.inf
         most, condition = np.unravel_index(int(gains.argmax()), gains.shape)
         chosen = np.sort(here[order[: most + 1, condition]])
         gain = float(gains[most, condition])
@@ -167,54 +206,48 @@ class Objective:
     def _saved_around(
         self, split: _Split, whole: Float64, near: Float64
     ) -> tuple[Float64, Float64]:
-        """Return (c, g) what cuts save the queries around each centroid.
+        """Return (c, g) what cuts save around each centroid, beyond the least share.
 
         And how much less other queries like them may well save.
         """
-        around = whole[:, None, None]
-        before = self._touched(split.total[..., None], split.meeting, around)
-        saved = before - self._touched_cut(split, around)
-        doubt = np.sqrt((saved**2 @ near[..., None])[..., 0])
-        return (saved @ near[..., None])[..., 0], _DOUBT * doubt
-
-    def _saved_anywhere(self, first: _Split) -> Float64:
-        """Return (c, g) what cuts of *first* rows save those who look anywhere."""
-        whole = self._whole.sum()
-        total, meeting = first.total[-1, 0], first.meeting[-1, 0]
-        others = self._touched(
-            (total - first.total)[..., None], meeting - first.meeting, whole
+        wide = whole[:, None, None]
+        before = self._around(split.total[..., None], split.meeting, wide)
+        saved = (
+            before
+            - self._around(split.inside[..., None], split.both, wide)
+            - self._around(split.outside[..., None], split.without, wide)
         )
-        saved = self._touched(total, meeting, whole) - others
-        saved = saved - self._touched_cut(first, whole)
+        doubt = np.sqrt((saved**2 @ near[..., None])[..., 0])
+        least = _LEAST_SHARE * before
+        return ((saved - least) @ near[..., None])[..., 0], _DOUBT * doubt
+
+    def _saved_anywhere(self, split: _Split, order: Ints) -> Float64:
+        """Return (c, g) what cuts at the first of *order* save those everywhere."""
+        first = _Split(
+            _first(split.total, order),
+            _first(split.inside, order),
+            _first(split.meeting, order),
+            _first(split.both, order),
+        )
+        total, meeting = first.total[-1, 0], first.meeting[-1, 0]
+        saved = (
+            self._anywhere(total, meeting)
+            - self._anywhere((total - first.total)[..., None], meeting - first.meeting)
+            - self._anywhere(first.inside[..., None], first.both)
+            - self._anywhere(first.outside[..., None], first.without)
+        )
         return np.asarray(saved @ self.demand.anywhere)
 
-    def _touched_cut(self, split: _Split, whole: Float64) -> Float64:
-        """Return (c, g, f): what a query touches on both sides of each cut."""
-        outside = (split.total - split.inside)[..., None]
-        without = split.meeting - split.both
-        return self._touched(
-            split.inside[..., None], split.both, whole
-        ) + self._touched(outside, without, whole)
-
-    def _large_enough(self, first: _Split) -> Bools:
-        rest = first.total[-1] - first.total
-        smaller = np.minimum(first.inside, first.total - first.inside)
+    def _large_enough(self, split: _Split, order: Ints) -> Bools:
+        total, inside = _first(split.total, order), _first(split.inside, order)
+        rest = total[-1] - total
         alone = (rest >= self.least) | (rest == 0)
+        smaller = np.minimum(inside, total - inside)
         return np.asarray((smaller >= self.least) & alone)
 
 
-def _first(split: _Split, order: Ints) -> _Split:
-    """Return the sums over the first centroids in the *order* (c, g) of each cut."""
-
-    def added(values: Float64, shape: tuple[int, ...]) -> Float64:
-        index = order.reshape(*order.shape, *(1 for _ in shape[2:]))
-        whole = np.broadcast_to(values, shape)
-        return np.cumsum(np.take_along_axis(whole, index, axis=0), axis=0)
-
-    narrow, wide = split.inside.shape, split.both.shape
-    return _Split(
-        added(split.total, narrow),
-        added(split.inside, narrow),
-        added(split.meeting, wide),
-        added(split.both, wide),
-    )
+def _first(values: Float64, order: Ints) -> Float64:
+    """Return the sums of *values* over the first centroids of *order* (c, g)."""
+    index = order.reshape(*order.shape, *(1 for _ in values.shape[2:]))
+    whole = np.broadcast_to(values, (*order.shape, *values.shape[2:]))
+    return np.cumsum(np.take_along_axis(whole, index, axis=0), axis=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import socket
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgembed.batch import freshness, kmeans, regions, store
+from pgembed.batch.cuts import Demand
 from pgembed.batch.engine import cores
 from pgembed.batch.metric import check_queries
 from pgembed.batch.predicates import WORD, compile_conditions, read_listing
@@ -30,8 +32,8 @@ Ints = NDArray[np.int64]
 _LIST_ROWS = 1000
 _PROBED_LISTS = 8
 """Lists that hold 99 of 100 nearest neighbours, where all rows count (measured)."""
-_REGION_PROBES = 4
-"""Rows around a coarse centroid, at least, in those that a query looks into."""
+_REGION_PROBES = 2
+"""Rows around a coarse centroid on average, in those of the probed lists (measured)."""
 _MOST_REGIONS = 64
 _COPY_ROWS = 16_384
 
@@ -167,35 +169,32 @@ class Builder:
         words = np.zeros(len(self.ids), np.uint64)
         words[RowMap(self.ids).positions(listing.ids)] = listing.words[0]
         probed = _PROBED_LISTS * self.list_rows
-        located = workload.queries.any(axis=1)
-        anywhere = np.bincount(workload.members[~located], minlength=len(weights))
-        near = self._near(workload.part(np.flatnonzero(located)), probed)
+        demand = self._demand(workload, probed)
         total = len(self.ids)
         least = self.least_rows or max(4 * self.list_rows, total // 100)
         self.tree = grow(
             words,
-            anywhere[chosen].astype(float),
+            demand.anywhere[chosen],
             least_rows=least,
             probed_rows=probed,
             centroids=self.regions.rows,
-            near=near[:, chosen],
+            near=demand.near[:, chosen],
         )
         self.seconds["cutting"] = time.perf_counter() - start
 
-    def _near(self, located: Workload, probed: int) -> NDArray[np.float64]:
-        """Return (c, f): which queries look around which coarse centroids.
-
-        There is one for all rows, if there are few, or no query has a vector.
-        """
-        check_queries(located, self.source)
+    def _demand(self, workload: Workload, probed: int) -> Demand:
+        """Find coarse centroids, and around which of them queries ask for what."""
+        located = np.flatnonzero(workload.queries.any(axis=1))
+        check_queries(workload.part(located), self.source)
         total = len(self.ids)
-        most = total // (_REGION_PROBES * probed) if len(located) else 1
-        count = min(max(most, 1), _MOST_REGIONS)
-        self.regions = regions.find(total, count, self._space, self.threads)
-        return self.regions.near(
-            self._brought(located.queries, squared_norms(located.queries)),
-            located.members,
-            len(located.conditions),
+        count = total // (_REGION_PROBES * probed) if len(located) else 1
+        self.regions = regions.find(
+            total, min(count, _MOST_REGIONS), self._space, self.threads
+        )
+        return self.regions.demand(
+            self._brought(workload.queries, squared_norms(workload.queries)),
+            workload.members,
+            len(workload.conditions),
             self.source.distance,
         )
 
@@ -208,16 +207,29 @@ class Builder:
         centres = [np.empty((0, self.source.dimensions), np.float32)]
         leaves: list[int] = []
         for number in range(int(leaf.max(initial=0)) + 1):
-            found = self._partition(np.flatnonzero(leaf == number), len(leaves))
+            rows = np.flatnonzero(leaf == number)
+            found = self._partition(rows, len(leaves), self._list_rows(number))
             centres.append(found)
             leaves += [number] * len(found)
         self.centres = np.concatenate(centres)
         self.leaves = np.array(leaves, np.int64)
 
-    def _partition(self, rows: Ints, first: int) -> Float32:
+    def _list_rows(self, leaf: int) -> float:
+        """Return how many rows the lists of a leaf are to have.
+
+        Where it has few of the rows of its regions, long lists would be wide.
+        """
+        if self.tree is None:
+            return self.list_rows
+        found = self.tree.leaves[leaf]
+        whole = np.isin(self.regions.rows, found.centroids).sum()
+        share = found.rows / max(1, int(whole))
+        return max(1.0, self.list_rows * math.sqrt(share))
+
+    def _partition(self, rows: Ints, first: int, list_rows: float) -> Float32:
         """Number the lists of some rows from *first*; return their centres."""
         start = time.perf_counter()
-        count = max(1, min(len(rows) // self.list_rows, int(4 * len(rows) ** 0.5)))
+        count = max(1, min(int(len(rows) / list_rows), int(4 * len(rows) ** 0.5)))
         size = kmeans.sample_size(len(rows), count)
         random = np.random.default_rng(0)
         chosen = np.sort(random.choice(len(rows), size, replace=False))

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgembed.batch import kmeans
+from pgembed.batch.cuts import Demand
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_NEAR = 1 / np.arange(1, 5)
-"""How many of a query's nearest rows are at the centroid that it is nearest to, at the
-next, and so on, in proportion (measured)."""
+_MOST_NEAR = 4
+"""Centroids that a query counts at."""
+_ASKING = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,29 +26,35 @@ class Regions:
 
     centroids: Float32
     rows: Ints
+    parts: Float64
+    """The share of what is nearest to a row that is at the centroid to which the row is
+    nearest, at the next one, and so on."""
 
     def __len__(self) -> int:
         return len(self.centroids)
 
-    def near(
+    def demand(
         self, queries: Float32, members: Ints, conditions: int, distance: str
-    ) -> Float64:
-        """Return (c, f): how many queries have each condition around each centroid.
+    ) -> Demand:
+        """Return how many of *queries* have which condition, and look where.
 
-        *queries* (q, d) are in the space of the centroids, *members* (q,) are their
-        conditions. Each counts 1, in parts at the centroids that it is near.
+        *queries* (q, d) are in the space of the centroids, or zeros, when nobody knows
+        where they look; *members* (q,) are their conditions.
         """
-        found = np.zeros((len(self), conditions))
-        if not len(queries):
-            return found
-        scores = queries @ self.centroids.T
-        if distance != "inner_product":
-            scores -= np.einsum("cd,cd->c", self.centroids, self.centroids) / 2
-        parts = _NEAR[: len(self)] / _NEAR[: len(self)].sum()
-        nearest = np.argsort(-scores, axis=1, kind="stable")[:, : len(parts)]
-        for column, part in zip(nearest.T, parts, strict=True):
-            np.add.at(found, (column, members), part)
-        return found
+        located = queries.any(axis=1) & (len(self) > 1)
+        anywhere = np.bincount(members[~located], minlength=conditions).astype(float)
+        near = np.zeros((len(self), conditions))
+        if located.any():
+            nearest = self._nearest(queries[located], distance)
+            for column, part in zip(nearest.T, self.parts, strict=True):
+                np.add.at(near, (column, members[located]), part)
+        return Demand(anywhere, near)
+
+    def _nearest(self, queries: Float32, distance: str) -> Ints:
+        apart = _apart(queries, self.centroids)
+        if distance == "inner_product":
+            apart = -queries @ self.centroids.T
+        return np.argsort(apart, axis=1, kind="stable")[:, : len(self.parts)]
 
 
 def find(
@@ -60,13 +67,30 @@ def find(
     """
     if count < 2:
         origin = np.zeros((1, values(np.arange(0)).shape[1]), np.float32)
-        return Regions(origin, np.zeros(total, np.int64))
+        return Regions(origin, np.zeros(total, np.int64), np.ones(1))
     random = np.random.default_rng(0)
     size = kmeans.sample_size(total, count)
     chosen = np.sort(random.choice(total, size, replace=False))
-    centroids = kmeans.train(values(chosen), count, threads=threads)
+    sample = values(chosen)
+    centroids = kmeans.train(sample, count, threads=threads)
     numbers = np.arange(total)
     rows, _ = kmeans.assign(
         centroids, total, lambda part: values(numbers[part]), threads
     )
-    return Regions(centroids, rows)
+    return Regions(centroids, rows, _parts(sample, centroids))
+
+
+def _parts(sample: Float32, centroids: Float32) -> Float64:
+    """Find out at which centroids the nearest of the other rows of *sample* are."""
+    asking = min(_ASKING, len(sample))
+    apart = _apart(sample[:asking], sample)
+    np.fill_diagonal(apart, np.inf)
+    ranks = _apart(sample, centroids).argsort(axis=1, kind="stable")
+    found = ranks[apart.argmin(axis=1), 0]
+    counts = np.count_nonzero(ranks[:asking] == found[:, None], axis=0)[:_MOST_NEAR]
+    return np.asarray(counts / max(1, counts.sum()))
+
+
+def _apart(rows: Float32, others: Float32) -> Float32:
+    """Return (n, m): half the squared distance, but for what depends on *rows* only."""
+    return np.asarray(np.einsum("md,md->m", others, others) / 2 - rows @ others.T)

@@ -101,7 +101,8 @@ class Generator:
     def queries(self, count: int) -> tuple[Float32, list[dict[str, Any] | None]]:
         """Return vectors (count, d) from hot clusters, and a filter for each.
 
-        A share *local* of those from a cluster have the template of the cluster.
+        A share *local* of those from a cluster have the same one, which asks for what
+        does not go with clusters.
         """
         clusters = zipf(self.random, len(self.centres), count, 1.0)
         vectors = self.vectors(clusters)
@@ -133,7 +134,7 @@ def _filters(
         {"type": kind, "popularity": {"gt": 0.5}, "country": label("country", 1)},
     ]
     if made.local and random.random() < made.local:
-        return templates[cluster % len(templates)]
+        return templates[6 + cluster % 3]
     return templates[int(zipf(random, len(templates), 1, 0.5)[0])]
 
 

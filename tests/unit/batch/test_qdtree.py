@@ -73,7 +73,8 @@ def touched(
     for number in range(int(leaf.max()) + 1):
         for condition in range(len(anywhere)):
             met = words >> np.uint64(condition) & np.uint64(1) == 1
-            kinds = [(anywhere[condition], np.ones(len(words), bool))]
+            everything = np.ones(len(words), bool)
+            kinds = [(anywhere[condition], everything)]
             kinds += [(near[c, condition], centroids == c) for c in range(len(near))]
             for queries, around in kinds:
                 rows = int((around & (leaf == number)).sum())
@@ -81,7 +82,8 @@ def touched(
                 if meeting:
                     lists = 10 * math.sqrt(rows / around.sum())
                     lists *= (rows / meeting) ** 0.25
-                    found += queries * min(rows, lists, 2 * meeting)
+                    fetched = meeting if around is everything else met.sum()
+                    found += queries * min(rows, lists, 2 * fetched)
     return found
 
 
@@ -146,7 +148,7 @@ def hot(least: int = 100) -> tuple[Tree, Tree, Words, Ints]:
     # All rows meet condition 0.
     words = random.integers(0, 1 << 3, 16_000).astype(np.uint64) | np.uint64(1)
     near = np.zeros((8, 3))
-    near[:, 0], near[3] = 100, (0, 100, 0)
+    near[:, 0], near[3] = 200, (0, 400, 0)
 
     def grown(weights: Floats, near: Floats | None) -> Tree:
         return grow(

@@ -28,7 +28,7 @@ def test_queries_count_once_at_the_nearest_centroids(distance: str) -> None:
     found = regions.find(len(ROWS), 12, space, 2)
     queries = np.random.default_rng(1).standard_normal((50, 6)).astype(np.float32)
     for i, query in enumerate(queries):
-        near = found.near(query[None], np.array([i % 3]), 3, distance)
+        near = found.demand(query[None], np.array([i % 3]), 3, distance).near
         others = [condition for condition in range(3) if condition != i % 3]
         assert not near[:, others].any()
         parts = near[:, i % 3]
@@ -40,15 +40,16 @@ def test_queries_count_once_at_the_nearest_centroids(distance: str) -> None:
         assert (np.diff(parts[order]) <= 0).all()
         assert parts[order[0]] > parts[order[1]] > parts[order[4]] == 0
     members = np.arange(50) % 3
-    together = found.near(queries, members, 3, distance)
-    np.testing.assert_allclose(together.sum(axis=0), np.bincount(members))
+    queries[:9] = 0
+    together = found.demand(queries, members, 3, distance)
+    assert together.anywhere.tolist() == [3, 3, 3]
+    np.testing.assert_allclose(together.near.sum(axis=0), np.bincount(members[9:]))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3000])
 def test_one_centroid_is_that_of_all_rows(rows: int) -> None:
     found = regions.find(rows, 1, space, 1)
     assert (found.rows == np.zeros(rows)).all()
-    near = found.near(ROWS[:4], np.array([0, 1, 1, 1]), 2, "l2")
-    assert near.tolist() == [[1, 3]]
-    none = found.near(ROWS[:0], np.empty(0, np.int64), 2, "l2")
-    assert none.tolist() == [[0, 0]]
+    demand = found.demand(ROWS[:4], np.array([0, 1, 1, 1]), 2, "l2")
+    assert demand.anywhere.tolist() == [1, 3]
+    assert demand.near.tolist() == [[0, 0]]
