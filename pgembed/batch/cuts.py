@@ -1,23 +1,29 @@
 """What a leaf costs a workload, and the cut that saves most.
 
 The cost is the number of rows that the workload touches: in every leaf in which some
-row meets a query's condition all rows, or those of the lists in which its nearest are,
-or those that meet the condition, whatever is least. So a cut has to save those who ask
-for one side more than it costs those who ask for both and have to look into the lists
-of either. With *rows* and *meeting* the leaf's rows and those of them that count, and
-*whole* the rows of all leaves, the least of:
+row meets a query's condition all rows, or those that its nearest posting lists hold, or
+those that meet the condition, whatever is least. So a cut has to save those who ask for
+one side more than it costs those who ask for both and have to look into the nearest
+lists of either. With *rows* the leaf's rows and *meeting* those of them that count, a
+query touches the least of:
 
 - rows
-- probed * (rows / whole) ** (1 / 2) * (rows / meeting) ** (1 / 4)
+- probed * rows / meeting
 - 2 * meeting
 
 A query whose vector is known looks around it only. It counts in parts that add up to 1,
-one at each coarse centroid that it is near, and there *rows*, *meeting* and *whole* are
-those nearest to the centroid; but rows that are fetched by themselves are fetched
-wherever they are, so in the last line are those of all leaves. So a cut by centroids
-alone neither costs nor saves such queries anything. It pays together with a condition:
-where that saves those who look there, it is cut by, and elsewhere it costs nobody. Both
-cuts are chosen as one.
+one at each coarse centroid that it is near, and there *rows* and *meeting* are those
+nearest to the centroid. Those of all leaves are *whole* and *all meeting*, because rows
+that are fetched by themselves are fetched wherever they are. It touches nothing, if
+none of its rows meets its condition, and else the least of:
+
+- rows
+- probed * (rows / whole) ** (1 / 2) * (rows / meeting) ** (1 / 4)
+- 2 * all meeting
+
+So a cut by centroids alone neither costs nor saves such queries anything. It pays
+together with a condition: where that saves those who look there, it is cut by, and
+elsewhere it costs nobody. Both cuts are chosen as one.
 """
 
 from __future__ import annotations
@@ -135,30 +141,21 @@ class Objective:
     def _anywhere(self, rows: Float64, meeting: Float64) -> Float64:
         """Return what a query that may look anywhere touches of leaves of *rows*.
 
-        As many as *meeting* count for it.
+        Among rows of which few count, the nearest of them lie in as many more lists.
         """
-        lists = self._lists(rows, meeting, self._whole.sum())
-        return np.minimum(lists, _GATHER * meeting)
+        few = rows / np.maximum(meeting, 1) * self.probed
+        return np.minimum(np.minimum(rows, few), _GATHER * meeting)
 
     def _around(self, rows: Float64, meeting: Float64, whole: Float64) -> Float64:
         """Return what a query touches of those *rows* of leaves that are around it.
 
-        Of the *whole* of them, in all leaves. Rows that are fetched by themselves are
-        fetched wherever they are.
-        """
-        lists = self._lists(rows, meeting, whole)
-        found = np.minimum(lists, _GATHER * self._meeting)
-        return np.where(meeting > 0, found, 0)
-
-    def _lists(self, rows: Float64, meeting: Float64, whole: Float64) -> Float64:
-        """Return the rows of the lists in which a query finds its nearest.
-
-        Where *rows* are few among the *whole*, lists are wide, and fewer of them near;
+        Where they are few among the *whole*, lists are wide, and fewer of them near;
         where few of them count, the nearest that do are farther (both measured).
         """
         near = self.probed * np.sqrt(rows / whole)
-        farther = np.sqrt(np.sqrt(rows / np.maximum(meeting, 1)))
-        return np.minimum(rows, near * farther)
+        near = near * np.sqrt(np.sqrt(rows / np.maximum(meeting, 1)))
+        found = np.minimum(np.minimum(rows, near), _GATHER * self._meeting)
+        return np.where(meeting > 0, found, 0)
 
     def _parts(self, cells: Ints) -> list[Ints]:
         """Return the cells of each centroid."""

@@ -217,9 +217,10 @@ class Builder:
     def _list_rows(self, leaf: int) -> float:
         """Return how many rows the lists of a leaf are to have.
 
-        Where it has few of the rows of its regions, long lists would be wide.
+        Where it has few of the rows of its regions, long lists would be wide, and
+        unlike those elsewhere, by which it is found out how far to look (measured).
         """
-        if self.tree is None:
+        if self.tree is None or len(self.regions) < 2:
             return self.list_rows
         found = self.tree.leaves[leaf]
         whole = np.isin(self.regions.rows, found.centroids).sum()

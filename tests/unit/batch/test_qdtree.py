@@ -73,17 +73,19 @@ def touched(
     for number in range(int(leaf.max()) + 1):
         for condition in range(len(anywhere)):
             met = words >> np.uint64(condition) & np.uint64(1) == 1
-            everything = np.ones(len(words), bool)
-            kinds = [(anywhere[condition], everything)]
-            kinds += [(near[c, condition], centroids == c) for c in range(len(near))]
-            for queries, around in kinds:
-                rows = int((around & (leaf == number)).sum())
-                meeting = int((around & (leaf == number) & met).sum())
-                if meeting:
+            for queries, around in [
+                (anywhere[condition], None),
+                *((near[c, condition], centroids == c) for c in range(len(near))),
+            ]:
+                seen = leaf == number if around is None else around & (leaf == number)
+                rows, meeting = int(seen.sum()), int((seen & met).sum())
+                if meeting and around is None:
+                    lists = 10 * rows / meeting
+                    found += queries * min(rows, lists, 2 * meeting)
+                elif meeting and around is not None:
                     lists = 10 * math.sqrt(rows / around.sum())
                     lists *= (rows / meeting) ** 0.25
-                    fetched = meeting if around is everything else met.sum()
-                    found += queries * min(rows, lists, 2 * fetched)
+                    found += queries * min(rows, lists, 2 * met.sum())
     return found
 
 
@@ -109,7 +111,8 @@ def test_leaves_of_centroids(
     random = np.random.default_rng(seed)
     centroids = random.integers(0, count, rows)
     words = random.integers(0, 1 << conditions, rows).astype(np.uint64)
-    anywhere = (random.integers(0, 9, conditions) * (not located)).astype(float)
+    unknown = (random.random(conditions) < 0.3) & (not located)
+    anywhere = unknown.astype(np.float64)
     near = np.zeros((count, conditions))
     asked = random.integers(0, conditions, count)
     near[np.arange(count), asked] = random.choice([0, 50], count)
