@@ -49,6 +49,9 @@ class Layout:
     bytes: int
     seconds: dict[str, float]
     description: dict[str, Any]
+    """With a workload: of each leaf what holds in all of its rows, what in none; the
+    rows of each coarse centroid; the rows that the workload touches, before and after.
+    """
 
 
 def build_layout(

@@ -18,6 +18,7 @@ Ints = NDArray[np.int64]
 _MOST_NEAR = 4
 """Centroids that a query counts at."""
 _ASKING = 1024
+"""Rows by which it is found out where the nearest are."""
 
 
 @dataclasses.dataclass(frozen=True)

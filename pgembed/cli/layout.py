@@ -41,8 +41,8 @@ def build(
     """Build the layout of EMBEDDING on this host, in place of the one before.
 
     With --workload, rows are cut by the conditions of its queries, so that a query
-    skips the leaves in which no row meets its own. Where its vectors show that queries
-    near each other ask for the same, they are cut by that there only.
+    skips the leaves in which no row meets its own. Where vectors show that only queries
+    of one region ask for something, only the rows of that region are cut by it.
     """
     from pgembed.batch.job import read_workload
     from pgembed.batch.layout import build_layout

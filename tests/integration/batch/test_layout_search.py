@@ -252,8 +252,10 @@ def test_a_new_layout_replaces_the_old(connection: Connection, tmp_path: Path) -
 def test_an_empty_table(connection: Connection, tmp_path: Path) -> None:
     connection.execute("CREATE TABLE z (id int PRIMARY KEY, v vector(3))")
     name = adopt(connection, "z")
-    assert build_layout(connection, name, root=tmp_path).rows == 0
     query = np.ones((1, 3), np.float32)
+    for workload in (None, Workload.of(query, {"id": 1})):
+        built = build_layout(connection, name, workload=workload, root=tmp_path)
+        assert built.rows == 0
     result = search_batch(connection, name, query, layouts=tmp_path)
     assert result.counts.tolist() == [0]
     connection.execute("INSERT INTO z VALUES (1, '[1,0,0]')")
