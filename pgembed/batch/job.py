@@ -125,7 +125,10 @@ def run_join(
 
 
 def read_workload(connection: Connection, embedding: str, queries: str) -> Workload:
-    """Read the workload that a layout is to be built for; only conditions matter."""
+    """Read the workload that a layout is to be built for.
+
+    Texts are not embedded: their vectors are 0, which is near everything.
+    """
     source = describe(connection, embedding)
 
     def nothing(texts: Sequence[str]) -> NDArray[np.float32]:

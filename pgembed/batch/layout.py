@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import socket
 import time
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgembed.batch import freshness, kmeans, store
+from pgembed.batch import freshness, kmeans, regions, store
+from pgembed.batch.cuts import Demand
 from pgembed.batch.limits import thread_count
+from pgembed.batch.metric import check_queries
 from pgembed.batch.precision import (
     LOSSLESS,
     check_precision,
@@ -21,10 +24,10 @@ from pgembed.batch.precision import (
     measure,
 )
 from pgembed.batch.predicates import WORD, compile_conditions, read_listing
-from pgembed.batch.qdtree import Tree, grow
+from pgembed.batch.qdtree import Leaf, Tree, grow
 from pgembed.batch.rows import RowMap, Tables
 from pgembed.batch.source import Source, describe, one_snapshot
-from pgembed.batch.vectors import Spool, Vectors, read_blocks
+from pgembed.batch.vectors import Spool, Vectors, read_blocks, squared_norms
 from pgembed.batch.workload import Condition, Workload
 from pgembed.errors import SettingError
 from pgembed.postgres.connection import Connection, fetch_one, require_idle
@@ -36,6 +39,9 @@ Ints = NDArray[np.int64]
 _LIST_ROWS = 1000
 _PROBED_LISTS = 8
 """Lists that hold 99 of 100 nearest neighbours, where all rows count (measured)."""
+_REGION_PROBES = 2
+"""Rows around a coarse centroid on average, in those of the probed lists (measured)."""
+_MOST_REGIONS = 64
 _COPY_ROWS = 16_384
 
 
@@ -50,6 +56,9 @@ class Layout:
     bytes: int
     seconds: dict[str, float]
     description: dict[str, Any]
+    """With a workload: of each leaf what holds in all of its rows, what in none; the
+    rows of each coarse centroid; the rows that the workload touches, before and after.
+    """
 
 
 def build_layout(
@@ -68,15 +77,17 @@ def build_layout(
     """Build the layout of *embedding* from one snapshot, in place of the one before.
 
     *workload*: queries like those to come; their conditions cut the rows into leaves of
-    at least *least_rows* (default: 4 lists, or 1 % of all). *list_rows*: how many rows
-    a posting list has on average. *precision*: 'float32', or 'float16', which takes
-    half the room: batches then read the vectors of their answers from the table, whose
-    distances they report, unless float16 holds every value (it does for halfvec).
-    *memory*, *threads*: as in search_batch. *root*: the folder for layouts; default:
-    beside the cache of models. *recorder*: the connection that records what was built,
-    if the reader may not. Raises PgembedError when the connection is in a transaction,
-    SettingError when an argument makes no sense, FilterError for a bad condition,
-    VectorError for a value that does not fit *precision*.
+    at least *least_rows* (default: 4 lists, or 1 % of all): everywhere, or only where
+    their vectors show that it pays. A vector of zeros is near everything. *list_rows*:
+    how many rows a posting list has on average. *precision*: 'float32', or 'float16',
+    which takes half the room: batches then read the vectors of their answers from the
+    table, whose distances they report, unless float16 holds every value (it does for
+    halfvec). *memory*, *threads*: as in search_batch. *root*: the folder for layouts;
+    default: beside the cache of models. *recorder*: the connection that records what
+    was built, if the reader may not. Raises PgembedError when the connection is in a
+    transaction, SettingError when an argument makes no sense, FilterError for a bad
+    condition, VectorError for a value that does not fit *precision* and for queries of
+    other dimensions.
     """
     check_precision(precision)
     for name, value in (("list_rows", list_rows), ("least_rows", least_rows)):
@@ -178,44 +189,77 @@ class Builder:
         )
         words = np.zeros(len(self.ids), np.uint64)
         words[RowMap(self.ids).positions(listing.ids)] = listing.words[0]
+        probed = _PROBED_LISTS * self.list_rows
+        demand = self._demand(workload, probed)
         total = len(self.ids)
         least = self.least_rows or max(4 * self.list_rows, total // 100)
         self.tree = grow(
             words,
-            weights[chosen].astype(float),
+            demand.anywhere[chosen],
             least_rows=least,
-            probed_rows=_PROBED_LISTS * self.list_rows,
+            probed_rows=probed,
+            centroids=self.regions.rows,
+            near=demand.near[:, chosen],
         )
         self.seconds["cutting"] = time.perf_counter() - start
+
+    def _demand(self, workload: Workload, probed: int) -> Demand:
+        """Find coarse centroids, and around which of them queries ask for what."""
+        located = np.flatnonzero(workload.queries.any(axis=1))
+        check_queries(workload.part(located), self.source)
+        total = len(self.ids)
+        count = total // (_REGION_PROBES * probed) if len(located) else 1
+        self.regions = regions.find(
+            total, min(count, _MOST_REGIONS), self._space, self.threads
+        )
+        return self.regions.demand(
+            self._brought(workload.queries, squared_norms(workload.queries)),
+            workload.members,
+            len(workload.conditions),
+            self.source.distance,
+        )
 
     def partition(self) -> None:
         """Assign every row to a posting list of its leaf."""
         total = len(self.vectors)
         self.lists = np.zeros(total, np.int64)
-        self.distances = np.zeros(total, np.float32)
         leaf = np.zeros(total, np.int64) if self.tree is None else self.tree.leaf
         centres = [np.empty((0, self.source.dimensions), np.float32)]
         leaves: list[int] = []
         for number in range(int(leaf.max(initial=0)) + 1):
-            found = self._partition(np.flatnonzero(leaf == number), len(leaves))
+            rows = np.flatnonzero(leaf == number)
+            found = self._partition(rows, len(leaves), self._list_rows(number))
             centres.append(found)
             leaves += [number] * len(found)
         self.centres = np.concatenate(centres)
         self.leaves = np.array(leaves, np.int64)
 
-    def _partition(self, rows: Ints, first: int) -> Float32:
+    def _list_rows(self, leaf: int) -> float:
+        """Return how many rows the lists of a leaf are to have.
+
+        Where it has few of the rows of its regions, long lists would be wide, and
+        unlike those elsewhere, by which it is found out how far to look (measured).
+        """
+        if self.tree is None or len(self.regions) < 2:
+            return self.list_rows
+        found = self.tree.leaves[leaf]
+        whole = np.isin(self.regions.rows, found.centroids).sum()
+        share = found.rows / max(1, int(whole))
+        return max(1.0, self.list_rows * math.sqrt(share))
+
+    def _partition(self, rows: Ints, first: int, list_rows: float) -> Float32:
         """Number the lists of some rows from *first*; return their centres."""
         start = time.perf_counter()
-        count = max(1, min(len(rows) // self.list_rows, int(4 * len(rows) ** 0.5)))
+        count = max(1, min(int(len(rows) / list_rows), int(4 * len(rows) ** 0.5)))
         size = kmeans.sample_size(len(rows), count)
         random = np.random.default_rng(0)
         chosen = np.sort(random.choice(len(rows), size, replace=False))
         centres = kmeans.train(self._space(rows[chosen]), count, threads=self.threads)
         trained = time.perf_counter()
-        lists, distances = kmeans.assign(
+        lists, _ = kmeans.assign(
             centres, len(rows), lambda part: self._space(rows[part]), self.threads
         )
-        self.lists[rows], self.distances[rows] = lists + first, distances
+        self.lists[rows] = lists + first
         for name, spent in (
             ("training", trained - start),
             ("assigning", time.perf_counter() - trained),
@@ -230,10 +274,13 @@ class Builder:
             values = self.vectors.slice(int(rows[0]), int(rows[-1]) + 1)
         else:
             values = self.vectors.take(rows)
-        if self.source.distance == "cosine":
-            norms = self.vectors.norms[rows]
-            return np.asarray(values / np.sqrt(np.where(norms > 0, norms, 1))[:, None])
-        return values
+        return self._brought(values, self.vectors.norms[rows])
+
+    def _brought(self, values: Float32, norms: Float32) -> Float32:
+        """Return *values*, whose squared norms are *norms*, for cosine of length 1."""
+        if self.source.distance != "cosine":
+            return values
+        return np.asarray(values / np.sqrt(np.where(norms > 0, norms, 1))[:, None])
 
     def write(self, writer: store.Writer, origin: dict[str, Any]) -> int:
         """Write the files; return their bytes."""
@@ -243,7 +290,6 @@ class Builder:
         for first in range(0, len(order), _COPY_ROWS):
             writer.add(self.vectors.take(order[first : first + _COPY_ROWS]))
         norms = self.vectors.norms
-        lengths = norms if self.source.distance != "cosine" else np.ones_like(norms)
         arrays: dict[str, NDArray[Any]] = {
             "ids": self.ids[order],
             "xmins": self.xmins[order],
@@ -251,23 +297,35 @@ class Builder:
             "starts": np.concatenate([[0], np.cumsum(counts)]),
             "leaves": self.leaves,
             "centres": self.centres,
-            "spreads": np.sqrt(_mean(self.distances, self.lists, counts)),
-            "lengths": _mean(lengths, self.lists, counts),
         }
         size = writer.finish(self.source.dimensions, arrays, origin, self.rounding)
         self.seconds["writing"] = time.perf_counter() - start
         return size
 
+    def _described(self, leaf: Leaf) -> dict[str, list[str]]:
+        """Return what holds in all rows of *leaf*, and what in none.
+
+        "centroid = 7" holds for rows that are nearest to coarse centroid 7.
+        """
+        holds = [str(self.conditions[i]) for i in leaf.holds]
+        fails = [str(self.conditions[i]) for i in leaf.fails]
+        others = sorted(set(range(len(self.regions))) - set(leaf.centroids))
+        if len(others) >= len(leaf.centroids):
+            holds.append(_centroids(list(leaf.centroids)))
+        elif others:
+            fails.append(_centroids(others))
+        return {"holds": holds, "fails": fails}
+
     def summary(self, version: str, size: int, origin: dict[str, Any]) -> Layout:
         """Return what was built."""
         sizes = np.bincount(self.leaves[self.lists], minlength=1).tolist()
         leaves: list[dict[str, Any]] = [{"rows": rows} for rows in sizes]
-        touched = None
+        touched, centroids = None, None
         if self.tree is not None:
+            centroids = np.bincount(self.regions.rows).tolist()
             touched = [self.tree.touched_before, self.tree.touched]
             for found, leaf in zip(leaves, self.tree.leaves, strict=False):
-                found["holds"] = [str(self.conditions[i]) for i in leaf.holds]
-                found["fails"] = [str(self.conditions[i]) for i in leaf.fails]
+                found |= self._described(leaf)
         return Layout(
             version,
             len(self.ids),
@@ -277,6 +335,7 @@ class Builder:
             self.seconds,
             {
                 "leaves": leaves,
+                "centroids": centroids,
                 "rows_touched": touched,
                 "precision": self.precision,
                 "lossless": self.rounding.lossless,
@@ -286,9 +345,10 @@ class Builder:
         )
 
 
-def _mean(values: Float32, lists: Ints, counts: Ints) -> Float32:
-    sums = np.bincount(lists, values, minlength=len(counts))
-    return np.asarray(sums / np.maximum(counts, 1), np.float32)
+def _centroids(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f"centroid = {numbers[0]}"
+    return f"centroid in ({', '.join(map(str, numbers))})"
 
 
 def _record(

@@ -25,7 +25,7 @@ Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 _FORMAT = 1
-_ARRAYS = ("ids", "xmins", "norms", "starts", "leaves", "centres", "spreads", "lengths")
+_ARRAYS = ("ids", "xmins", "norms", "starts", "leaves", "centres")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,6 @@ class Lists:
     """(c,): the leaf of the qd-tree that each list belongs to."""
     centres: Float32
     """(c, d): the mean of the list's vectors (for cosine, brought to length 1)."""
-    spreads: Float32
-    """(c,): root of the mean squared distance of its vectors from the centre."""
-    lengths: Float32
-    """(c,): mean squared length of its vectors."""
 
     def __len__(self) -> int:
         return len(self.leaves)

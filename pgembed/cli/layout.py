@@ -49,7 +49,8 @@ def build(
     """Build the layout of EMBEDDING on this host, in place of the one before.
 
     With --workload, rows are cut by the conditions of its queries, so that a query
-    skips the leaves in which no row meets its own.
+    skips the leaves in which no row meets its own. Where vectors show that only queries
+    of one region ask for something, only the rows of that region are cut by it.
     """
     from pgembed.batch.job import read_workload
     from pgembed.batch.layout import build_layout
@@ -85,7 +86,11 @@ def build(
     "--leaves", is_flag=True, help="Show the leaves: rows, and what holds there."
 )
 def show(embedding: str | None, dsn: str | None, as_json: bool, leaves: bool) -> None:
-    """Show the layouts, or that of EMBEDDING, and when a rebuild pays."""
+    """Show the layouts, or that of EMBEDDING, and when a rebuild pays.
+
+    In a leaf of which "centroid = 7" holds, all rows are nearest to that one of the
+    coarse centroids that the build found: they are in one region of the space.
+    """
     with connect(options.settings(dsn=dsn).dsn, purpose="layout") as connection:
         if embedding is not None:
             connection.execute("SELECT pgembed._find_embedding(%s)", [embedding])

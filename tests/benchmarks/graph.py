@@ -49,10 +49,19 @@ def zipf(random: np.random.Generator, kinds: int, size: int, s: float = 1.0) -> 
 class Generator:
     """Makes entities and queries; the same seed makes the same."""
 
-    def __init__(self, rows: int, dimensions: int, seed: int = 7) -> None:
+    def __init__(
+        self,
+        rows: int,
+        dimensions: int,
+        seed: int = 7,
+        *,
+        clusters: int | None = None,
+        local: float = 0.0,
+    ) -> None:
         random = np.random.default_rng(seed)
         self.rows, self.dimensions, self.random = rows, dimensions, random
-        n = max(20, rows // 1000)
+        self.local = local
+        n = clusters or max(20, rows // 1000)
         self.centres = random.standard_normal((n, dimensions)).astype(np.float32)
         basis = random.standard_normal((_LATENT, dimensions)) / np.sqrt(_LATENT)
         self.basis = basis.astype(np.float32)
@@ -90,7 +99,11 @@ class Generator:
         return np.where(self.random.random(len(usual)) < share, usual, other)
 
     def queries(self, count: int) -> tuple[Float32, list[dict[str, Any] | None]]:
-        """Return vectors (count, d) from hot clusters, and a filter for each."""
+        """Return vectors (count, d) from hot clusters, and a filter for each.
+
+        A share *local* of those from a cluster have the same one, which asks for what
+        does not go with clusters.
+        """
         clusters = zipf(self.random, len(self.centres), count, 1.0)
         vectors = self.vectors(clusters)
         filters = [_filters(self.random, self, int(c)) for c in clusters]
@@ -120,6 +133,8 @@ def _filters(
         {"artist": {"lt": 5}},
         {"type": kind, "popularity": {"gt": 0.5}, "country": label("country", 1)},
     ]
+    if made.local and random.random() < made.local:
+        return templates[6 + cluster % 3]
     return templates[int(zipf(random, len(templates), 1, 0.5)[0])]
 
 

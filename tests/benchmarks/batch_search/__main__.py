@@ -43,6 +43,13 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=128)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--sample", type=int, default=200)
+    parser.add_argument("--clusters", type=int, help="default: one per 1,000 rows")
+    parser.add_argument(
+        "--local",
+        type=float,
+        default=0.0,
+        help="share of queries that ask for what is usual in their cluster",
+    )
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no-pgvector", action="store_true")
@@ -94,7 +101,9 @@ def run(
 
 def prepare(connection: Connection, given: argparse.Namespace) -> Questions:
     """Load what is not there yet, and answer the queries exactly."""
-    made = Generator(given.rows, given.dimensions)
+    made = Generator(
+        given.rows, given.dimensions, clusters=given.clusters, local=given.local
+    )
     if not exists(connection, "entity"):
         load(connection, "entity", made.graph())
         connection.execute("SELECT pgembed.adopt_vectors('entity', 'v', 'entity')")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 from pathlib import Path
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from pgembed.batch import strategy
 from pgembed.batch.layout import build_layout, drop_layout
 from pgembed.batch.search import search_batch
-from pgembed.errors import PgembedError
+from pgembed.batch.workload import Workload
+from pgembed.errors import PgembedError, VectorError
 from tests.conftest import Connect
 from tests.integration.batch.oracle import nearest, same
 from tests.integration.search.support import Connection, adopt, unsafe, vector_text
@@ -186,6 +188,65 @@ def test_a_rewritten_table_is_read_again(
     assert report.layout.startswith("not used")
 
 
+def local_workload() -> Workload:
+    """Queries that ask for half of the rows around a few centres, elsewhere for all."""
+    random, centres = np.random.default_rng(5), Points().centres
+    chosen = np.concatenate([random.integers(0, 5, 600), random.integers(5, 40, 600)])
+    noise = random.standard_normal((1200, WIDTH))
+    return Workload.of(centres[chosen] + noise, [FILTERS[1]] * 600 + [FILTERS[0]] * 600)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2", "inner_product"])
+def test_a_layout_cut_by_centroids(
+    connection: Connection,
+    tmp_path: Path,
+    distance: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(strategy, "exact_seconds", lambda *_: np.inf)
+    name = create(connection, distance)
+    layout = build_layout(
+        connection, name, workload=local_workload(), list_rows=10, root=tmp_path
+    )
+    leaves = layout.description["leaves"]
+    cuts = {cut for leaf in leaves for cut in leaf["holds"] + leaf["fails"]}
+    assert '{"n": {"lt": 50}}' in cuts
+    assert any(cut.startswith("centroid ") for cut in cuts)
+    assert sum(layout.description["centroids"]) == ROWS
+    assert all(leaf["rows"] >= 60 for leaf in leaves)
+    before, after = layout.description["rows_touched"]
+    assert after < 0.95 * before
+    queries = Points(2).take(40)
+    for recall in (1.0, 0.9):
+        check(connection, name, queries, tmp_path, distance, recall)
+    connection.execute("DELETE FROM p WHERE id % 50 = 1")
+    connection.execute("UPDATE p SET n = n + 40 WHERE id % 20 = 2")
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO p VALUES (%s, %s, %s)",
+            [(10_000 + i, i % 100, vector_text(v)) for i, v in enumerate(queries)],
+        )
+    for recall in (1.0, 0.9):
+        report = check(connection, name, queries, tmp_path, distance, recall)
+        assert report.changed > 300
+
+
+def test_without_vectors_a_layout_is_not_cut_by_centroids(
+    connection: Connection, tmp_path: Path
+) -> None:
+    name = create(connection)
+    past = local_workload()
+    unknown = dataclasses.replace(past, queries=np.zeros((len(past), 1), np.float32))
+    layout = build_layout(
+        connection, name, workload=unknown, list_rows=10, root=tmp_path
+    )
+    assert layout.description["centroids"] == [ROWS]
+    assert not any("centroid" in str(leaf) for leaf in layout.description["leaves"])
+    wrong = dataclasses.replace(past, queries=unknown.queries + 1)
+    with pytest.raises(VectorError, match="have 1 dimensions"):
+        build_layout(connection, name, workload=wrong, root=tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["gone", "short", "no description"])
 def test_a_lost_layout_does_no_harm(
     connection: Connection, tmp_path: Path, damage: str
@@ -217,8 +278,10 @@ def test_a_new_layout_replaces_the_old(connection: Connection, tmp_path: Path) -
 def test_an_empty_table(connection: Connection, tmp_path: Path) -> None:
     connection.execute("CREATE TABLE z (id int PRIMARY KEY, v vector(3))")
     name = adopt(connection, "z")
-    assert build_layout(connection, name, root=tmp_path).rows == 0
     query = np.ones((1, 3), np.float32)
+    for workload in (None, Workload.of(query, {"id": 1})):
+        built = build_layout(connection, name, workload=workload, root=tmp_path)
+        assert built.rows == 0
     result = search_batch(connection, name, query, layouts=tmp_path)
     assert result.counts.tolist() == [0]
     connection.execute("INSERT INTO z VALUES (1, '[1,0,0]')")
