@@ -25,8 +25,6 @@ def arrays() -> dict[str, NDArray[Any]]:
         "starts": np.array([0, 1, 4]),
         "leaves": np.array([0, 0]),
         "centres": VECTORS[:2],
-        "spreads": np.ones(2, np.float32),
-        "lengths": np.ones(2, np.float32),
     }
 
 
