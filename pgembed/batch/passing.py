@@ -95,14 +95,14 @@ class Conditions:
     def rounds(self, rows: int, memory: int) -> list[Round]:
         """Cut the conditions into rounds; there are about *rows* rows."""
         self._rows, self._memory = rows, memory
-        shared, alone, expected = [], [], []
-        for number, condition in enumerate(self._compiled):
-            found = rows_alone(condition, rows)
-            if found is None:
-                shared.append(number)
-            else:
-                alone.append(number)
-                expected.append(found)
+        found = [rows_alone(condition, rows) for condition in self._compiled]
+        shared = [i for i, expected in enumerate(found) if expected is None]
+        # What is made of terms that others share costs nothing more.
+        known = set(self._terms(shared))
+        free = {i for i, c in enumerate(self._compiled) if known.issuperset(c.terms)}
+        shared = sorted({*shared, *free})
+        alone = [i for i in range(len(found)) if i not in set(shared)]
+        expected = [found[i] or 0 for i in alone]
         # What is received, what is unpacked, and what is kept: 24 bytes a word.
         words = max(1, memory // 4 // (24 * max(rows, 1)))
         bins = np.cumsum(expected) * 24 // max(memory // 4, 1)

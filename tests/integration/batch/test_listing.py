@@ -70,3 +70,16 @@ def test_conditions_share_their_terms(connection: Connection) -> None:
     (part,) = conditions.rounds(6000, 1 << 29)
     terms = [(term.filter, term.values) for term in part.terms]
     assert len(terms) == len(set(terms)) == 3
+
+
+def test_what_is_made_of_shared_terms_is_shared(connection: Connection) -> None:
+    source = describe(connection, create(connection))
+    connection.execute("CREATE INDEX ON p (n, id)")
+    parts = ['"n": 5', '"id": {"lt": 600}']
+    both = Condition(f"{{{', '.join(parts)}}}")
+    (alone,) = Conditions(connection, source, [both]).rounds(6000, 1 << 29)
+    assert alone.alone == (0,)
+    given = [both, *(Condition(f"{{{part}}}") for part in parts)]
+    (shared,) = Conditions(connection, source, given).rounds(6000, 1 << 29)
+    assert shared.shared == (0, 1, 2)
+    assert len(shared.terms) == 2
