@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -175,13 +178,35 @@ def canonical(given: Any) -> str | None:
     if given is None:
         return None
     try:
-        value = json.loads(given) if isinstance(given, str) else given
-        return json.dumps(value, sort_keys=True, allow_nan=False)
+        return _canonical_text(given) if isinstance(given, str) else _dumped(given)
     except (TypeError, ValueError) as error:
         raise FilterError(
             f"the filter {given!r} is no JSON: {error}; write it like "
             '{"price": {"lt": 100}}'
         ) from None
+
+
+@functools.lru_cache(1024)
+def _canonical_text(text: str) -> str:
+    try:
+        return _dumped(json.loads(text, parse_float=_exactly))
+    except _TooManyDigitsError:
+        return text.strip()
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+class _TooManyDigitsError(Exception):
+    """A number that a float cannot hold."""
+
+
+def _exactly(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value) or Decimal(repr(value)) != Decimal(digits):
+        raise _TooManyDigitsError
+    return value
 
 
 def _predicate(given: Any) -> str | None:

@@ -118,3 +118,14 @@ def test_what_is_not_taken_apart() -> None:
     assert many.parts() == (many,)
     assert guarded.parts() == (guarded,)
     assert Condition().parts() == ()
+
+
+@pytest.mark.parametrize("digits", ["0.1234567890123456789", "1e400", "-1E-400"])
+def test_digits_of_a_filter_as_text_are_kept(digits: str) -> None:
+    text = f'{{"b": 1.50, "a": {digits}}}'
+    assert Workload.of(QUERIES, [text] * 3).conditions == (Condition(text),)
+
+
+def test_numbers_of_a_filter_as_text() -> None:
+    texts = ['{"a": 1.50}', ' {"a": 1.5}', '{"a": 15e-1}']
+    assert Workload.of(QUERIES, texts).conditions == (Condition('{"a": 1.5}'),)
