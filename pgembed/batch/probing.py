@@ -71,8 +71,8 @@ class Sample:
 
     def shares(self, limits: Float32) -> Float64:
         """Return (s,): the share of its neighbours that each finds with *limits*."""
-        found = ((self.values <= limits[:, None]) & self.counts).sum(axis=1)
-        return np.asarray(found / np.maximum(self.counts.sum(axis=1), 1))
+        missed = ((self.values > limits[:, None]) & self.counts).sum(axis=1)
+        return np.asarray(1 - missed / np.maximum(self.counts.sum(axis=1), 1))
 
 
 class Prober:
@@ -195,43 +195,62 @@ def calibrate(
     A group looks as far as the neediest query of its sample, times a factor for all
     groups. The factor is the least with which the queries of the samples reach the
     *recall* if each of them has to do with what the others of its group need: leave
-    one out. *sizes* (c,) are the rows of the lists.
+    one out. With no such factor the limits are infinite. *sizes* (c,) are the rows of
+    the lists.
     """
     if not groups:
         return []
     samples = [sample for _, sample in groups]
-    least = float(np.median([sample.enough.max() for sample in samples])) / 2
-    bases = [_without_each(sample.enough).clip(least) for sample in samples]
-    weight = np.concatenate(
-        [
-            np.full(len(base), max(1, len(group)) / len(base))
-            for base, (group, _) in zip(bases, groups, strict=True)
-        ]
-    )
-    weight /= weight.sum()
+    most = np.array([sample.enough.max() for sample in samples])
+    # Where a sample needs next to nothing, others of its group may need more.
+    least = [_median(np.delete(most, i)) / 2 for i in range(len(most))]
+    bases = [
+        _without_each(sample.enough).clip(floor)
+        for sample, floor in zip(samples, least, strict=True)
+    ]
+    weights = [
+        np.full(len(base), max(1, len(group)) / len(base))
+        for base, (group, _) in zip(bases, groups, strict=True)
+    ]
+    factor, shares = _factor(samples, bases, np.concatenate(weights), recall)
+    limits = factor * np.maximum(most, least).clip(1e-12)
+    return [
+        _calibration(sample, float(limit), share, sizes)
+        for sample, limit, share in zip(samples, limits, shares, strict=True)
+    ]
+
+
+def _factor(
+    samples: list[Sample], bases: list[Float32], weights: Float64, recall: float
+) -> tuple[float, list[Float64]]:
+    """Return the least factor for *bases* that is surely enough, and the shares found.
+
+    *weights* are those of all queries of the samples.
+    """
+    weights = weights / weights.sum()
     for factor in _FACTORS:
         shares = [
             sample.shares(base * np.float32(factor))
             for sample, base in zip(samples, bases, strict=True)
         ]
         share = np.concatenate(shares)
-        mean = float(weight @ share)
-        doubt = _CERTAINTY * float(np.sqrt(weight**2 @ (share - mean) ** 2))
+        mean = float(weights @ share)
+        doubt = _CERTAINTY * float(np.sqrt(weights**2 @ (share - mean) ** 2))
         if mean - doubt >= recall:
-            break
-    found = []
-    for sample, part in zip(samples, shares, strict=True):
-        limit = factor * max(least, float(sample.enough.max()))
-        within = sample.needed <= limit
-        found.append(
-            Calibration(
-                limit,
-                float(part.mean()),
-                float((within @ sizes).mean()),
-                float(within.sum(axis=1).mean()),
-            )
-        )
-    return found
+            return float(factor), shares
+    return np.inf, [np.ones(len(base)) for base in bases]
+
+
+def _calibration(
+    sample: Sample, limit: float, shares: Float64, sizes: Ints
+) -> Calibration:
+    within = sample.needed <= limit
+    rows, lists = (within @ sizes).mean(), within.sum(axis=1).mean()
+    return Calibration(limit, float(shares.mean()), float(rows), float(lists))
+
+
+def _median(values: Float32) -> float:
+    return float(np.median(values)) if len(values) else 0.0
 
 
 def _without_each(values: Float32) -> Float32:

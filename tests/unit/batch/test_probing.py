@@ -51,3 +51,14 @@ def test_what_the_nearest_lists_hold_needs_nothing() -> None:
     (found,) = calibrate(group, np.full(_LISTS, 7), 0.99)
     assert found.lists == 1
     assert found.rows == 7
+
+
+def test_what_cannot_be_foreseen_is_searched_whole() -> None:
+    random = np.random.default_rng(2)
+    known = sample(random, 0.001, 20)
+    values = known.values.copy()
+    values[0] = 10  # unlike all others
+    groups = [(np.arange(500), Sample(known.needed, values, known.counts))]
+    (found,) = calibrate(groups, np.full(_LISTS, 10), 0.99)
+    assert found.limit == np.inf
+    assert found.rows == 10 * _LISTS
