@@ -20,8 +20,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-import psycopg
-
+from pgembed.batch.predicates import refusals
 from pgembed.batch.source import Source
 from pgembed.errors import FilterError
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
@@ -125,19 +124,13 @@ class RowTexts:
         return f"coalesce({concatenated}, {unknown})"
 
     def _operand(self, term: _Term) -> tuple[str, list[str] | None]:
-        try:
+        with refusals("of the row that asks: "):
             found: tuple[str, list[str] | None] = fetch_one(
                 self.connection,
                 "SELECT expression, path FROM pgembed._filter_operand("
                 "%s::pg_catalog.text::pg_catalog.regclass, %s, %s)",
                 [self.asking.relation, term.asking, self.asking.alias],
             )
-        except psycopg.Error as error:
-            if error.sqlstate is None or error.sqlstate[:2] not in ("22", "42"):
-                raise
-            message = error.diag.message_primary or str(error)
-            lines = [f"of the row that asks: {message}", error.diag.message_hint]
-            raise FilterError("\n".join(line for line in lines if line)) from None
         return found
 
 

@@ -7,8 +7,9 @@ answers with few rows, or that holds subqueries, has a statement of its own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,17 +105,24 @@ def _compile(
     condition: Condition,
     terms: dict[Condition, Term],
 ) -> Compiled:
-    try:
+    with refusals(f"{condition}: "):
         for part in condition.parts():
             if part not in terms:
                 terms[part] = _compile_term(connection, source, part)
         compiled = Compiled(tuple(terms[part] for part in condition.parts()))
         return dataclasses.replace(compiled, plan=_plan(connection, source, compiled))
+
+
+@contextlib.contextmanager
+def refusals(where: str) -> Iterator[None]:
+    """Make what PostgreSQL refuses in a block a FilterError, which names *where*."""
+    try:
+        yield
     except psycopg.Error as error:
         if error.sqlstate is None or error.sqlstate[:2] not in ("22", "42"):
             raise
         message = error.diag.message_primary or str(error)
-        lines = [f"{condition}: {message}", error.diag.message_hint]
+        lines = [f"{where}{message}", error.diag.message_hint]
         raise FilterError("\n".join(line for line in lines if line)) from None
 
 
