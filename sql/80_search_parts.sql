@@ -85,20 +85,14 @@ COMMENT ON FUNCTION pgembed._query_vector(regtype, text, text) IS
 'The vector of a query text, made by the model of the embedding that is searched.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._check_search(
-    e pgembed.embedding, query @extschema:vector@.vector, k integer, predicate text, mode text,
-    recall float8
-)
+CREATE OR REPLACE FUNCTION pgembed._check_arguments(k integer, predicate text, mode text, recall float8)
 RETURNS void
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM pgembed._check_option('mode', mode, ARRAY['auto', 'exact', 'index']);
-    IF query IS NULL THEN
-        RAISE EXCEPTION 'the query vector is NULL'
-            USING ERRCODE = 'null_value_not_allowed', HINT = 'Pass the vector to search for.';
-    ELSIF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
+    IF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
         RAISE EXCEPTION 'k is %, but must be from 1 to 10000', coalesce(k::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Ask for that many rows at most.';
     ELSIF recall IS NULL OR NOT recall BETWEEN 0 AND 1 THEN
@@ -109,6 +103,22 @@ BEGIN
         RAISE EXCEPTION 'the predicate is blank'
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Leave it out, or write what follows WHERE: price < 100.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_arguments(integer, text, text, float8) IS
+'An error when the arguments of a search that are neither query nor filter make no sense.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._check_query(e pgembed.embedding, query @extschema:vector@.vector)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF query IS NULL THEN
+        RAISE EXCEPTION 'the query vector is NULL'
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'Pass the vector to search for.';
     ELSIF @extschema:vector@.vector_dims(query) <> e.dimensions THEN
         RAISE EXCEPTION 'the query has % dimensions, the embedding % has %',
             @extschema:vector@.vector_dims(query), quote_literal(e.name), e.dimensions
@@ -122,8 +132,8 @@ BEGIN
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._check_search(pgembed.embedding, @extschema:vector@.vector, integer, text, text, float8) IS
-'An error when the arguments of a search make no sense.';
+COMMENT ON FUNCTION pgembed._check_query(pgembed.embedding, @extschema:vector@.vector) IS
+'An error when a vector cannot be compared with those of an embedding.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._distance_operator(e pgembed.embedding)

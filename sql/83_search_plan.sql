@@ -154,7 +154,8 @@ DECLARE
     indexed pg_catalog.json;
     nearer pg_catalog.float8;
 BEGIN
-    PERFORM pgembed._check_search(e, query, k, predicate, mode, recall);
+    PERFORM pgembed._check_arguments(k, predicate, mode, recall);
+    PERFORM pgembed._check_query(e, query);
     c := pgembed._search_condition(e, filter, predicate);
     id := e.id;
     name := e.name;

@@ -90,6 +90,8 @@ RETURNS TABLE (item anyelement, distance float8)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10 COST 100000
 AS $$
 BEGIN
+    -- Also before a worker is asked for the vector.
+    PERFORM pgembed._check_arguments(k, predicate, mode, recall);
     RETURN QUERY SELECT r.item, r.distance FROM pgembed.search(
         source, pgembed._query_vector(pg_catalog.pg_typeof(source), query, embedding),
         k, filter, predicate, embedding, mode, recall) AS r;
@@ -152,6 +154,7 @@ RETURNS jsonb
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE COST 100000
 AS $$
 BEGIN
+    PERFORM pgembed._check_arguments(k, predicate, mode, recall);
     RETURN pgembed.explain_search(
         source, pgembed._query_vector(pg_catalog.pg_typeof(source), query, embedding),
         k, filter, predicate, embedding, mode, recall);

@@ -211,9 +211,10 @@ DECLARE
     c pg_catalog.record;
 BEGIN
     depth := pgembed._check_hybrid(query, k, depth, lexical, fusion, word_weight, vector_weight);
+    PERFORM pgembed._check_arguments(k, predicate, mode, recall);
     query_vector := COALESCE(query_vector,
         pgembed._query_vector(pg_catalog.pg_typeof(source), query, embedding));
-    PERFORM pgembed._check_search(e, query_vector, k, predicate, mode, recall);
+    PERFORM pgembed._check_query(e, query_vector);
     c := pgembed._search_condition(e, filter, predicate);
     IF predicate IS NOT NULL THEN
         PERFORM pgembed._estimate(c.probe, query_vector, k, c.arguments);

@@ -29,7 +29,7 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'search explain_search hybrid_search recall embed embed_query embed_batch '
         -- What these call as their caller.
-        '_apply_settings _array_text _check_hybrid _check_json_order _check_option _check_search '
+        '_apply_settings _array_text _check_arguments _check_hybrid _check_json_order _check_option _check_query '
         '_columns _comparison _compile_filter _content_expression _cost _distance_expression '
         '_distance_operator _estimate _exact_cost _fallback_statement _filter_column '
         '_filter_comparison _filter_contains _filter_in _filter_json _filter_json_part '
