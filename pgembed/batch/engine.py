@@ -23,6 +23,7 @@ _SCORES = 1 << 18
 """Scores in a block: with the vectors, what fits a core's cache (measured)."""
 _QUERIES = 256
 _LIST_ROWS = 4096
+"""So many rows are compared in one go, thresholds or not."""
 _MOST_ROWS = 16_384
 
 
