@@ -164,11 +164,9 @@ AS $$
 BEGIN
     PERFORM pgembed._check_option('lexical', lexical, ARRAY['fulltext', 'trigram']);
     PERFORM pgembed._check_option('fusion', fusion, ARRAY['rrf', 'scores']);
-    IF query IS NULL OR k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
-        RAISE EXCEPTION '%', CASE WHEN query IS NULL THEN 'the query is NULL'
-                ELSE format('k is %s, but must be from 1 to 10000', coalesce(k::text, 'NULL')) END
-            USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'Pass the text to search for, and how many rows to return.';
+    IF query IS NULL THEN
+        RAISE EXCEPTION 'the query is NULL'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Pass the text to search for.';
     ELSIF coalesce(depth, k) NOT BETWEEN k AND 10000 THEN
         RAISE EXCEPTION 'depth is %, but must be from k (%) to 10000', depth, k
             USING ERRCODE = 'invalid_parameter_value',
@@ -210,8 +208,8 @@ DECLARE
         pgembed._source_relation(pg_catalog.pg_typeof(source)), embedding);
     c pg_catalog.record;
 BEGIN
-    depth := pgembed._check_hybrid(query, k, depth, lexical, fusion, word_weight, vector_weight);
     PERFORM pgembed._check_arguments(k, predicate, mode, recall);
+    depth := pgembed._check_hybrid(query, k, depth, lexical, fusion, word_weight, vector_weight);
     query_vector := COALESCE(query_vector,
         pgembed._query_vector(pg_catalog.pg_typeof(source), query, embedding));
     PERFORM pgembed._check_query(e, query_vector);

@@ -16,7 +16,13 @@ from pgembed.batch import freshness, kmeans, store
 from pgembed.batch.predicates import Listing
 from pgembed.batch.rows import RowIds, RowMap, Tables, look_up
 from pgembed.batch.source import Source
-from pgembed.batch.vectors import Spool, Vectors, read_blocks, squared_norms
+from pgembed.batch.vectors import (
+    Spool,
+    Vectors,
+    directions,
+    read_blocks,
+    squared_norms,
+)
 from pgembed.postgres.connection import Connection, fetch_one
 
 Float32 = NDArray[np.float32]
@@ -191,7 +197,6 @@ def _nearest_lists(layout: store.Store, values: Float32, distance: str) -> Ints:
         return np.zeros(len(values), np.int64)
     space = values
     if distance == "cosine":
-        lengths = np.linalg.norm(values, axis=1, keepdims=True)
-        space = np.asarray(values / np.where(lengths > 0, lengths, 1), np.float32)
+        space = directions(values, squared_norms(values))
     lists, _ = kmeans.assign(layout.lists.centres, len(space), space.__getitem__, 1)
     return lists

@@ -178,8 +178,12 @@ class _Block:
 
     def is_new(self, queries: Ints) -> bool:
         """Whether some of *queries* have no threshold yet."""
-        known = np.maximum(self.scan.threshold[queries], self.top.threshold[queries])
-        return bool(np.isneginf(known).any())
+        return bool(np.isneginf(self._thresholds(queries)).any())
+
+    def _thresholds(self, queries: Ints) -> Float32:
+        """Return (m,): the best that any thread knows."""
+        mine = self.top.threshold[queries]
+        return np.asarray(np.maximum(self.scan.threshold[queries], mine))
 
     def add(self, piece: _Piece, values: Float32) -> None:
         """Compute the scores of a piece, whose rows have vectors *values* (r, d)."""
@@ -200,9 +204,9 @@ class _Block:
         """Offer the scores above their queries' thresholds as candidates."""
         if not self._pieces:
             return
-        top, shared = self.top, self.scan.threshold
+        top = self.top
         queries = np.concatenate([piece.queries for piece in self._pieces])
-        threshold = np.maximum(shared[queries], top.threshold[queries])
+        threshold = self._thresholds(queries)
         top.threshold[queries] = threshold
         sizes = [len(piece.queries) for piece in self._pieces]
         widths = np.repeat([piece.width for piece in self._pieces], sizes)
@@ -225,7 +229,7 @@ class _Block:
         if len(found):
             column = found - (ends - widths)[row]
             self._push(row, queries[row], self._positions(row, column), scores[found])
-        shared[queries] = np.maximum(shared[queries], top.threshold[queries])
+        self.scan.threshold[queries] = self._thresholds(queries)
         self._pieces, self._used = [], 0
 
     def _positions(self, row: Ints, column: Ints) -> Ints:
@@ -247,19 +251,10 @@ class _Block:
         if tests is not None and any(piece.tested for piece in self._pieces):
             kept = tests.pairs(queries, places)
             queries, places, scores = queries[kept], places[kept], scores[kept]
-        if len(self._pieces) == 1:
-            self.top.push(queries, places, scores)
-            return
-        order = np.argsort(queries, kind="stable")
-        queries, places, scores = queries[order], places[order], scores[order]
-        new = np.ones(len(queries), bool)
-        np.not_equal(queries[1:], queries[:-1], out=new[1:])
-        first = new.nonzero()[0]
-        counts = np.diff(first, append=len(queries))
-        turn = (np.arange(len(queries)) - first.repeat(counts)) // self.top.room
-        for number in range(int(turn.max(initial=0)) + 1):
-            now = turn == number
-            self.top.push(queries[now], places[now], scores[now])
+        if len(self._pieces) > 1:
+            order = np.argsort(queries, kind="stable")
+            queries, places, scores = queries[order], places[order], scores[order]
+        self.top.push(queries, places, scores)
 
     def _push_best(self, chosen: NDArray[np.bool_]) -> None:
         """Offer the best scores of the *chosen* rows (M,) of the pieces."""

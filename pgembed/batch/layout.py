@@ -27,7 +27,13 @@ from pgembed.batch.predicates import WORD, compile_conditions, read_listing
 from pgembed.batch.qdtree import Leaf, Tree, grow
 from pgembed.batch.rows import RowMap, Tables
 from pgembed.batch.source import Source, describe, one_snapshot
-from pgembed.batch.vectors import Spool, Vectors, read_blocks, squared_norms
+from pgembed.batch.vectors import (
+    Spool,
+    Vectors,
+    directions,
+    read_blocks,
+    squared_norms,
+)
 from pgembed.batch.workload import Condition, Workload
 from pgembed.errors import SettingError
 from pgembed.postgres.connection import Connection, fetch_one, require_idle
@@ -280,7 +286,7 @@ class Builder:
         """Return *values*, whose squared norms are *norms*, for cosine of length 1."""
         if self.source.distance != "cosine":
             return values
-        return np.asarray(values / np.sqrt(np.where(norms > 0, norms, 1))[:, None])
+        return directions(values, norms)
 
     def write(self, writer: store.Writer, origin: dict[str, Any]) -> int:
         """Write the files; return their bytes."""

@@ -99,9 +99,9 @@ class Conditions:
         shared = [i for i, expected in enumerate(found) if expected is None]
         # What is made of terms that others share costs nothing more.
         known = set(self._terms(shared))
-        free = {i for i, c in enumerate(self._compiled) if known.issuperset(c.terms)}
-        shared = sorted({*shared, *free})
-        alone = [i for i in range(len(found)) if i not in set(shared)]
+        free = [known.issuperset(condition.terms) for condition in self._compiled]
+        shared = [i for i, costs_nothing in enumerate(free) if costs_nothing]
+        alone = [i for i, costs_nothing in enumerate(free) if not costs_nothing]
         expected = [found[i] or 0 for i in alone]
         # What is received, what is unpacked, and what is kept: 24 bytes a word.
         words = max(1, memory // 4 // (24 * max(rows, 1)))

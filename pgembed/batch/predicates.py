@@ -106,10 +106,11 @@ def _compile(
     terms: dict[Condition, Term],
 ) -> Compiled:
     with refusals(f"{condition}: "):
-        for part in condition.parts():
+        parts = condition.parts()
+        for part in parts:
             if part not in terms:
                 terms[part] = _compile_term(connection, source, part)
-        compiled = Compiled(tuple(terms[part] for part in condition.parts()))
+        compiled = Compiled(tuple(terms[part] for part in parts))
         return dataclasses.replace(compiled, plan=_plan(connection, source, compiled))
 
 

@@ -138,8 +138,7 @@ class Searcher:
         self, prober: Prober, scan: Scan, groups: list[Ints], samples: list[Ints]
     ) -> list[Calibrated]:
         """Return the groups that lists answer sooner, less their samples."""
-        assert self.segments is not None  # noqa: S101 - the caller has looked
-        sizes = self.segments.sizes()
+        sizes = prober.segments.sizes()
         known = [
             (
                 np.setdiff1d(group, sample),
@@ -150,20 +149,21 @@ class Searcher:
         # Once more without those that need much, and are not to be searched like this.
         for _ in range(2):
             found = calibrate(known, sizes, self.recall)
-            paying = self._pay([rest for rest, _ in known], found)
+            paying = self._pay(prober, [rest for rest, _ in known], found)
             found = [f for f, pays in zip(found, paying, strict=True) if pays]
             known = [k for k, pays in zip(known, paying, strict=True) if pays]
         return [(rest, f) for (rest, _), f in zip(known, found, strict=True)]
 
-    def _pay(self, groups: list[Ints], found: list[Calibration]) -> list[bool]:
+    def _pay(
+        self, prober: Prober, groups: list[Ints], found: list[Calibration]
+    ) -> list[bool]:
         """Return for which groups posting lists are cheaper than all rows.
 
         A list is compared with the queries of all groups at once.
         """
-        assert self.segments is not None  # noqa: S101 - the caller has looked
         dimensions = self.metric.vectors.dimensions
         pairs = sum(len(g) * f.lists for g, f in zip(groups, found, strict=True))
-        together = max(1, round(pairs / max(1, len(self.segments.lists))))
+        together = max(1, round(pairs / max(1, len(prober.segments.lists))))
         each = product_seconds(together, dimensions) / together
         return [
             len(g) * (f.rows * each + f.lists * _PAIR_SECONDS)

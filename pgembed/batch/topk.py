@@ -41,10 +41,7 @@ class TopK:
         return queries * ((4 * width + 32) * 8 + 12)
 
     def push(self, queries: Ints, positions: Ints, scores: Float32) -> None:
-        """Offer candidates (m,), in the order of their *queries*.
-
-        No query may come more often than there is ``room``.
-        """
+        """Offer candidates (m,), in the order of their *queries*."""
         size = len(queries)
         if not size:
             return
@@ -53,6 +50,12 @@ class TopK:
         first = new.nonzero()[0]
         owners = queries[first]
         counts = np.append(first[1:], size) - first
+        if counts.max() > self.room:
+            turn = (np.arange(size) - first.repeat(counts)) // self.room
+            for number in range(int(turn.max()) + 1):
+                now = turn == number
+                self.push(queries[now], positions[now], scores[now])
+            return
         fill = self.fill[owners]
         full = fill + counts > self.capacity
         if full.any():

@@ -147,6 +147,14 @@ class Spool:
         return Vectors([mapped], norms)
 
 
+def directions(values: Float32, norms: NDArray[np.float32]) -> Float32:
+    """Return vectors (n, d) brought to length 1; *norms* (n,) are squared lengths.
+
+    Those of length 0 stay so.
+    """
+    return np.asarray(values / np.sqrt(np.where(norms > 0, norms, 1))[:, None])
+
+
 def squared_norms(values: Float32) -> NDArray[np.float32]:
     """Return the squared lengths (n,) of vectors (n, d)."""
     return np.asarray(np.einsum("ij,ij->i", values, values), np.float32)

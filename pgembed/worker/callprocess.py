@@ -12,12 +12,13 @@ from pgembed.postgres.connection import connect, fetch_all
 from pgembed.settings import Settings
 from pgembed.worker.batches import Batches
 from pgembed.worker.calls import CallServer
-from pgembed.worker.leases import Heart, Identity
-from pgembed.worker.lifetime import Lifetime, Stopped
+from pgembed.worker.leases import Identity
+from pgembed.worker.lifetime import Lifetime
 from pgembed.worker.link import Link
 from pgembed.worker.loader import Loader
 from pgembed.worker.model_additions import Additions
 from pgembed.worker.model_cache import ModelCache
+from pgembed.worker.presence import present
 from pgembed.worker.socketcalls import SocketCalls
 from pgembed.worker.socketplace import SocketPlace
 from pgembed.worker.tablecalls import TableCalls, prepare_connection
@@ -36,28 +37,17 @@ _log = logging.getLogger(__name__)
 def serve_calls(settings: Settings, lifetime: Lifetime) -> None:
     """Answer calls until told to stop. Raises WorkerError when a thread fails."""
     link = Link(settings.dsn, "calls", lifetime, opened=prepare_connection)
-    heart_link = Link(settings.dsn, "heartbeat", lifetime, finishing=True)
-    threads = Threads(lifetime)
-    try:
-        _serve(settings, lifetime, link, heart_link, threads)
-    except Stopped:
-        pass
-    finally:
-        link.close()
-        heart_link.close()
-    threads.check()
+    with present(settings, lifetime, "calls", link) as (identity, threads):
+        _serve(settings, lifetime, link, identity, threads)
 
 
 def _serve(
     settings: Settings,
     lifetime: Lifetime,
     link: Link,
-    heart_link: Link,
+    identity: Identity,
     threads: Threads,
 ) -> None:
-    identity = Identity("calls", link)
-    heart = Heart(identity, heart_link, lifetime, lease_seconds=settings.lease_seconds)
-    beating = threads.start("heartbeat", heart.run)
     loader = Loader(ModelCache(lambda name: _load(settings, name)))
     additions = Additions(settings, identity, lifetime)
     batches = Batches(settings, identity, lifetime)
@@ -74,9 +64,6 @@ def _serve(
         loader.close()
         batches.close()
         carrying_out.join()
-        heart.finish()
-        beating.join()
-        identity.leave(heart_link)
 
 
 def _open_socket(

@@ -67,12 +67,11 @@ class Batches:
 
     def whole(self, rate: float) -> None:
         """Answer all queries; *rate* is what BLAS does in a second."""
-        runs = [self.run("queries") for _ in range(self.runs)]
+        spent, report = self.median("queries", self.runs)
         # Watching takes time of its own.
         with peak_memory() as memory:
             self.run("queries")
         count = len(self.questions.vectors)
-        spent, report = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
         print(
             f"batch {spent:.2f} s, {count / spent:.0f} q/s"
             f"{self._times(count / spent)}; "
@@ -87,6 +86,13 @@ class Batches:
         dimensions = self.questions.vectors.shape[1]
         needed = 2 * report.products * dimensions / rate
         print(f"  engine {engine:.2f} s, {needed / engine:.2f} of its roofline")
+
+    def median(
+        self, queries: str, runs: int, embedding: str = "entity"
+    ) -> tuple[float, Report]:
+        """Return seconds and report of the median of several runs."""
+        found = [self.run(queries, embedding) for _ in range(runs)]
+        return sorted(found, key=lambda run: run[0])[runs // 2]
 
     def run(self, queries: str, embedding: str = "entity") -> tuple[float, Report]:
         """Return the seconds of one batch, and its report."""
@@ -133,8 +139,7 @@ class Batches:
                 self.questions.vectors[:count],
                 self.questions.filters[:count],
             )
-            runs = [self.run("few") for _ in range(5 if count < 1000 else 3)]
-            spent, report = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
+            spent, report = self.median("few", 5 if count < 1000 else 3)
             times = ""
             if self.best is not None:
                 growth.pgvector.append(count / self.best.rate)
@@ -155,8 +160,7 @@ class Batches:
         for share in (0.1, 0.3, 1.0):
             part = round(rows * share)
             self._part(part)
-            runs = [self.run("queries", "part") for _ in range(self.runs)]
-            spent, report = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
+            spent, report = self.median("queries", self.runs, "part")
             print(
                 f"{part:9} {spent:9.3f} {spent / count * 1000:9.2f}  "
                 f"{report.products / count:.0f}"
