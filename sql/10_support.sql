@@ -16,6 +16,19 @@ COMMENT ON FUNCTION pgembed._job_table(integer) IS
 'The qualified name of an embedding''s job table.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._table_name(relation regclass)
+RETURNS text
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN quote_ident((parse_ident(relation::text))[2]);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._table_name(regclass) IS
+'SQL: the name of a relation without its schema, by which a condition on it qualifies its columns.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._columns(relation regclass)
 RETURNS text[]
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -48,12 +61,18 @@ COMMENT ON FUNCTION pgembed._key_columns(regclass) IS
 
 CREATE OR REPLACE FUNCTION pgembed._column_list(columns text[], alias text)
 RETURNS text
-LANGUAGE sql STABLE STRICT PARALLEL SAFE
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-RETURN (
-    SELECT string_agg(format('%s.%I', alias, c.name), ', ' ORDER BY c.ordinal)
-    FROM unnest(columns) WITH ORDINALITY AS c (name, ordinal)
-);
+AS $$
+BEGIN
+    IF cardinality(columns) = 1 THEN  -- Without a plan: searches wait for this.
+        RETURN format('%s.%I', alias, columns[1]);
+    END IF;
+    RETURN (
+        SELECT string_agg(format('%s.%I', alias, c.name), ', ' ORDER BY c.ordinal)
+        FROM unnest(columns) WITH ORDINALITY AS c (name, ordinal));
+END;
+$$;
 COMMENT ON FUNCTION pgembed._column_list(text[], text) IS
 'SQL: the columns, each qualified by the alias, separated by commas.';
 

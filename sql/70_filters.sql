@@ -16,23 +16,6 @@ COMMENT ON FUNCTION pgembed._value(text, anyelement) IS
 'The text read as a value of the type of kind. Immutable, so that a parameter is read once, when the statement is planned, also for types whose input depends on settings (dates, enums, arrays).';
 
 
-CREATE OR REPLACE FUNCTION pgembed._type_name(kind oid)
-RETURNS text
-LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN (
-        SELECT format('%I.%I', n.nspname, t.typname)
-        FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-        WHERE t.oid = kind
-    );
-END;
-$$;
-COMMENT ON FUNCTION pgembed._type_name(oid) IS
-'The qualified, quoted name of a type, without its modifier: numeric(10,2) would round what a filter compares with.';
-
-
 CREATE OR REPLACE FUNCTION pgembed._comparison(kind oid, word text)
 RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
@@ -159,6 +142,35 @@ END;
 $$;
 COMMENT ON FUNCTION pgembed._array_text(jsonb, oid) IS
 'A JSON array as PostgreSQL''s text form of an array of the given element type.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._frequent_value(value jsonb, kind oid, OUT given text, OUT name text)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    shape text := jsonb_typeof(value);
+    digits numeric := CASE shape WHEN 'number' THEN value::numeric END;
+BEGIN
+    IF shape = 'string' AND kind IN ('text'::regtype, 'varchar'::regtype) THEN
+        name := CASE kind WHEN 'text'::regtype THEN 'pg_catalog.text' ELSE 'pg_catalog."varchar"' END;
+        given := value #>> '{}';
+    ELSIF shape = 'boolean' AND kind = 'bool'::regtype THEN
+        name := 'pg_catalog.bool';
+        given := value #>> '{}';
+    ELSIF shape = 'number' AND kind = 'numeric'::regtype THEN
+        name := 'pg_catalog."numeric"';
+        given := value #>> '{}';
+    ELSIF shape = 'number' AND kind IN ('int4'::regtype, 'int8'::regtype)
+        AND abs(digits) < 2147483648 AND digits = trunc(digits)
+    THEN
+        name := CASE kind WHEN 'int4'::regtype THEN 'pg_catalog.int4' ELSE 'pg_catalog.int8' END;
+        given := trim_scale(digits)::text;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._frequent_value(jsonb, oid) IS
+'What most filters compare with: a JSON value that surely is one of a type that most columns have, as its text, and the name of the type. NULL when in doubt. A search waits for this, and asking the catalogs takes longer.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._like_pattern(part text)

@@ -15,6 +15,41 @@ COMMENT ON FUNCTION pgembed._refuse_filter(text, text) IS
 'Raises the error of a filter that makes no sense.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._named_column(
+    source regclass, name text, OUT bare text, OUT path text[], OUT kind oid, OUT base oid
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known text[] := pgembed._columns(source);
+BEGIN
+    bare := CASE
+        WHEN name LIKE '"_%"' THEN replace(substr(name, 2, length(name) - 2), '""', '"')
+        ELSE name END;
+    IF bare <> ALL (known) AND bare ~ '.(\.|->)' THEN
+        SELECT coalesce(c.prefix, bare), regexp_split_to_array(
+            substr(name, length(c.prefix) + length(s.mark) + 1), s.pattern)
+        INTO bare, path
+        FROM (VALUES ('.', '\.'), ('->', '->')) AS s (mark, pattern)
+        LEFT JOIN unnest(known) AS c (prefix) ON starts_with(name, c.prefix || s.mark)
+        ORDER BY length(c.prefix) DESC NULLS LAST LIMIT 1;
+    END IF;
+    SELECT a.atttypid, t.typbasetype INTO kind, base
+    FROM pg_catalog.pg_attribute AS a
+    INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+    WHERE a.attrelid = source AND a.attname = bare AND a.attnum > 0 AND NOT a.attisdropped;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'filter: table % has no column %', source, left(quote_ident(bare), 100)
+            USING ERRCODE = 'undefined_column',
+            HINT = format('Its columns are: %s.', array_to_string(known, ', '));
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._named_column(regclass, text) IS
+'The column that a name means which is no column''s own: one in double quotes, or with a path into a jsonb column; its type, and the type that this is a domain over, or 0.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._filter_operand(
     source regclass, name text, qualifier text,
     OUT expression text, OUT kind oid, OUT path text[], OUT label text
@@ -23,36 +58,20 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    known text[] := pgembed._columns(source);
-    stem text;
-    bare text := CASE
-        WHEN name LIKE '"_%"' AND name <> ALL (known)
-            THEN replace(substr(name, 2, length(name) - 2), '""', '"')
-        ELSE name END;
-    t record;
+    bare text := name;
+    base oid;
 BEGIN
-    IF bare <> ALL (known) AND bare ~ '.(\.|->)' THEN
-        SELECT c.prefix, regexp_split_to_array(
-            substr(name, length(c.prefix) + length(s.mark) + 1), s.pattern)
-        INTO stem, path
-        FROM unnest(known) AS c (prefix)
-        CROSS JOIN (VALUES ('.', '\.'), ('->', '->')) AS s (mark, pattern)
-        WHERE starts_with(name, c.prefix || s.mark)
-        ORDER BY length(c.prefix) DESC LIMIT 1;
-        bare := coalesce(stem, bare);
-    END IF;
-    SELECT a.atttypid INTO kind
+    SELECT a.atttypid, t.typbasetype INTO kind, base
     FROM pg_catalog.pg_attribute AS a
-    WHERE a.attrelid = source AND a.attname = bare AND a.attnum > 0 AND NOT a.attisdropped;
+    INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+    WHERE a.attrelid = source AND a.attname = name AND a.attnum > 0 AND NOT a.attisdropped;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'filter: table % has no column %', source, left(quote_ident(bare), 100)
-            USING ERRCODE = 'undefined_column',
-            HINT = format('Its columns are: %s.', array_to_string(known, ', '));
+        SELECT n.bare, n.path, n.kind, n.base INTO bare, path, kind, base
+        FROM pgembed._named_column(source, name) AS n;
     END IF;
-    LOOP
-        SELECT k.typtype, k.typbasetype INTO t FROM pg_catalog.pg_type AS k WHERE k.oid = kind;
-        EXIT WHEN t.typtype <> 'd';
-        kind := t.typbasetype;
+    WHILE base <> 0 LOOP
+        kind := base;
+        base := (SELECT t.typbasetype FROM pg_catalog.pg_type AS t WHERE t.oid = kind);
     END LOOP;
     expression := format('%s.%I', qualifier, bare);
     label := format('column %I (%s)', bare, format_type(kind, NULL));
@@ -111,10 +130,16 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    name text;
-    volatility "char";
-    given text;
+    f record := pgembed._frequent_value(value, kind);
+    name text := f.name;
+    volatility "char" := 'i';
+    given text := f.given;
 BEGIN
+    IF given IS NOT NULL THEN
+        arguments := arguments || given;
+        expression := format('((%s)[%s])::%s', reference, cardinality(arguments), name);
+        RETURN;
+    END IF;
     SELECT format('%I.%I', n.nspname, t.typname), i.provolatile INTO name, volatility
     FROM pg_catalog.pg_type AS t
     INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace

@@ -8,8 +8,6 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    stringy boolean := (
-        SELECT t.typcategory = 'S' FROM pg_catalog.pg_type AS t WHERE t.oid = kind);
     r record;
 BEGIN
     CASE
@@ -28,7 +26,8 @@ BEGIN
             condition := r.condition;
             r := pgembed._filter_comparison(operand, kind, label, 'lte', value -> 1, reference, r.arguments);
             r.condition := format('(%s AND %s)', condition, r.condition);
-        WHEN word IN ('like', 'ilike', 'contains') AND stringy THEN
+        WHEN word IN ('like', 'ilike', 'contains') AND (
+            SELECT t.typcategory = 'S' FROM pg_catalog.pg_type AS t WHERE t.oid = kind) THEN
             r := pgembed._filter_pattern(operand, kind, label, word, value, reference, arguments);
         WHEN word = 'contains' AND jsonb_typeof(value) <> 'null' THEN
             r := pgembed._filter_contains(operand, kind, label, value, reference, arguments);
@@ -209,9 +208,7 @@ BEGIN
         PERFORM pgembed._refuse_filter(format('%s bytes are more than 1000000',
             octet_length(filter::text)), 'Put the values in a table and use a predicate.');
     END IF;
-    r := pgembed._filter_node(source, filter, coalesce(qualifier, (
-        SELECT quote_ident(c.relname) FROM pg_catalog.pg_class AS c WHERE c.oid = source)),
-        reference, 1, 0, arguments);
+    r := pgembed._filter_node(source, filter, coalesce(qualifier, pgembed._table_name(source)), reference, 1, 0, arguments);
     condition := r.condition;
     arguments := r.arguments;
 END;

@@ -20,6 +20,37 @@ COMMENT ON FUNCTION pgembed._source_relation(regtype) IS
 'The table that a row type belongs to.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._refuse_source(source regclass, e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known text[] := ARRAY(
+        SELECT o.name FROM pgembed.embedding AS o
+        WHERE o.source = _refuse_source.source ORDER BY o.name);
+    whole regclass := coalesce(pg_partition_root(source), source);
+BEGIN
+    IF e.name IS NULL AND cardinality(known) > 1 THEN
+        RAISE EXCEPTION 'table % has several embeddings: %', source, array_to_string(known, ', ')
+            USING ERRCODE = 'ambiguous_parameter',
+            HINT = format('Name one: embedding => %L.', known[1]);
+    END IF;
+    RAISE EXCEPTION '%', CASE WHEN e.name IS NULL
+            THEN format('table %s has no embedding', source)
+            ELSE format('the embedding %L is one of table %s, not of %s', e.name, e.source, source)
+        END
+        USING ERRCODE = 'undefined_object', HINT = CASE
+            WHEN whole <> source THEN format('It is a partition of %s: search that.', whole)
+            WHEN cardinality(known) = 0
+            THEN 'Declare one: pgembed.create_embedding(...) or pgembed.adopt_vectors(...).'
+            ELSE format('Its embeddings are: %s.', array_to_string(known, ', ')) END;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._refuse_source(regclass, pgembed.embedding) IS
+'The error of a table without the embedding that is to be searched; e is the one that was named, if any.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._search_embedding(source regclass, name text)
 RETURNS pgembed.embedding
 LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -27,30 +58,18 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     e pgembed.embedding;
-    known text[] := ARRAY(
-        SELECT o.name FROM pgembed.embedding AS o
-        WHERE o.source = _search_embedding.source ORDER BY o.name);
-    whole regclass := coalesce(pg_partition_root(source), source);
 BEGIN
-    IF name IS NOT NULL THEN
+    IF name IS NULL THEN
+        -- One at most: of several none is meant.
+        SELECT o.* INTO e FROM pgembed.embedding AS o
+        WHERE o.source = _search_embedding.source AND NOT EXISTS (
+            SELECT FROM pgembed.embedding AS other
+            WHERE other.source = _search_embedding.source AND other.id <> o.id);
+    ELSE
         e := pgembed._find_embedding(name);
-    ELSIF cardinality(known) = 1 THEN
-        e := pgembed._find_embedding(known[1]);
-    ELSIF cardinality(known) > 1 THEN
-        RAISE EXCEPTION 'table % has several embeddings: %', source, array_to_string(known, ', ')
-            USING ERRCODE = 'ambiguous_parameter',
-            HINT = format('Name one: embedding => %L.', known[1]);
     END IF;
     IF e.source IS DISTINCT FROM source THEN
-        RAISE EXCEPTION '%', CASE WHEN name IS NULL
-                THEN format('table %s has no embedding', source)
-                ELSE format('the embedding %L is one of table %s, not of %s', name, e.source, source)
-            END
-            USING ERRCODE = 'undefined_object', HINT = CASE
-                WHEN whole <> source THEN format('It is a partition of %s: search that.', whole)
-                WHEN cardinality(known) = 0
-                THEN 'Declare one: pgembed.create_embedding(...) or pgembed.adopt_vectors(...).'
-                ELSE format('Its embeddings are: %s.', array_to_string(known, ', ')) END;
+        PERFORM pgembed._refuse_source(source, e);
     END IF;
     RETURN e;
 END;
@@ -138,14 +157,17 @@ COMMENT ON FUNCTION pgembed._check_query(pgembed.embedding, @extschema:vector@.v
 
 CREATE OR REPLACE FUNCTION pgembed._distance_operator(e pgembed.embedding)
 RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-RETURN CASE
-    WHEN (e).storage = 'bit' THEN '<~>'
-    WHEN (e).distance = 'l2' THEN '<->'
-    WHEN (e).distance = 'inner_product' THEN '<#>'
-    ELSE '<=>'
+AS $$
+BEGIN
+    RETURN CASE
+        WHEN e.storage = 'bit' THEN '<~>'
+        WHEN e.distance = 'l2' THEN '<->'
+        WHEN e.distance = 'inner_product' THEN '<#>'
+        ELSE '<=>' END;
 END;
+$$;
 COMMENT ON FUNCTION pgembed._distance_operator(pgembed.embedding) IS
 'pgvector''s operator for an embedding''s distance; Hamming for bits.';
 
@@ -155,6 +177,13 @@ RETURNS TABLE (index regclass, name text, method text, partial boolean, rows flo
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    operator_class text := pgembed._operator_class(e.storage, e.distance);
+    place smallint := (
+        SELECT a.attnum FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = e.target AND a.attname = e.target_column);
+    chosen oid[] := CASE WHEN named <> '{}' THEN ARRAY(
+        SELECT c.oid FROM pg_catalog.pg_class AS c WHERE c.relname = ANY (named)) END;
 BEGIN
     RETURN QUERY
     SELECT
@@ -162,19 +191,12 @@ BEGIN
         greatest(c.reltuples, 0)::float8,
         coalesce(substring(c.reloptions::text FROM 'lists=(\d+)')::integer, 100)
     FROM pg_catalog.pg_index AS i
+    INNER JOIN pg_catalog.pg_opclass AS f ON f.oid = i.indclass[0] AND f.opcname = operator_class
     INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
     INNER JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
-    INNER JOIN pg_catalog.pg_opclass AS f ON f.oid = i.indclass[0]
-    WHERE i.indrelid = e.target AND i.indisvalid AND i.indnatts = 1
-        AND (named IS NULL OR c.relname = ANY (named) OR i.indpred IS NULL AND named = '{}')
-        AND i.indkey[0] = (
-            SELECT a.attnum FROM pg_catalog.pg_attribute AS a
-            WHERE a.attrelid = e.target AND a.attname = e.target_column)
-        AND EXISTS (
-            SELECT FROM pg_catalog.pg_amop AS p
-            INNER JOIN pg_catalog.pg_operator AS o ON o.oid = p.amopopr
-            WHERE p.amopfamily = f.opcfamily AND p.amoppurpose = 'o'
-                AND o.oprname = pgembed._distance_operator(e))
+    WHERE i.indrelid = e.target AND i.indisvalid AND i.indnatts = 1 AND i.indkey[0] = place
+        AND (named IS NULL OR named <> '{}' OR i.indpred IS NULL)
+        AND (chosen IS NULL OR i.indexrelid = ANY (chosen))
     ORDER BY i.indpred IS NOT NULL, m.amname, i.indexrelid;
 END;
 $$;

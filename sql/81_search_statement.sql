@@ -29,16 +29,25 @@ COMMENT ON FUNCTION pgembed._search_condition(pgembed.embedding, jsonb, text) IS
 'Filter and predicate as one condition on the source, and the EXPLAINs that estimate it: of both together, and of the predicate outside parentheses, which is an error when it closes parentheses that it did not open.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._key_aliases(e pgembed.embedding, alias text)
+CREATE OR REPLACE FUNCTION pgembed._same_key(e pgembed.embedding, left_alias text, right_alias text)
 RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-RETURN (
-    SELECT string_agg(format('%s.pgembed_key_%s', alias, k.ordinal), ', ' ORDER BY k.ordinal)
-    FROM unnest((e).key_columns) WITH ORDINALITY AS k (name, ordinal)
-);
-COMMENT ON FUNCTION pgembed._key_aliases(pgembed.embedding, text) IS
-'SQL: the key columns under the names that search statements give them.';
+AS $$
+DECLARE
+    name text := e.key_columns[1];
+BEGIN
+    IF cardinality(e.key_columns) = 1 AND EXISTS (
+        SELECT FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = e.source AND a.attname = name
+            AND a.atttypid IN ('int4'::regtype, 'int8'::regtype, 'text'::regtype, 'uuid'::regtype))
+    THEN  -- What pgembed._key_match would find, without asking all the catalogs.
+        RETURN format('%s.%I OPERATOR(pg_catalog.=) %s.%I', left_alias, name, right_alias, name);
+    END IF;
+    RETURN pgembed._key_match(e.source, left_alias, right_alias);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._same_key(pgembed.embedding, text, text) IS
+'SQL: the condition that two rows have the same key.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._search_rows(e pgembed.embedding, condition text, document text DEFAULT NULL)
@@ -47,23 +56,16 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    table_name text := (
-        SELECT quote_ident(c.relname) FROM pg_catalog.pg_class AS c WHERE c.oid = e.source);
-    column_list text := (
-        SELECT string_agg(format('%1$s.%2$I AS pgembed_key_%3$s%4$s', table_name, k.name, k.ordinal,
-            CASE WHEN e.target <> e.source THEN format(', %s.%I', table_name, k.name) ELSE '' END),
-            ', ' ORDER BY k.ordinal)
-        FROM unnest(e.key_columns) WITH ORDINALITY AS k (name, ordinal));
+    table_name text := pgembed._table_name(e.source);
 BEGIN
-    RETURN format('SELECT %1$s.ctid AS pgembed_row, %1$s.tableoid AS pgembed_table, %2$s%3$s '
-        'FROM %4$s WHERE %5$s', table_name, column_list,
+    RETURN format('SELECT %s%s FROM %s WHERE %s', pgembed._column_list(e.key_columns, table_name),
         coalesce(', ' || document || ' AS pgembed_document', CASE WHEN e.target = e.source
             THEN format(', %s.%I AS pgembed_vector', table_name, e.target_column) ELSE '' END),
         e.source, condition);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._search_rows(pgembed.embedding, text, text) IS
-'SQL: the source rows that pass, with their place, key and (where it is theirs) vector, or instead of that a document of words. The only scope in which filter and predicate are read.';
+'SQL: the source rows that pass, their key and (where it is theirs) vector, or instead of that a document of words: nothing that an index on the filter''s columns could not include. The only scope in which filter and predicate are read.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._distance_expression(e pgembed.embedding, vector text)
@@ -92,30 +94,16 @@ DECLARE
     vector text := CASE WHEN e.target = e.source THEN 's.pgembed_vector'
         ELSE format('v.%I', e.target_column) END;
 BEGIN
-    RETURN format('SELECT s.pgembed_row, s.pgembed_table, %s, %s '
-        'AS pgembed_distance FROM (%s) AS s%s WHERE %s IS NOT NULL',
-        pgembed._key_aliases(e, 's'), pgembed._distance_expression(e, vector),
+    RETURN format('SELECT %s, %s AS pgembed_distance FROM (%s) AS s%s WHERE %s IS NOT NULL',
+        pgembed._column_list(e.key_columns, 's'), pgembed._distance_expression(e, vector),
         pgembed._search_rows(e, condition),
         CASE WHEN e.target <> e.source THEN format(' INNER JOIN %s AS v ON %s', e.target,
-            pgembed._key_match(e.source, 's', 'v')) ELSE '' END,
+            pgembed._same_key(e, 's', 'v')) ELSE '' END,
         vector);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._search_distances(pgembed.embedding, text) IS
 'SQL: the distance of every vector whose row passes; a row with chunks has as many.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._row_type(e pgembed.embedding)
-RETURNS text
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN (SELECT pgembed._type_name(c.reltype) FROM pg_catalog.pg_class AS c WHERE c.oid = e.source);
-END;
-$$;
-COMMENT ON FUNCTION pgembed._row_type(pgembed.embedding) IS
-'The qualified, quoted name of the type of the source''s rows.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._nearest_statement(e pgembed.embedding, condition text, indexed boolean)
@@ -124,27 +112,24 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    keys text := pgembed._key_aliases(e, 'd');
-    places text := 'd.pgembed_row, d.pgembed_table, ' || keys;
+    keys text := pgembed._column_list(e.key_columns, 'd');
     distances text := pgembed._search_distances(e, condition);
     -- Adding 0 keeps the value and hides the distance from the vector index.
     distance text := CASE WHEN indexed THEN 'd.pgembed_distance'
         ELSE '(d.pgembed_distance OPERATOR(pg_catalog.+) 0::pg_catalog.float8)' END;
 BEGIN
     IF e.target = e.source THEN
-        RETURN format('SELECT %s, %s AS pgembed_distance FROM (%s) AS d '
-            'ORDER BY pgembed_distance%s', places, distance, distances,
-            CASE WHEN indexed THEN ' LIMIT $2 OPERATOR(pg_catalog.*) 2'
-                ELSE format(', %s LIMIT $2', keys) END);
+        RETURN format('SELECT %s, d.pgembed_distance FROM (%s) AS d '
+            'ORDER BY d.pgembed_distance LIMIT $2 OPERATOR(pg_catalog.*) 2', keys, distances);
     ELSIF indexed THEN
         distances := format('SELECT * FROM (%s) AS d ORDER BY d.pgembed_distance LIMIT $4', distances);
     END IF;
     RETURN format('SELECT %1$s, pg_catalog.min(%2$s) AS pgembed_distance FROM (%3$s) AS d '
-        'GROUP BY %1$s ORDER BY pgembed_distance, %4$s LIMIT $2', places, distance, distances, keys);
+        'GROUP BY %1$s ORDER BY pgembed_distance, %1$s LIMIT $2', keys, distance, distances);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._nearest_statement(pgembed.embedding, text, boolean) IS
-'SQL: the places of the k nearest rows, in an order that the vector index serves, or cannot serve. A row with chunks is as near as its nearest chunk.';
+'SQL: the keys of the nearest rows, in an order that the vector index serves, or, where the vectors are in a table of chunks, cannot serve. A row with chunks is as near as its nearest chunk.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._index_condition(e pgembed.embedding, nearer float8)
@@ -173,24 +158,44 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    table_name text := (
-        SELECT quote_ident(c.relname) FROM pg_catalog.pg_class AS c WHERE c.oid = e.source);
+    table_name text := pgembed._table_name(e.source);
     vector text := format('%s.%I', table_name, e.target_column);
-    column_list text := (
-        SELECT string_agg(format('%s.%I AS pgembed_key_%s', table_name, k.name, k.ordinal), ', ' ORDER BY k.ordinal)
-        FROM unnest(e.key_columns) WITH ORDINALITY AS k (name, ordinal));
 BEGIN
     RETURN format('WITH q AS MATERIALIZED (SELECT (%s.*)::%s AS pgembed_item, %s, %s AS pgembed_distance '
         'FROM %s WHERE %s AND %s IS NOT NULL ORDER BY pgembed_distance LIMIT ($2 OPERATOR(pg_catalog.*) 2)) '
         'SELECT q.pgembed_item, q.pgembed_distance FROM q '
         'WHERE q.pgembed_distance OPERATOR(pg_catalog.<>) ''NaN''::pg_catalog.float8%s '
         'ORDER BY q.pgembed_distance, %s LIMIT $2',
-        table_name, pgembed._row_type(e), column_list, pgembed._distance_expression(e, vector),
-        e.source, condition, vector, pgembed._index_condition(e, nearer), pgembed._key_aliases(e, 'q'));
+        table_name, e.source, pgembed._column_list(e.key_columns, table_name),
+        pgembed._distance_expression(e, vector), e.source, condition, vector,
+        pgembed._index_condition(e, nearer), pgembed._column_list(e.key_columns, 'q'));
 END;
 $$;
 COMMENT ON FUNCTION pgembed._indexed_statement(pgembed.embedding, text, float8) IS
 'SQL: a search through an index on the source itself, which is named only once: with many indexes, planning is what such a search costs.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._exact_statement(e pgembed.embedding, condition text)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    table_name text := pgembed._table_name(e.source);
+    vector text := format('%s.%I', table_name, e.target_column);
+    keys text := pgembed._column_list(e.key_columns, 'q');
+BEGIN
+    RETURN format('SELECT (SELECT (t.*)::%1$s FROM %1$s AS t WHERE %2$s), q.pgembed_distance '
+        'FROM (SELECT %3$s, (%4$s OPERATOR(pg_catalog.+) 0::pg_catalog.float8) AS pgembed_distance '
+        'FROM %1$s WHERE %5$s AND %6$s IS NOT NULL ORDER BY pgembed_distance, %3$s LIMIT $2) AS q '
+        'WHERE q.pgembed_distance OPERATOR(pg_catalog.<>) ''NaN''::pg_catalog.float8 '
+        'ORDER BY q.pgembed_distance, %7$s',
+        e.source, pgembed._same_key(e, 't', 'q'), pgembed._column_list(e.key_columns, table_name),
+        pgembed._distance_expression(e, vector), condition, vector, keys);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._exact_statement(pgembed.embedding, text) IS
+'SQL: an exact search of vectors in the source itself. Adding 0 keeps the distance and hides it from the vector index. What is compared needs only the filter''s columns, the key and the vector, which a covering index has; whole rows are fetched once they are chosen.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._search_statement(
@@ -200,22 +205,20 @@ RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    row_type text := pgembed._row_type(e);
 BEGIN
-    IF indexed AND e.target = e.source THEN
-        RETURN pgembed._indexed_statement(e, condition, nearer);
+    IF e.target = e.source THEN
+        RETURN CASE WHEN indexed THEN pgembed._indexed_statement(e, condition, nearer)
+            ELSE pgembed._exact_statement(e, condition) END;
     END IF;
     RETURN format('WITH q AS MATERIALIZED (%s) '
-        'SELECT (t.*)::%s, q.pgembed_distance FROM q INNER JOIN %s AS t '
-        'ON t.ctid OPERATOR(pg_catalog.=) q.pgembed_row '
-        'AND t.tableoid OPERATOR(pg_catalog.=) q.pgembed_table '
+        'SELECT (t.*)::%s, q.pgembed_distance FROM q INNER JOIN %s AS t ON %s '
         'WHERE q.pgembed_distance OPERATOR(pg_catalog.<>) ''NaN''::pg_catalog.float8%s '
         'ORDER BY q.pgembed_distance, %s LIMIT $2',
-        pgembed._nearest_statement(e, condition, indexed), row_type, e.source,
+        pgembed._nearest_statement(e, condition, indexed), e.source, e.source,
+        pgembed._same_key(e, 't', 'q'),
         CASE WHEN indexed THEN pgembed._index_condition(e, nearer) ELSE '' END,
-        pgembed._key_aliases(e, 'q'));
+        pgembed._column_list(e.key_columns, 'q'));
 END;
 $$;
 COMMENT ON FUNCTION pgembed._search_statement(pgembed.embedding, text, boolean, float8) IS
-'SQL: the k nearest rows and their distances. Through an index: all k of them or none, so that nobody takes a short or a wrong answer for the whole one. Rows are fetched by their place once they are chosen; a zero vector, which is at no cosine distance from anything, is not returned.';
+'SQL: the k nearest rows and their distances. Through an index: all k of them or none, so that nobody takes a short or a wrong answer for the whole one. Whole rows are fetched once they are chosen; a zero vector, which is at no cosine distance from anything, is not returned.';

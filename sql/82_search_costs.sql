@@ -69,7 +69,9 @@ BEGIN
     -- reason to compile the statement.
     settings := jsonb_build_object('enable_sort', 'off', 'jit', 'off');
     IF method = 'hnsw' THEN
-        effort := greatest(16 * sqrt(k / greatest(1 - recall, 0.0001)) * scale, 2 * k, 1.5 * wanted);
+        -- Where every row of the index passes, the way to the nearest is never barred.
+        effort := greatest(CASE WHEN share < 1 THEN 16 ELSE 12 END
+            * sqrt(k / greatest(1 - recall, 0.0001)) * scale, 2 * k, 1.5 * wanted);
         settings := settings || jsonb_build_object(
             'hnsw.iterative_scan', 'relaxed_order',
             'hnsw.ef_search', ceil(least(effort, 1000))::text,
@@ -107,10 +109,10 @@ BEGIN
     END IF;
     -- Always the same places, spread by the golden ratio: they stay in memory.
     places := ARRAY(
-        SELECT ('(' || floor(size.pages * (i * 0.6180339887498949::float8 - floor(i * 0.6180339887498949::float8)))
+        SELECT ('(' || floor(size.pages * (i * 0.6180339887498949::float8 - floor(i * 0.6180339887498949::float8)))::bigint
             || ',' || 1 + i % per_page || ')')::tid
-        FROM generate_series(1, 512) AS i);
-    share := 512 / size.rows;
+        FROM generate_series(1, 256) AS i);
+    share := 256 / size.rows;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._sentinels(regclass) IS

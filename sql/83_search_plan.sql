@@ -19,25 +19,69 @@ COMMENT ON FUNCTION pgembed._estimate(text, @extschema:vector@.vector, integer, 
 'The plan of an EXPLAIN (FORMAT JSON), made under the caller''s search_path, as the search will be.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._estimated(plan json, OUT rows float8, OUT cost float8)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    plan := plan #> '{0,Plan}';
+    rows := (plan ->> 'Plan Rows')::float8;
+    cost := CASE plan ->> 'Node Type' WHEN 'Index Only Scan' THEN 0 ELSE (plan ->> 'Total Cost')::float8 END;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._estimated(json) IS
+'How many rows a plan expects, and what finding them costs in the planner''s units: nothing when a covering index has both the filter''s columns and the vectors, side by side.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._usable_index(
-    e pgembed.embedding, plan json,
+    e pgembed.embedding, named text[],
+    OUT index regclass, OUT method text, OUT lists integer, OUT rows float8, OUT partial boolean
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT i.index, i.method, i.lists, i.rows, i.partial INTO index, method, lists, rows, partial
+    FROM pgembed._vector_indexes(e, named) AS i
+    LIMIT 1;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._usable_index(pgembed.embedding, text[]) IS
+'The vector index to read: one of those named, or, with no names, the one over all rows.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._advised_name(e pgembed.embedding, condition text, arguments text[])
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN format('pgembed_%s_%s', e.id, left(md5(concat_ws(E'\n', e.storage, e.distance, condition, arguments)), 12));
+END;
+$$;
+COMMENT ON FUNCTION pgembed._advised_name(pgembed.embedding, text, text[]) IS
+'The name of the partial index for a filter, which is given as it is compiled: all ways to write it down have the same.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._advised_index(
+    e pgembed.embedding, condition text, arguments text[],
     OUT index regclass, OUT method text, OUT lists integer, OUT rows float8, OUT partial boolean
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    named text[] := CASE WHEN plan IS NULL THEN '{}' ELSE ARRAY(
-        SELECT p #>> '{}' FROM jsonb_path_query(plan::jsonb, '$.**."Index Name"') AS p) END;
+    name text := pgembed._advised_name(e, condition, arguments);
 BEGIN
-    SELECT i.index, i.method, i.lists, i.rows, i.partial INTO index, method, lists, rows, partial
-    FROM pgembed._vector_indexes(e, named) AS i
-    WHERE plan IS NULL OR named <> '{}'
-    LIMIT 1;
+    SELECT c.oid, 'hnsw', 0, c.reltuples, true INTO index, method, lists, rows, partial
+    FROM pg_catalog.pg_class AS c
+    INNER JOIN pg_catalog.pg_index AS i ON i.indexrelid = c.oid
+    WHERE c.relname = name AND i.indrelid = e.target AND i.indisvalid
+        AND i.indpred IS NOT NULL AND c.reltuples > 0;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._usable_index(pgembed.embedding, json) IS
-'The vector index to read: the one over all rows, or the one that PostgreSQL chose in a plan.';
+COMMENT ON FUNCTION pgembed._advised_index(pgembed.embedding, text, text[]) IS
+'The partial index that was created on advice for this very filter; it tells how many rows pass, and saves the planner''s estimate.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._has_partial_index(e pgembed.embedding)
@@ -57,30 +101,35 @@ COMMENT ON FUNCTION pgembed._has_partial_index(pgembed.embedding) IS
 'Whether there are vector indexes on some of the rows.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._partial_estimate(e pgembed.embedding, plan json)
-RETURNS json
+CREATE OR REPLACE FUNCTION pgembed._planned_index(
+    e pgembed.embedding, plan json,
+    OUT index regclass, OUT method text, OUT lists integer, OUT rows float8, OUT partial boolean,
+    OUT passing float8
+)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    node json := plan #> '{0,Plan,Plans,0}';
+    scan json := plan #> '{0,Plan,Plans,0}';
+    name text := scan ->> 'Index Name';
+    names text[] := CASE WHEN name IS NOT NULL THEN ARRAY[name] ELSE ARRAY(
+        SELECT p #>> '{}' FROM jsonb_path_query(plan::jsonb, '$.**."Index Name"') AS p) END;
 BEGIN
-    IF EXISTS (
-        SELECT FROM pg_catalog.pg_index AS i
-        INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-        WHERE i.indrelid = e.target AND i.indpred IS NOT NULL AND c.relname = node ->> 'Index Name')
-    THEN
-        RETURN json_build_array(json_build_object('Plan', json_build_object('Plan Rows', node -> 'Plan Rows')));
+    IF names <> '{}' THEN
+        SELECT i.index, i.method, i.lists, i.rows, i.partial INTO index, method, lists, rows, partial
+        FROM pgembed._usable_index(e, names) AS i;
+        passing := CASE WHEN partial AND name IS NOT NULL THEN (scan ->> 'Plan Rows')::float8 END;
     END IF;
-    RETURN NULL;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._partial_estimate(pgembed.embedding, json) IS
-'How many rows pass, from a plan that reads a partial index: it saves the EXPLAIN of the exact search. NULL for any other plan.';
+COMMENT ON FUNCTION pgembed._planned_index(pgembed.embedding, json) IS
+'The vector index that PostgreSQL chose in a plan. passing: how many rows pass, told when that index is partial, which saves the EXPLAIN of the exact search.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._search_strategy(
-    e pgembed.embedding, mode text, k integer, recall float8, probed json, indexed json,
+    e pgembed.embedding, mode text, k integer, recall float8,
+    passing_rows float8, planner_cost float8,
+    usable regclass, method text, lists integer, index_rows float8, partial boolean,
     OUT strategy text, OUT reason text, OUT index regclass, OUT settings jsonb,
     OUT estimated_rows float8, OUT exact_us float8, OUT index_us float8,
     OUT sentinels tid[], OUT nearer float8
@@ -91,51 +140,48 @@ AS $$
 DECLARE
     size record := pgembed._table_size(e.source);
     vectors record := size;
-    i record;
     s record;
     passing float8;
     wanted integer := k * CASE WHEN e.target = e.source THEN 1 ELSE 8 END;
 BEGIN
-    estimated_rows := coalesce((probed #>> '{0,Plan,Plan Rows}')::float8, size.rows);
+    estimated_rows := coalesce(passing_rows, size.rows);
     IF e.target <> e.source THEN
         vectors := pgembed._table_size(e.target);
     END IF;
     exact_us := pgembed._exact_cost(e,
-        coalesce(pgembed._pages_read((probed #>> '{0,Plan,Total Cost}')::float8, size.pages),
-            least(size.pages, estimated_rows)),
+        coalesce(pgembed._pages_read(planner_cost, size.pages), least(size.pages, estimated_rows)),
         estimated_rows * vectors.rows / greatest(size.rows, 1));
     strategy := 'exact';
     settings := '{}';
-    i := pgembed._usable_index(e, indexed);
-    i.rows := coalesce(nullif(i.rows, 0), vectors.rows);
+    index_rows := coalesce(nullif(index_rows, 0), vectors.rows);
     IF mode = 'exact' THEN
         reason := 'asked for';
     ELSIF mode = 'auto' AND recall >= 1 THEN
         reason := 'a recall of 1 was asked for';
-    ELSIF i.index IS NULL THEN
+    ELSIF usable IS NULL THEN
         reason := 'no valid index on the vectors serves this distance and this filter';
     ELSE
-        passing := least(1, estimated_rows / greatest(size.rows * i.rows / greatest(vectors.rows, 1), 1));
-        s := pgembed._index_settings(e, i.method, i.lists, i.rows, wanted, recall, passing);
+        passing := least(1, estimated_rows / greatest(size.rows * index_rows / greatest(vectors.rows, 1), 1));
+        s := pgembed._index_settings(e, method, lists, index_rows, wanted, recall, passing);
         -- A filter may be at odds with the query: then the exact search comes on top.
-        index_us := s.cost + CASE WHEN probed IS NULL THEN 0 ELSE 0.2 * exact_us END;
+        index_us := s.cost + CASE WHEN passing_rows IS NULL THEN 0 ELSE 0.2 * exact_us END;
         IF mode = 'index' OR index_us < exact_us THEN
             strategy := 'index';
-            index := i.index;
+            index := usable;
             settings := s.settings;
-            IF i.method = 'hnsw' AND NOT i.partial THEN
+            IF method = 'hnsw' AND NOT partial THEN
                 SELECT g.places, 3 + g.share * wanted / passing INTO sentinels, nearer
                 FROM pgembed._sentinels(e.target) AS g WHERE g.share > 0;
             END IF;
         END IF;
         reason := CASE mode WHEN 'index' THEN 'asked for'
             ELSE format('about %s of %s rows pass: %s µs exactly, %s µs through %s',
-                round(estimated_rows), round(size.rows), round(exact_us), round(index_us), i.index) END;
+                round(estimated_rows), round(size.rows), round(exact_us), round(index_us), usable) END;
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._search_strategy(pgembed.embedding, text, integer, float8, json, json) IS
-'Exact or index, and why; with the index come the settings under which it is read.';
+COMMENT ON FUNCTION pgembed._search_strategy(pgembed.embedding, text, integer, float8, float8, float8, regclass, text, integer, float8, boolean) IS
+'Exact or index, and why; with the index come the settings under which it is read. passing_rows: of the source, NULL for all; planner_cost: of finding them; usable to partial: the index that there is.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._plan_search(
@@ -150,9 +196,10 @@ AS $$
 DECLARE
     e pgembed.embedding := pgembed._search_embedding(pgembed._source_relation(source), embedding);
     c pg_catalog.record;
-    probed pg_catalog.json;
-    indexed pg_catalog.json;
-    nearer pg_catalog.float8;
+    i pg_catalog.record;
+    s pg_catalog.record;
+    passing_rows pg_catalog.float8;
+    planner_cost pg_catalog.float8;
 BEGIN
     PERFORM pgembed._check_arguments(k, predicate, mode, recall);
     PERFORM pgembed._check_query(e, query);
@@ -164,20 +211,34 @@ BEGIN
     IF predicate IS NOT NULL THEN
         PERFORM pgembed._estimate(c.probe_predicate, query, k, arguments);
     END IF;
-    IF pgembed._has_partial_index(e) THEN
+    i := pgembed._advised_index(e, condition, arguments);
+    IF i.index IS NOT NULL THEN
+        passing_rows := i.rows;
+    ELSIF c.probe IS NOT NULL AND pgembed._has_partial_index(e) THEN
         settings := pgembed._apply_settings('{"enable_sort": "off"}');
-        indexed := pgembed._estimate(pg_catalog.concat('EXPLAIN (FORMAT JSON) ',
-            pgembed._nearest_statement(e, condition, true)), query, k, arguments);
+        i := pgembed._planned_index(e, pgembed._estimate(pg_catalog.concat('EXPLAIN (FORMAT JSON) ',
+            pgembed._nearest_statement(e, condition, true)), query, k, arguments));
         PERFORM pgembed._apply_settings(settings);
-        probed := pgembed._partial_estimate(e, indexed);
+        passing_rows := i.passing;
+    ELSE
+        i := pgembed._usable_index(e, '{}');
     END IF;
-    IF probed IS NULL AND c.probe IS NOT NULL THEN
-        probed := pgembed._estimate(c.probe, query, k, arguments);
+    IF passing_rows IS NULL AND c.probe IS NOT NULL THEN
+        s := pgembed._estimated(pgembed._estimate(c.probe, query, k, arguments));
+        passing_rows := s.rows;
+        planner_cost := s.cost;
     END IF;
-    SELECT s.* INTO strategy, reason, index, settings, estimated_rows, exact_us, index_us,
-        sentinels, nearer
-    FROM pgembed._search_strategy(e, mode, k, recall, probed, indexed) AS s;
-    statement := pgembed._search_statement(e, condition, index IS NOT NULL, nearer);
+    s := pgembed._search_strategy(e, mode, k, recall, passing_rows, planner_cost,
+        i.index, i.method, i.lists, i.rows, i.partial);
+    strategy := s.strategy;
+    reason := s.reason;
+    index := s.index;
+    settings := s.settings;
+    estimated_rows := s.estimated_rows;
+    exact_us := s.exact_us;
+    index_us := s.index_us;
+    sentinels := s.sentinels;
+    statement := pgembed._search_statement(e, condition, index IS NOT NULL, s.nearer);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._plan_search(regtype, @extschema:vector@.vector, integer, jsonb, text, text, text, float8) IS

@@ -72,8 +72,7 @@ AS $$
 DECLARE
     e pgembed.embedding := pgembed._find_embedding(embedding);
     statement text := format('SELECT array_agg(s.distance ORDER BY s.distance) FROM pgembed.search('
-        'NULL::%s, $1, $2, filter => $3, embedding => $4, mode => $5, recall => $6) AS s',
-        (SELECT pgembed._type_name(c.reltype) FROM pg_catalog.pg_class AS c WHERE c.oid = e.source));
+        'NULL::%s, $1, $2, filter => $3, embedding => $4, mode => $5, recall => $6) AS s', e.source);
     query @extschema:vector@.vector;
     given jsonb;
     one jsonb;

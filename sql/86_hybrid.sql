@@ -22,8 +22,7 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    table_name text := (
-        SELECT quote_ident(c.relname) FROM pg_catalog.pg_class AS c WHERE c.oid = e.source);
+    table_name text := pgembed._table_name(e.source);
     vectors text[] := ARRAY(
         SELECT a.attname::text FROM pg_catalog.pg_attribute AS a
         WHERE a.attrelid = e.source AND a.attnum > 0 AND NOT a.attisdropped
@@ -65,11 +64,11 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    keys text := pgembed._key_aliases(e, 'm');
+    keys text := pgembed._column_list(e.key_columns, 'm');
 BEGIN
     -- The inverse document frequency of each word, over the rows that pass, times how
     -- often the row says it (with diminishing returns), for the row's length.
-    RETURN format('SELECT m.pgembed_row, m.pgembed_table, %1$s, pg_catalog.sum(m.tf OPERATOR(pg_catalog.*) '
+    RETURN format('SELECT %1$s, pg_catalog.sum(m.tf OPERATOR(pg_catalog.*) '
         'pg_catalog.ln(1::pg_catalog.float8 OPERATOR(pg_catalog.+) ((GREATEST($14, m.df) '
         'OPERATOR(pg_catalog.-) m.df OPERATOR(pg_catalog.+) 0.5::pg_catalog.float8) OPERATOR(pg_catalog./) '
         '(m.df OPERATOR(pg_catalog.+) 0.5::pg_catalog.float8)))) AS pgembed_score '
@@ -77,12 +76,12 @@ BEGIN
         '(pg_catalog.count(*) OVER (PARTITION BY l.term))::pg_catalog.float8 AS df '
         'FROM pgembed._lexemes($6, $5) AS l INNER JOIN (%2$s%3$s) AS s '
         'ON s.pgembed_document OPERATOR(pg_catalog.@@) l.term) AS m '
-        'GROUP BY m.pgembed_row, m.pgembed_table, %1$s ORDER BY pgembed_score DESC, %1$s LIMIT $2',
+        'GROUP BY %1$s ORDER BY pgembed_score DESC, %1$s LIMIT $2',
         keys, pgembed._search_rows(e, condition, document), CASE WHEN document LIKE 'pg_catalog.to_tsvector(%' THEN ' OFFSET 0' ELSE '' END);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._words_statement(pgembed.embedding, text, text) IS
-'SQL: the places of the rows that say the query''s words, best first; any word will do, rare ones count more.';
+'SQL: the keys of the rows that say the query''s words, best first; any word will do, rare ones count more.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._trigrams_statement(e pgembed.embedding, condition text, document text)
@@ -101,15 +100,15 @@ BEGIN
             USING ERRCODE = 'undefined_object',
             HINT = 'Create it: CREATE EXTENSION pg_trgm; or search with lexical => ''fulltext''.';
     END IF;
-    RETURN format('SELECT m.pgembed_row, m.pgembed_table, %1$s, '
+    RETURN format('SELECT %1$s, '
         '%3$s.word_similarity($5, m.pgembed_document)::pg_catalog.float8 AS pgembed_score '
         'FROM (SELECT s.* FROM (%2$s) AS s WHERE $5 OPERATOR(%3$s.<%%) s.pgembed_document) AS m '
         'ORDER BY pgembed_score DESC, %1$s LIMIT $2',
-        pgembed._key_aliases(e, 'm'), pgembed._search_rows(e, condition, document), home);
+        pgembed._column_list(e.key_columns, 'm'), pgembed._search_rows(e, condition, document), home);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._trigrams_statement(pgembed.embedding, text, text) IS
-'SQL: the places of the rows of which a part is spelt like the query, by pg_trgm''s word similarity, most similar first.';
+'SQL: the keys of the rows of which a part is spelt like the query, by pg_trgm''s word similarity, most similar first.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._hybrid_statement(
@@ -121,8 +120,6 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     document text := pgembed._words_document(e, words, lexical);
-    row_type text := (
-        SELECT pgembed._type_name(c.reltype) FROM pg_catalog.pg_class AS c WHERE c.oid = e.source);
     keys text := (
         SELECT string_agg(format('(u.item).%I', k), ', ' ORDER BY o)
         FROM unnest(e.key_columns) WITH ORDINALITY AS n (k, o));
@@ -140,13 +137,12 @@ BEGIN
         'UNION ALL SELECT (t.*)::%2$s, $12, '
         'pg_catalog.row_number() OVER (ORDER BY w.pgembed_score DESC, %5$s), w.pgembed_score, '
         '0::pg_catalog.float8, pg_catalog.max(w.pgembed_score) OVER () '
-        'FROM w INNER JOIN %3$s AS t ON t.ctid OPERATOR(pg_catalog.=) w.pgembed_row '
-        'AND t.tableoid OPERATOR(pg_catalog.=) w.pgembed_table) '
+        'FROM w INNER JOIN %2$s AS t ON %3$s) '
         'SELECT (pg_catalog.array_agg(u.item))[1], pg_catalog.sum(%6$s)::pg_catalog.float8 AS score '
         'FROM u GROUP BY %4$s ORDER BY score DESC, %4$s LIMIT $4',
         CASE lexical WHEN 'trigram' THEN pgembed._trigrams_statement(e, condition, document)
             ELSE pgembed._words_statement(e, condition, document) END,
-        row_type, e.source, keys, pgembed._key_aliases(e, 'w'), score);
+        e.source, pgembed._same_key(e, 't', 'w'), keys, pgembed._column_list(e.key_columns, 'w'), score);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._hybrid_statement(pgembed.embedding, text, text, text, text) IS

@@ -30,9 +30,11 @@ LANGUAGE plpgsql VOLATILE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    share text := pgembed._setting('record_filters', '0');
+    share text := coalesce(nullif(current_setting('pgembed.record_filters', true), ''), '0');
 BEGIN
-    IF share !~ '^\s*(0?\.\d+|[01](\.\d*)?)\s*$' OR share::float8 > 1 THEN
+    IF share = '0' THEN
+        RETURN false;
+    ELSIF share !~ '^\s*(0?\.\d+|[01](\.\d*)?)\s*$' OR share::float8 > 1 THEN
         RAISE EXCEPTION 'the setting pgembed.record_filters is %, but must be from 0 to 1', quote_literal(share)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'It is the share of the searches whose filters are recorded: 0.01, or 0 for none.';

@@ -1,4 +1,5 @@
--- Advice: which partial vector indexes would make a workload faster, for their size.
+-- Advice: which indexes would make a workload faster, for their size: partial vector
+-- indexes for filters that recur, covering indexes for columns that many filters name.
 -- Greedy by benefit per byte over the filters seen and their parts, after SIEVE
 -- (PVLDB 18(11)); costs are those of the planner.
 
@@ -50,8 +51,9 @@ COMMENT ON FUNCTION pgembed._advice_candidates(jsonb[]) IS
 'What an index could be limited to: what each filter says about all its columns, and about each.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._filter_estimate(e pgembed.embedding, filter jsonb)
-RETURNS json
+CREATE OR REPLACE FUNCTION pgembed._filter_estimate(
+    e pgembed.embedding, filter jsonb, OUT rows float8, OUT cost float8
+)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -59,14 +61,14 @@ DECLARE
     c record;
 BEGIN
     c := pgembed._search_condition(e, filter, NULL);
-    RETURN pgembed._estimate(c.probe, NULL, 1, c.arguments);
+    SELECT p.rows, p.cost INTO rows, cost
+    FROM pgembed._estimated(pgembed._estimate(c.probe, NULL, 1, c.arguments)) AS p;
 EXCEPTION
-    WHEN invalid_parameter_value OR undefined_column THEN
-        RETURN NULL;
+    WHEN invalid_parameter_value OR undefined_column THEN NULL;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._filter_estimate(pgembed.embedding, jsonb) IS
-'PostgreSQL''s plan for the rows that pass a filter; NULL for a filter that the table no longer understands.';
+'How many rows pass a filter and the cost of finding them, as PostgreSQL plans it; NULL for a filter that the table no longer understands.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._index_row_bytes(e pgembed.embedding)
@@ -95,19 +97,21 @@ BEGIN
     RETURN QUERY
     SELECT w.filter, w.searches::float8, s.estimated_rows, least(s.exact_us, coalesce(s.index_us, s.exact_us))
     FROM pgembed._workload_filters(e, workload) AS w
-    CROSS JOIN LATERAL pgembed._filter_estimate(e, w.filter) AS p (plan)
-    CROSS JOIN LATERAL pgembed._search_strategy(e, 'auto', k, recall, p.plan, NULL) AS s
-    WHERE p.plan IS NOT NULL;
+    CROSS JOIN LATERAL pgembed._filter_estimate(e, w.filter) AS p
+    LEFT JOIN pgembed._usable_index(e, '{}') AS i ON true
+    CROSS JOIN LATERAL pgembed._search_strategy(
+        e, 'auto', k, recall, p.rows, p.cost, i.index, i.method, i.lists, i.rows, i.partial) AS s
+    WHERE p.rows IS NOT NULL;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._advice_filters(pgembed.embedding, regclass, integer, float8) IS
 'The filters of a workload, how many rows pass each and what a search costs without partial indexes, in microseconds.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._advice_savings(
+CREATE OR REPLACE FUNCTION pgembed._partial_savings(
     e pgembed.embedding, workload regclass, k integer, recall float8
 )
-RETURNS TABLE (candidate jsonb, rows float8, filter jsonb, weight float8, us float8, indexed_us float8)
+RETURNS TABLE (candidate jsonb, rows float8, filter jsonb, weight float8, indexed_us float8)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -117,30 +121,132 @@ BEGIN
     WITH f AS MATERIALIZED (
         SELECT a.* FROM pgembed._advice_filters(e, workload, k, recall) AS a
     ), c AS MATERIALIZED (
-        SELECT n.filter, (p.plan #>> '{0,Plan,Plan Rows}')::float8 AS rows
+        SELECT n.filter, p.rows
         FROM pgembed._advice_candidates((SELECT array_agg(f.filter) FROM f)) AS n
-        CROSS JOIN LATERAL pgembed._filter_estimate(e, n.filter) AS p (plan)
+        CROSS JOIN LATERAL pgembed._filter_estimate(e, n.filter) AS p
         -- For fewer rows an index on the columns does as well.
-        WHERE (p.plan #>> '{0,Plan,Plan Rows}')::float8 >= 20 * k
+        WHERE p.rows >= 20 * k
     )
-    SELECT c.filter, c.rows, f.filter, f.weight, f.us, s.cost
+    SELECT c.filter, c.rows, f.filter, f.weight, s.cost
     FROM c INNER JOIN f ON pgembed._filter_implies(f.filter, c.filter)
     CROSS JOIN LATERAL pgembed._index_settings(
         e, 'hnsw', 0, c.rows, k, recall, least(1, f.rows / greatest(c.rows, 1))) AS s
     WHERE s.cost < f.us;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._advice_savings(pgembed.embedding, regclass, integer, float8) IS
-'For each candidate of a partial index the filters that it makes cheaper: from how many microseconds to how many.';
+COMMENT ON FUNCTION pgembed._partial_savings(pgembed.embedding, regclass, integer, float8) IS
+'For each candidate of a partial index the filters that it makes cheaper, and how many microseconds a search then costs.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._advised_name(e pgembed.embedding, filter jsonb)
-RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
+CREATE OR REPLACE FUNCTION pgembed._advice_savings(
+    e pgembed.embedding, workload regclass, k integer, recall float8
+)
+RETURNS TABLE (
+    kind text, candidate jsonb, rows float8, bytes float8, filter jsonb, weight float8, indexed_us float8
+)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-RETURN format('pgembed_%s_%s', (e).id, left(md5(filter::text), 12));
-COMMENT ON FUNCTION pgembed._advised_name(pgembed.embedding, jsonb) IS
-'The name of the partial index for a filter.';
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT 'partial', s.candidate, s.rows, s.rows * pgembed._index_row_bytes(e), s.filter, s.weight, s.indexed_us
+    FROM pgembed._partial_savings(e, workload, k, recall) AS s
+    UNION ALL
+    SELECT 'covering', to_jsonb(s.candidate), s.rows, s.rows * pgembed._covering_row_bytes(e, s.candidate),
+        s.filter, s.weight, s.indexed_us
+    FROM pgembed._covering_savings(e, workload, k, recall) AS s;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._advice_savings(pgembed.embedding, regclass, integer, float8) IS
+'What each candidate of an index would make of the searches under each filter: a partial one, named by its filter, or a covering one, named by its columns.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._advised_statement(e pgembed.embedding, index_name text, filter jsonb, columns text[])
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    key_list text := (
+        SELECT string_agg(format('%I', c.name), ', ' ORDER BY c.ordinal)
+        FROM unnest(columns) WITH ORDINALITY AS c (name, ordinal));
+    included text := (
+        SELECT string_agg(format('%I', c.name), ', ' ORDER BY c.ordinal)
+        FROM unnest(e.key_columns || e.target_column) WITH ORDINALITY AS c (name, ordinal)
+        WHERE c.name <> ALL (columns));
+BEGIN
+    IF columns IS NOT NULL THEN
+        RETURN format('CREATE INDEX CONCURRENTLY %I ON %s (%s) INCLUDE (%s)', index_name, e.target, key_list, included);
+    END IF;
+    RETURN format('CREATE INDEX CONCURRENTLY %I ON %s USING hnsw (%I @extschema:vector@.%s) WHERE %s',
+        index_name, e.target, e.target_column, pgembed._operator_class(e.storage, e.distance),
+        pgembed._filter_literal(e.source, filter));
+END;
+$$;
+COMMENT ON FUNCTION pgembed._advised_statement(pgembed.embedding, text, jsonb, text[]) IS
+'SQL: the partial vector index for a filter, or the covering index on some columns.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._advice_best(
+    savings jsonb, costs jsonb, budget float8, too_little float8, kinds text[], by_size boolean
+)
+RETURNS TABLE (
+    kind text, candidate jsonb, rows float8, bytes float8, weight float8, gain float8, costs_then jsonb
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE ROWS 1
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT c.* FROM (
+        SELECT s.kind, s.candidate, max(s.rows) AS rows, max(s.bytes) AS bytes, sum(s.weight) AS weight,
+            -- What was seen once may not come again; columns stay.
+            sum(s.weight * ((costs ->> s.filter::text)::float8 - s.indexed_us))
+                * CASE s.kind WHEN 'partial' THEN 1 - 1 / (1 + sum(s.weight)) ELSE 1 END AS gain,
+            costs || jsonb_object_agg(s.filter::text, s.indexed_us)
+        FROM jsonb_to_recordset(savings) AS s (
+            kind text, candidate jsonb, rows float8, bytes float8, filter jsonb, weight float8, indexed_us float8)
+        WHERE s.indexed_us < (costs ->> s.filter::text)::float8 AND s.bytes <= budget AND s.kind = ANY (kinds)
+        GROUP BY s.kind, s.candidate) AS c
+    WHERE c.gain > too_little
+    ORDER BY CASE WHEN by_size THEN c.gain / (c.bytes + 10000) ELSE c.gain END DESC, c.kind, c.candidate
+    LIMIT 1;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._advice_best(jsonb, jsonb, float8, float8, text[], boolean) IS
+'Of the candidates that fit the budget the one that gains most, for its size or at all: by how many microseconds times searches, and what each filter costs then.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._advice_greedy(savings jsonb, costs jsonb, budget float8, too_little float8, first text[])
+RETURNS TABLE (kind text, candidate jsonb, rows float8, bytes float8, weight float8, gain float8)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    chosen record;
+BEGIN
+    LOOP
+        SELECT b.* INTO chosen FROM pgembed._advice_best(
+            savings, costs, budget, too_little, coalesce(first, ARRAY['partial', 'covering']), first IS NULL) AS b;
+        EXIT WHEN chosen.candidate IS NULL;
+        kind := chosen.kind;
+        candidate := chosen.candidate;
+        rows := chosen.rows;
+        bytes := chosen.bytes;
+        weight := chosen.weight;
+        gain := chosen.gain;
+        RETURN NEXT;
+        costs := chosen.costs_then;
+        budget := budget - bytes;
+        first := NULL;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._advice_greedy(jsonb, jsonb, float8, float8, text[]) IS
+'Candidates one after the other, each the one that gains most for its size beside those before it; the first, when its kinds are given, the one that gains most of all: small indexes may leave no room for a big one that does what they all do.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.advise(
@@ -151,7 +257,7 @@ CREATE OR REPLACE FUNCTION pgembed.advise(
     recall float8 DEFAULT 0.99
 )
 RETURNS TABLE (
-    index_name text, filter jsonb, searches float8, rows bigint, bytes bigint,
+    index_name text, filter jsonb, columns text[], searches float8, rows bigint, bytes bigint,
     saved_ms float8, speedup float8, present boolean, statement text
 )
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
@@ -160,49 +266,49 @@ AS $$
 #variable_conflict use_column
 DECLARE
     e pgembed.embedding := pgembed._find_embedding(embedding);
-    per_row float8 := pgembed._index_row_bytes(e);
-    budget float8 := coalesce(budget_mb * 1048576, per_row * (pgembed._table_size(e.target)).rows);
+    budget float8 := coalesce(budget_mb * 1048576,
+        pgembed._index_row_bytes(e) * (pgembed._table_size(e.target)).rows);
     savings jsonb := (SELECT jsonb_agg(to_jsonb(s)) FROM pgembed._advice_savings(e, workload, k, recall) AS s);
-    best jsonb := (SELECT jsonb_object_agg(f.filter::text, f.us) FROM pgembed._advice_filters(e, workload, k, recall) AS f);
     total record;
+    first text[];
     chosen record;
 BEGIN
     PERFORM pgembed._check_advice(e, budget_mb, k, recall);
-    SELECT sum(f.weight) AS searches, sum(f.weight * f.us) AS us, sum(f.weight * f.us) AS left_us INTO total
-    FROM pgembed._advice_filters(e, workload, k, recall) AS f;
+    SELECT sum(f.weight) AS searches, sum(f.weight * f.us) AS us, sum(f.weight * f.us) AS left_us,
+        jsonb_object_agg(f.filter::text, f.us) AS costs
+    INTO total FROM pgembed._advice_filters(e, workload, k, recall) AS f;
+    SELECT w.first INTO first
+    FROM (VALUES (1, NULL::text[]), (2, ARRAY['covering'])) AS w (place, first)
+    CROSS JOIN LATERAL pgembed._advice_greedy(savings, total.costs, budget, 0.002 * total.us, w.first) AS g
+    GROUP BY w.place, w.first ORDER BY sum(g.gain) DESC, w.place LIMIT 1;
+    FOR chosen IN
+        SELECT g.* FROM pgembed._advice_greedy(savings, total.costs, budget, 0.002 * total.us, first) AS g
     LOOP
-        SELECT s.candidate, max(s.rows) AS rows, sum(s.weight) AS weight,
-            sum(s.weight * ((best ->> s.filter::text)::float8 - s.indexed_us)) AS gain,
-            jsonb_object_agg(s.filter::text, s.indexed_us) AS costs
-        INTO chosen
-        FROM jsonb_to_recordset(savings) AS s (
-            candidate jsonb, rows float8, filter jsonb, weight float8, indexed_us float8)
-        WHERE s.indexed_us < (best ->> s.filter::text)::float8 AND s.rows * per_row <= budget
-        GROUP BY s.candidate
-        HAVING sum(s.weight * ((best ->> s.filter::text)::float8 - s.indexed_us)) > 0.002 * total.us
-        ORDER BY sum(s.weight * ((best ->> s.filter::text)::float8 - s.indexed_us)) / max(s.rows + 10) DESC, s.candidate
-        LIMIT 1;
-        EXIT WHEN chosen.candidate IS NULL;
-        best := best || chosen.costs;
-        budget := budget - chosen.rows * per_row;
-        index_name := pgembed._advised_name(e, chosen.candidate);
-        filter := chosen.candidate;
+        IF chosen.kind = 'covering' THEN
+            filter := NULL;
+            columns := ARRAY(SELECT c.name FROM jsonb_array_elements_text(chosen.candidate)
+                WITH ORDINALITY AS c (name, ordinal) ORDER BY c.ordinal);
+            index_name := pgembed._advised_name(e, 'covering', columns);
+        ELSE
+            filter := chosen.candidate;
+            columns := NULL;
+            SELECT pgembed._advised_name(e, c.condition, c.arguments) INTO index_name
+            FROM pgembed._compile_filter(e.source, filter) AS c;
+        END IF;
         searches := chosen.weight / total.searches;
         rows := chosen.rows;
-        bytes := chosen.rows * per_row;
+        bytes := chosen.bytes;
         saved_ms := chosen.gain / total.searches / 1000;
         total.left_us := total.left_us - chosen.gain;
         speedup := total.us / total.left_us;
         present := to_regclass(pgembed._in_schema_of(e.target, index_name)) IS NOT NULL;
-        statement := format('CREATE INDEX CONCURRENTLY %I ON %s USING hnsw (%I @extschema:vector@.%s) WHERE %s',
-            index_name, e.target, e.target_column, pgembed._operator_class(e.storage, e.distance),
-            pgembed._filter_literal(e.source, filter));
+        statement := pgembed._advised_statement(e, index_name, filter, columns);
         RETURN NEXT;
     END LOOP;
 END;
 $$;
 COMMENT ON FUNCTION pgembed.advise(text, float8, regclass, integer, float8) IS
-'Partial HNSW indexes that would make searches faster, for the filters that were recorded (SET pgembed.record_filters = 0.01) or those of a workload table with a column filter: greedily by benefit per byte, within a budget (default: the size of an index over all rows). searches is the share of the searches that an index serves, saved_ms what it saves on average over all, speedup that of the workload with this index and those before it, by the cost model; statement creates it, outside a transaction.';
+'Indexes that would make searches faster, for the filters that were recorded (SET pgembed.record_filters = 0.01) or those of a workload table with a column filter: partial HNSW indexes (filter) and btree indexes on columns of filters that include the vectors (columns), greedily by benefit per byte, within a budget (default: the size of an index over all rows). searches is the share of the searches that an index serves, saved_ms what it saves on average over all, speedup that of the workload with this index and those before it, by the cost model; statement creates it, outside a transaction.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._check_advice(
@@ -237,7 +343,9 @@ COMMENT ON FUNCTION pgembed._check_advice(pgembed.embedding, float8, integer, fl
 
 
 CREATE OR REPLACE FUNCTION pgembed.advised_indexes(embedding text, workload regclass DEFAULT NULL)
-RETURNS TABLE (index_name text, filter jsonb, bytes bigint, scans bigint, searches bigint, valid boolean)
+RETURNS TABLE (
+    index_name text, filter jsonb, columns text[], bytes bigint, scans bigint, searches bigint, valid boolean
+)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -247,16 +355,22 @@ DECLARE
 BEGIN
     RETURN QUERY
     WITH given AS MATERIALIZED (SELECT w.* FROM pgembed._workload_filters(e, workload) AS w)
-    SELECT pgembed._in_schema_of(e.target, c.relname::text), d.filter, pg_relation_size(c.oid), pg_stat_get_numscans(c.oid),
+    SELECT pgembed._in_schema_of(e.target, c.relname::text), d.filter, d.columns, pg_relation_size(c.oid),
+        pg_stat_get_numscans(c.oid),
         coalesce((SELECT sum(g.searches)::bigint FROM given AS g
-                  WHERE pgembed._filter_implies(g.filter, d.filter)), 0), i.indisvalid
+                  WHERE coalesce(pgembed._filter_implies(g.filter, d.filter), pgembed._covers(d.columns, g.filter))), 0),
+        i.indisvalid
     FROM pg_catalog.pg_index AS i
     INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
     CROSS JOIN LATERAL (
-        SELECT substring(obj_description(c.oid, 'pg_class') FROM '^pgembed: (.*)$')::jsonb) AS d (filter)
+        SELECT substring(obj_description(c.oid, 'pg_class') FROM '^pgembed: (.*)$')::jsonb,
+            CASE WHEN i.indpred IS NULL THEN ARRAY(
+                SELECT a.attname::text FROM generate_series(0, i.indnkeyatts - 1) AS k (place)
+                INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k.place]
+                ORDER BY k.place) END) AS d (filter, columns)
     WHERE i.indrelid = e.target AND starts_with(c.relname, format('pgembed_%s_', e.id))
     ORDER BY c.relname;
 END;
 $$;
 COMMENT ON FUNCTION pgembed.advised_indexes(text, regclass) IS
-'The partial indexes that were created on advice, how often they were read, and how many searches of the workload (those recorded, or those of a table) they serve.';
+'The indexes that were created on advice, partial ones (filter) and covering ones (columns), how often they were read, and how many searches of the workload (those recorded, or those of a table) they serve.';

@@ -31,7 +31,10 @@ def advise(
     apply_it: bool,
     drop_unused: bool,
 ) -> None:
-    """Propose partial vector indexes for the filters that searches use.
+    """Propose indexes for the filters that searches use.
+
+    For filters that recur, partial vector indexes; for columns that many filters name,
+    covering indexes: they include the vectors, and make exact searches fast.
 
     The filters are those of a table, or those that searches recorded: ALTER DATABASE
     ... SET pgembed.record_filters = 0.01 records one search in a hundred (its filter,
@@ -53,7 +56,7 @@ def advise(
         output.show(
             map(dataclasses.asdict, found),
             as_json=as_json,
-            empty="no partial index would pay; are filters recorded?",
+            empty="no index would pay; are filters recorded?",
         )
         if apply_it:
             _apply(connection, embedding, workload, found, quiet=as_json)

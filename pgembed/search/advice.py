@@ -1,4 +1,4 @@
-"""Partial vector indexes on advice: proposed, created, dropped."""
+"""Indexes on advice, partial and covering ones: proposed, created, dropped."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from pgembed.postgres.connection import Connection, fetch_all, require_idle
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """A partial index that would pay, as pgembed.advise tells it."""
+    """An index that would pay, as pgembed.advise tells it."""
 
     index_name: str
-    filter: dict[str, Any]
+    filter: dict[str, Any] | None
+    """What a partial vector index is limited to; None for a covering index."""
+    columns: list[str] | None
+    """What a covering index, which includes the vectors, is on; None for a partial."""
     searches: float
     """The share of the searches that it serves, 0 to 1."""
     rows: int
@@ -34,11 +37,14 @@ class Advice:
 
 @dataclasses.dataclass(frozen=True)
 class AdvisedIndex:
-    """A partial index that was created on advice."""
+    """An index that was created on advice."""
 
     index_name: str
     """Qualified and quoted, as SQL needs it."""
     filter: dict[str, Any] | None
+    """That of a partial vector index."""
+    columns: list[str] | None
+    """Those of a covering index."""
     bytes: int
     scans: int
     searches: int
@@ -53,7 +59,7 @@ def advise(
     budget_mb: float | None = None,
     workload: str | None = None,
 ) -> list[Advice]:
-    """Return the partial indexes that pay most for their size, best first.
+    """Return the indexes that pay most for their size, best first.
 
     They serve the filters in the table *workload* (a column ``filter``), or those
     that searches recorded under the setting pgembed.record_filters. *budget_mb* is
@@ -77,7 +83,11 @@ def apply(connection: Connection, advice: Advice) -> None:
     if not _is_valid(connection, name):
         connection.execute(b"DROP INDEX CONCURRENTLY IF EXISTS " + name.encode())
         connection.execute(advice.statement.encode())
-    comment = sql.Literal("pgembed: " + json.dumps(advice.filter))
+    comment = sql.Literal(
+        "pgembed's covering index"
+        if advice.filter is None
+        else "pgembed: " + json.dumps(advice.filter)
+    )
     connection.execute(
         sql.SQL("COMMENT ON INDEX {} IS {}").format(_trusted(name), comment)
     )

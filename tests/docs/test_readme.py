@@ -32,7 +32,8 @@ def test_every_sql_block_runs(dsn: str, connection: Connection) -> None:
         CREATE TABLE articles (
             id int PRIMARY KEY, title text, body text, year int, language text
         );
-        CREATE TABLE products (id int PRIMARY KEY, image_vector vector(3));
+        CREATE TABLE products (id int PRIMARY KEY, image_vector vector(3),
+            category int, price numeric(8,2));
         INSERT INTO articles VALUES (1, 'Sails', 'A sail for light', 2021, 'en');
         CREATE ROLE app;
         """

@@ -1,4 +1,4 @@
-"""Recording of filters, and advice on partial indexes."""
+"""Recording of filters, and advice on indexes."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_one_index_serves_what_its_filter_is_part_of(advised: Connection) -> Non
     wheres = [{"kind": 3, "n": {"gte": bound}} for bound in (100, 200, 300)]
     workload(advised, *((where, 10) for where in wheres))
     found = advice.advise(advised, "items_v", workload="workload", budget_mb=0.7)
-    assert [each.filter["kind"] for each in found] == [{"eq": 3}]
+    assert [each.filter["kind"] for each in found if each.filter] == [{"eq": 3}]
     assert found[0].searches == 1
 
 
@@ -204,6 +204,101 @@ def test_apply_use_and_drop(advised: Connection) -> None:
     workload(advised, ({"n": 1}, 1))
     assert len(advice.drop_unused(advised, "items_v", workload="workload")) == 1
     assert advice.advised_indexes(advised, "items_v") == []
+
+
+def test_the_index_for_a_filter_is_found_without_the_planner(
+    advised: Connection,
+) -> None:
+    """However the filter is written; and a name alone is not believed."""
+    workload(advised, ({"kind": 1}, 50))
+    (found,) = advice.advise(advised, "items_v", workload="workload")
+    advice.apply(advised, found)
+    query = (
+        "SELECT (pgembed._advised_index(e, c.condition, c.arguments)).rows "
+        "FROM pgembed.embedding AS e "
+        "CROSS JOIN LATERAL pgembed._compile_filter(e.source, %s) AS c "
+        "WHERE e.name = 'items_v'"
+    )
+    for where in ({"kind": 1}, {"kind": {"eq": 1}}, {"kind": {"eq": 1.0}}):
+        assert advised.execute(query, [json.dumps(where)]).fetchall() == [(1200,)]
+        report = explain(advised, "items", vectors()[1], filter=where)
+        assert (report["index"], report["estimated_rows"]) == (found.index_name, 1200)
+        assert report["rows"] == 10
+    assert advised.execute(query, [json.dumps({"kind": 2})]).fetchall() == [(None,)]
+    advised.execute(unsafe(f"DROP INDEX {found.index_name}"))
+    advised.execute(unsafe(f"CREATE INDEX {found.index_name} ON items (n)"))
+    assert advised.execute(query, [json.dumps({"kind": 1})]).fetchall() == [(None,)]
+    advised.execute(unsafe(f"DROP INDEX {found.index_name}"))
+
+
+@pytest.fixture
+def covered(advised: Connection) -> Iterator[Connection]:
+    """Rows whose columns can, or cannot, lie in an index beside the vectors."""
+    count = 30_000
+    columns = {
+        "kind": ("int", [i % 40 for i in range(count)]),
+        "n": ("int", range(count)),
+        "price": ("numeric(8,2)", [i % 997 for i in range(count)]),
+        "label": ("text", [str(i % 40) for i in range(count)]),
+        "code": ("varchar(8)", [str(i % 40) for i in range(count)]),
+    }
+    drawn = np.random.default_rng(1).standard_normal((count, 32), dtype=np.float32)
+    create_items(advised, "wares", drawn, columns=columns)
+    advised.execute("CREATE INDEX ON wares (kind); CREATE INDEX ON wares (n)")
+    advised.execute("VACUUM ANALYZE wares")
+    adopt(advised, "wares", distance="l2", name="wares_v")
+    advised.execute("RESET pgembed.cost_dimension")
+    yield advised
+    advised.execute("SELECT pgembed.drop_embedding('wares_v'); DROP TABLE wares")
+    advised.execute("SET pgembed.cost_dimension = 1")
+
+
+def test_columns_of_changing_filters_are_covered(covered: Connection) -> None:
+    wheres = [{"kind": i, "price": {"lt": 100 + i}} for i in range(40)]
+    workload(covered, *((where, 1) for where in wheres))
+    found = advice.advise(covered, "wares_v", workload="workload")
+    assert [(each.columns, each.filter) for each in found] == [
+        (["kind", "price"], None)
+    ]
+    assert found[0].searches == 1
+    assert found[0].speedup > 1.2
+    assert "(kind, price) INCLUDE (id, v)" in found[0].statement
+    for _ in range(2):
+        advice.apply(covered, found[0])
+    covered.execute("VACUUM wares")
+    known = advice.advised_indexes(covered, "wares_v", workload="workload")
+    assert [(each.columns, each.filter, each.searches) for each in known] == [
+        (["kind", "price"], None, 40)
+    ]
+    assert found[0].bytes == pytest.approx(known[0].bytes, rel=0.25)
+    report = explain(covered, "wares", np.ones(32), filter={"kind": 7})
+    assert (report["strategy"], report["rows"]) == ("exact", 10)
+    workload(covered, ({"n": 5}, 1))
+    (dropped,) = advice.drop_unused(covered, "wares_v", workload="workload")
+    assert dropped.columns == ["kind", "price"]
+
+
+@pytest.mark.parametrize(
+    ("name", "coverable"),
+    [
+        ("kind", True),
+        ("price", True),
+        ("code", True),
+        ("label", False),
+        ("v", False),
+        ("gone", False),
+        ("or", False),
+    ],
+)
+def test_what_may_be_too_long_for_an_index_is_not_covered(
+    covered: Connection, name: str, coverable: bool
+) -> None:
+    row = covered.execute(
+        "SELECT pgembed._coverable(e, %s) FROM pgembed.embedding AS e "
+        "WHERE e.name = 'wares_v'",
+        [name],
+    ).fetchone()
+    assert row == (coverable,)
 
 
 def test_an_index_of_an_interrupted_build_is_built_anew(advised: Connection) -> None:

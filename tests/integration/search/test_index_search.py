@@ -102,8 +102,26 @@ def test_exact_search_does_not_use_the_vector_index(indexed: Connection) -> None
     plan = plan_of(indexed, report, query)
     assert "graph_v_idx" not in plan
     assert "Index Cond: (id < 50)" in plan
-    assert "Tid Scan on graph" in plan
+    assert "Index Cond: (id = q.id)" in plan
     assert report["index"] is None
+
+
+def test_exact_search_reads_a_covering_index(indexed: Connection) -> None:
+    query = clustered(ROWS, WIDTH)[0]
+    where = {"n": {"lt": 900}}
+    before = explain(indexed, "graph", query, filter=where)
+    indexed.execute("CREATE INDEX covering ON graph (n, third) INCLUDE (id, v)")
+    indexed.execute("VACUUM ANALYZE graph")
+    try:
+        report = explain(indexed, "graph", query, filter=where)
+        assert report["strategy"] == "exact"
+        assert report["exact_us"] < before["exact_us"]
+        plan = plan_of(indexed, report, query)
+        assert "Index Only Scan using covering on graph" in plan
+        found = {i for i, _ in search(indexed, "graph", query, filter=where)}
+        assert found == truth(query, np.arange(900), 10)
+    finally:
+        indexed.execute("DROP INDEX covering")
 
 
 def test_what_explain_search_says(indexed: Connection) -> None:

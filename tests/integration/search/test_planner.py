@@ -181,7 +181,7 @@ def test_an_index_that_lost_its_way_is_not_believed(planned: Connection) -> None
     row = planned.execute(
         "SELECT cardinality(places), share FROM pgembed._sentinels('items')"
     ).fetchone()
-    assert row == (512, pytest.approx(512 / ROWS))
+    assert row == (256, pytest.approx(256 / ROWS))
     # The rows around the query are hidden from the graph, not from the sentinels.
     with planned.transaction(force_rollback=True):
         planned.execute("CREATE TABLE moved (LIKE items)")
