@@ -288,13 +288,11 @@ BEGIN
             filter := NULL;
             columns := ARRAY(SELECT c.name FROM jsonb_array_elements_text(chosen.candidate)
                 WITH ORDINALITY AS c (name, ordinal) ORDER BY c.ordinal);
-            index_name := pgembed._advised_name(e, 'covering', columns);
         ELSE
             filter := chosen.candidate;
             columns := NULL;
-            SELECT pgembed._advised_name(e, c.condition, c.arguments) INTO index_name
-            FROM pgembed._compile_filter(e.source, filter) AS c;
         END IF;
+        index_name := pgembed._advised_name(e, chosen.candidate);
         searches := chosen.weight / total.searches;
         rows := chosen.rows;
         bytes := chosen.bytes;

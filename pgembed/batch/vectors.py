@@ -138,6 +138,8 @@ class Spool:
         norms = np.concatenate([np.empty(0, np.float32), *self._norms])
         shape = (len(norms), self._dimensions)
         if self._file is None:
+            if len(self._blocks) == 1:
+                return Vectors(self._blocks, norms)
             whole = np.concatenate([np.empty((0, shape[1]), np.float32), *self._blocks])
             return Vectors([whole], norms)
         self._file.flush()

@@ -38,13 +38,13 @@ _END_SIZES = tuple(map(len, _ENDS))
 _EPOCH = np.datetime64("2000-01-01")
 
 _FIXED: dict[str, tuple[str, Callable[[Array], Array]]] = {
-    "bool": ("?", lambda a: a),
+    "bool": ("?", np.copy),
     "int2": (">i2", lambda a: a.astype(np.int16)),
     "int4": (">i4", lambda a: a.astype(np.int32)),
     "int8": (">i8", lambda a: a.astype(np.int64)),
     "float4": (">f4", lambda a: a.astype(np.float32)),
     "float8": (">f8", lambda a: a.astype(np.float64)),
-    "uuid": ("V16", lambda a: a),
+    "uuid": ("V16", np.copy),
     "date": (">i4", lambda a: _EPOCH + a.astype("m8[D]")),
     "timestamp": (">i8", lambda a: _EPOCH + a.astype("m8[us]")),
     "timestamptz": (">i8", lambda a: _EPOCH + a.astype("m8[us]")),
@@ -192,7 +192,7 @@ class _Block:
         else:
             found = windows[self._at]
         self._at = self._at + width
-        return np.ascontiguousarray(found).view(dtype)
+        return found.view(dtype)
 
     def _vectors(self, column: _Column, sizes: Array) -> Float32:
         self._require_equal(column, sizes)

@@ -214,20 +214,26 @@ def test_the_index_for_a_filter_is_found_without_the_planner(
     (found,) = advice.advise(advised, "items_v", workload="workload")
     advice.apply(advised, found)
     query = (
-        "SELECT (pgembed._advised_index(e, c.condition, c.arguments)).rows "
-        "FROM pgembed.embedding AS e "
-        "CROSS JOIN LATERAL pgembed._compile_filter(e.source, %s) AS c "
+        "SELECT i.rows, i.passing FROM pgembed.embedding AS e "
+        "CROSS JOIN LATERAL pgembed._advised_index(e, %s) AS i "
         "WHERE e.name = 'items_v'"
     )
-    for where in ({"kind": 1}, {"kind": {"eq": 1}}, {"kind": {"eq": 1.0}}):
-        assert advised.execute(query, [json.dumps(where)]).fetchall() == [(1200,)]
+    for where in ({"kind": 1}, {"kind": {"eq": 1}}):
+        assert advised.execute(query, [json.dumps(where)]).fetchall() == [(1200, 1200)]
         report = explain(advised, "items", vectors()[1], filter=where)
         assert (report["index"], report["estimated_rows"]) == (found.index_name, 1200)
         assert report["rows"] == 10
-    assert advised.execute(query, [json.dumps({"kind": 2})]).fetchall() == [(None,)]
+    where = {"n": {"gte": 3000}, "kind": 1}
+    assert advised.execute(query, [json.dumps(where)]).fetchall() == [(1200, None)]
+    report = explain(advised, "items", vectors()[1], filter=where)
+    assert report["index"] == found.index_name
+    assert 400 < report["estimated_rows"] < 800
+    other = json.dumps({"kind": 2})
+    assert advised.execute(query, [other]).fetchall() == [(None, None)]
     advised.execute(unsafe(f"DROP INDEX {found.index_name}"))
     advised.execute(unsafe(f"CREATE INDEX {found.index_name} ON items (n)"))
-    assert advised.execute(query, [json.dumps({"kind": 1})]).fetchall() == [(None,)]
+    same = json.dumps({"kind": 1})
+    assert advised.execute(query, [same]).fetchall() == [(None, None)]
     advised.execute(unsafe(f"DROP INDEX {found.index_name}"))
 
 
