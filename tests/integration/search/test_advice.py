@@ -223,9 +223,9 @@ def test_the_index_for_a_filter_is_found_without_the_planner(
         report = explain(advised, "items", vectors()[1], filter=where)
         assert (report["index"], report["estimated_rows"]) == (found.index_name, 1200)
         assert report["rows"] == 10
-    where = {"n": {"gte": 3000}, "kind": 1}
-    assert advised.execute(query, [json.dumps(where)]).fetchall() == [(1200, None)]
-    report = explain(advised, "items", vectors()[1], filter=where)
+    narrower = {"n": {"gte": 3000}, "kind": 1}
+    assert advised.execute(query, [json.dumps(narrower)]).fetchall() == [(1200, None)]
+    report = explain(advised, "items", vectors()[1], filter=narrower)
     assert report["index"] == found.index_name
     assert 400 < report["estimated_rows"] < 800
     other = json.dumps({"kind": 2})
