@@ -18,8 +18,7 @@ BEGIN
     probe := format('EXPLAIN (FORMAT JSON) SELECT FROM %s WHERE %s', e.source, nullif(condition, ''))
         || CASE WHEN e.target = e.source
             THEN format(' AND %I IS NOT NULL', e.target_column) ELSE '' END;
-    -- What is read, but known to be false, costs no plan.
-    probe_predicate := format('EXPLAIN (FORMAT JSON) SELECT FROM %s WHERE false AND ', e.source) || predicate;
+    probe_predicate := format('EXPLAIN (FORMAT JSON) SELECT FROM %s WHERE ', e.source) || predicate;
     IF condition = '' THEN
         condition := 'true';
         probe := NULL;
