@@ -93,6 +93,11 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
+DECLARE
+    -- What was created on advice is advised again.
+    before jsonb := pgembed._apply_settings(CASE WHEN EXISTS (
+            SELECT FROM pgembed._advised(e) AS a WHERE a.columns IS NOT NULL)
+        THEN '{"enable_indexonlyscan": "off"}'::jsonb ELSE '{}' END);
 BEGIN
     RETURN QUERY
     SELECT w.filter, w.searches::float8, s.estimated_rows, least(s.exact_us, coalesce(s.index_us, s.exact_us))
@@ -102,10 +107,11 @@ BEGIN
     CROSS JOIN LATERAL pgembed._search_strategy(
         e, 'auto', k, recall, p.rows, p.cost, i.index, i.method, i.lists, i.rows, i.partial) AS s
     WHERE p.rows IS NOT NULL;
+    PERFORM pgembed._apply_settings(before);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._advice_filters(pgembed.embedding, regclass, integer, float8) IS
-'The filters of a workload, how many rows pass each and what a search costs without partial indexes, in microseconds.';
+'The filters of a workload, how many rows pass each and what a search costs without advised indexes, in microseconds.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._partial_savings(
@@ -340,6 +346,30 @@ COMMENT ON FUNCTION pgembed._check_advice(pgembed.embedding, float8, integer, fl
 'An error when no advice can be given.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._advised(e pgembed.embedding)
+RETURNS TABLE (index regclass, name text, filter jsonb, columns text[], valid boolean)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT i.indexrelid::regclass, c.relname::text,
+        substring(obj_description(c.oid, 'pg_class') FROM '^pgembed: (.*)$')::jsonb,
+        CASE WHEN i.indpred IS NULL THEN ARRAY(
+            SELECT a.attname::text FROM generate_series(0, i.indnkeyatts - 1) AS k (place)
+            INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k.place]
+            ORDER BY k.place) END,
+        i.indisvalid
+    FROM pg_catalog.pg_index AS i
+    INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+    WHERE i.indrelid = e.target AND starts_with(c.relname, format('pgembed_%s_', e.id))
+    ORDER BY c.relname;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._advised(pgembed.embedding) IS
+'The indexes that were created on advice: the filter of a partial one, the columns of a covering one.';
+
+
 CREATE OR REPLACE FUNCTION pgembed.advised_indexes(embedding text, workload regclass DEFAULT NULL)
 RETURNS TABLE (
     index_name text, filter jsonb, columns text[], bytes bigint, scans bigint, searches bigint, valid boolean
@@ -353,21 +383,12 @@ DECLARE
 BEGIN
     RETURN QUERY
     WITH given AS MATERIALIZED (SELECT w.* FROM pgembed._workload_filters(e, workload) AS w)
-    SELECT pgembed._in_schema_of(e.target, c.relname::text), d.filter, d.columns, pg_relation_size(c.oid),
-        pg_stat_get_numscans(c.oid),
+    SELECT pgembed._in_schema_of(e.target, a.name), a.filter, a.columns, pg_relation_size(a.index),
+        pg_stat_get_numscans(a.index),
         coalesce((SELECT sum(g.searches)::bigint FROM given AS g
-                  WHERE coalesce(pgembed._filter_implies(g.filter, d.filter), pgembed._covers(d.columns, g.filter))), 0),
-        i.indisvalid
-    FROM pg_catalog.pg_index AS i
-    INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-    CROSS JOIN LATERAL (
-        SELECT substring(obj_description(c.oid, 'pg_class') FROM '^pgembed: (.*)$')::jsonb,
-            CASE WHEN i.indpred IS NULL THEN ARRAY(
-                SELECT a.attname::text FROM generate_series(0, i.indnkeyatts - 1) AS k (place)
-                INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k.place]
-                ORDER BY k.place) END) AS d (filter, columns)
-    WHERE i.indrelid = e.target AND starts_with(c.relname, format('pgembed_%s_', e.id))
-    ORDER BY c.relname;
+                  WHERE coalesce(pgembed._filter_implies(g.filter, a.filter), pgembed._covers(a.columns, g.filter))), 0),
+        a.valid
+    FROM pgembed._advised(e) AS a;
 END;
 $$;
 COMMENT ON FUNCTION pgembed.advised_indexes(text, regclass) IS

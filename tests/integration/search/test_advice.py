@@ -272,6 +272,8 @@ def test_columns_of_changing_filters_are_covered(covered: Connection) -> None:
     for _ in range(2):
         advice.apply(covered, found[0])
     covered.execute("VACUUM wares")
+    (again,) = advice.advise(covered, "wares_v", workload="workload")
+    assert (again.index_name, again.present) == (found[0].index_name, True)
     known = advice.advised_indexes(covered, "wares_v", workload="workload")
     assert [(each.columns, each.filter, each.searches) for each in known] == [
         (["kind", "price"], None, 40)
