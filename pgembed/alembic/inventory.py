@@ -26,6 +26,17 @@ _KEPT = text(
     """
 )
 
+_ADVISED = text(
+    """
+    SELECT s.nspname AS schema, c.relname AS name
+    FROM pgembed.embedding AS e
+    JOIN pg_catalog.pg_index AS i ON i.indrelid = e.target
+    JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+    JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace
+    WHERE starts_with(c.relname, format('pgembed_%s_', e.id))
+    """
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Inventory:
@@ -56,6 +67,8 @@ class Inventory:
             else:
                 tables.add((schema, row["target"]))
             indexes.add((schema, row["index_name"]))
+        for schema, name in connection.execute(_ADVISED):
+            indexes.add((None if schema == default else schema, name))
         return cls(
             True, specs, frozenset(columns), frozenset(tables), frozenset(indexes)
         )

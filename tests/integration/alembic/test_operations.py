@@ -177,6 +177,29 @@ def test_indexes_of_workers_are_no_difference(project: Project) -> None:
     assert project.differences(MetaData()) == []
 
 
+def test_indexes_on_advice_are_no_difference(project: Project) -> None:
+    """Those that pgembed advise creates; another one is dropped, as ever."""
+    project.revise(EMBEDDED(), 1)
+    project.upgrade()
+    with project.engine.begin() as connection:
+        for target, definition in (
+            ('{"title": {"eq": "a"}}', "USING hnsw (body_embedding vector_l2_ops)"),
+            ('["id"]', "(id) INCLUDE (body_embedding)"),
+        ):
+            name = connection.scalar(
+                text(
+                    "SELECT pgembed._advised_name(e, :target) FROM pgembed.embedding e"
+                ),
+                {"target": target},
+            )
+            connection.execute(text(f"CREATE INDEX {name} ON article {definition}"))
+    assert project.differences(EMBEDDED()) == []
+    with project.engine.begin() as connection:
+        connection.execute(text("CREATE INDEX pgembed_mine ON article (title)"))
+    (found,) = project.differences(EMBEDDED())
+    assert (found[0], found[1].name) == ("remove_index", "pgembed_mine")
+
+
 def test_other_tables_keep_their_embeddings(project: Project) -> None:
     """Embeddings of tables that are not in the models are nobody's business."""
     with project.engine.begin() as connection:
