@@ -16,7 +16,7 @@ COMMENT ON FUNCTION pgembed._refuse_filter(text, text) IS
 
 
 CREATE OR REPLACE FUNCTION pgembed._named_column(
-    source regclass, name text, OUT bare text, OUT path text[], OUT kind oid, OUT base oid
+    source regclass, name text, OUT bare text, OUT path text[]
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -35,11 +35,7 @@ BEGIN
         LEFT JOIN unnest(known) AS c (prefix) ON starts_with(name, c.prefix || s.mark)
         ORDER BY length(c.prefix) DESC NULLS LAST LIMIT 1;
     END IF;
-    SELECT a.atttypid, t.typbasetype INTO kind, base
-    FROM pg_catalog.pg_attribute AS a
-    INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
-    WHERE a.attrelid = source AND a.attname = bare AND a.attnum > 0 AND NOT a.attisdropped;
-    IF NOT FOUND THEN
+    IF bare <> ALL (known) THEN
         RAISE EXCEPTION 'filter: table % has no column %', source, left(quote_ident(bare), 100)
             USING ERRCODE = 'undefined_column',
             HINT = format('Its columns are: %s.', array_to_string(known, ', '));
@@ -47,7 +43,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._named_column(regclass, text) IS
-'The column that a name means which is no column''s own: one in double quotes, or with a path into a jsonb column; its type, and the type that this is a domain over, or 0.';
+'The column that a name means which is no column''s own: one in double quotes, or with a path into a jsonb column; an error when there is none.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._filter_operand(
@@ -61,14 +57,14 @@ DECLARE
     bare text := name;
     base oid;
 BEGIN
-    SELECT a.atttypid, t.typbasetype INTO kind, base
-    FROM pg_catalog.pg_attribute AS a
-    INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
-    WHERE a.attrelid = source AND a.attname = name AND a.attnum > 0 AND NOT a.attisdropped;
-    IF NOT FOUND THEN
-        SELECT n.bare, n.path, n.kind, n.base INTO bare, path, kind, base
-        FROM pgembed._named_column(source, name) AS n;
-    END IF;
+    LOOP
+        SELECT a.atttypid, t.typbasetype INTO kind, base
+        FROM pg_catalog.pg_attribute AS a
+        INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+        WHERE a.attrelid = source AND a.attname = bare AND a.attnum > 0 AND NOT a.attisdropped;
+        EXIT WHEN FOUND;
+        SELECT n.bare, n.path INTO bare, path FROM pgembed._named_column(source, name) AS n;
+    END LOOP;
     WHILE base <> 0 LOOP
         kind := base;
         base := (SELECT t.typbasetype FROM pg_catalog.pg_type AS t WHERE t.oid = kind);
@@ -135,26 +131,23 @@ DECLARE
     volatility "char" := 'i';
     given text := f.given;
 BEGIN
-    IF given IS NOT NULL THEN
-        arguments := arguments || given;
-        expression := format('((%s)[%s])::%s', reference, cardinality(arguments), name);
-        RETURN;
+    IF given IS NULL THEN
+        SELECT format('%I.%I', n.nspname, t.typname), i.provolatile INTO name, volatility
+        FROM pg_catalog.pg_type AS t
+        INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace
+        INNER JOIN pg_catalog.pg_proc AS i ON i.oid = t.typinput
+        WHERE t.oid = kind;
+        BEGIN
+            given := pgembed._value_text(value, kind);
+            PERFORM pgembed._read_value(given, kind, name);
+        EXCEPTION WHEN OTHERS THEN
+            PERFORM pgembed._refuse_filter(format('%s is no value of %s: %s',
+                left(value::text, 100), label, left(regexp_replace(SQLERRM, '^filter: .* is no value', 'no value'), 200)),
+                CASE WHEN jsonb_typeof(value) = 'object' AND value ? 'asking'
+                    THEN 'A column of the row that asks, in a join, is named so: {"asking": {"gt": "column"}}.'
+                    ELSE format('Give a value that PostgreSQL reads as %s.', format_type(kind, NULL)) END);
+        END;
     END IF;
-    SELECT format('%I.%I', n.nspname, t.typname), i.provolatile INTO name, volatility
-    FROM pg_catalog.pg_type AS t
-    INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace
-    INNER JOIN pg_catalog.pg_proc AS i ON i.oid = t.typinput
-    WHERE t.oid = kind;
-    BEGIN
-        given := pgembed._value_text(value, kind);
-        PERFORM pgembed._read_value(given, kind, name);
-    EXCEPTION WHEN OTHERS THEN
-        PERFORM pgembed._refuse_filter(format('%s is no value of %s: %s',
-            left(value::text, 100), label, left(regexp_replace(SQLERRM, '^filter: .* is no value', 'no value'), 200)),
-            CASE WHEN jsonb_typeof(value) = 'object' AND value ? 'asking'
-                THEN 'A column of the row that asks, in a join, is named so: {"asking": {"gt": "column"}}.'
-                ELSE format('Give a value that PostgreSQL reads as %s.', format_type(kind, NULL)) END);
-    END;
     arguments := arguments || given;
     expression := format(
         CASE volatility WHEN 'i'

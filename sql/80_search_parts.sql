@@ -195,7 +195,7 @@ BEGIN
     INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
     INNER JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
     WHERE i.indrelid = e.target AND i.indisvalid AND i.indnatts = 1 AND i.indkey[0] = place
-        AND (named IS NULL OR named <> '{}' OR i.indpred IS NULL)
+        AND (named IS DISTINCT FROM '{}' OR i.indpred IS NULL)
         AND (chosen IS NULL OR i.indexrelid = ANY (chosen))
     ORDER BY i.indpred IS NOT NULL, m.amname, i.indexrelid;
 END;

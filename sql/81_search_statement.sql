@@ -65,7 +65,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._search_rows(pgembed.embedding, text, text) IS
-'SQL: the source rows that pass, their key and (where it is theirs) vector, or instead of that a document of words: nothing that an index on the filter''s columns could not include. The only scope in which filter and predicate are read.';
+'SQL: the source rows that pass, their key and (where it is theirs) vector, or instead of that a document of words. A scope in which filter and predicate are read.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._distance_expression(e pgembed.embedding, vector text)
@@ -183,7 +183,6 @@ AS $$
 DECLARE
     table_name text := pgembed._table_name(e.source);
     vector text := format('%s.%I', table_name, e.target_column);
-    keys text := pgembed._column_list(e.key_columns, 'q');
 BEGIN
     RETURN format('SELECT (SELECT (t.*)::%1$s FROM %1$s AS t WHERE %2$s), q.pgembed_distance '
         'FROM (SELECT %3$s, (%4$s OPERATOR(pg_catalog.+) 0::pg_catalog.float8) AS pgembed_distance '
@@ -191,7 +190,7 @@ BEGIN
         'WHERE q.pgembed_distance OPERATOR(pg_catalog.<>) ''NaN''::pg_catalog.float8 '
         'ORDER BY q.pgembed_distance, %7$s',
         e.source, pgembed._same_key(e, 't', 'q'), pgembed._column_list(e.key_columns, table_name),
-        pgembed._distance_expression(e, vector), condition, vector, keys);
+        pgembed._distance_expression(e, vector), condition, vector, pgembed._column_list(e.key_columns, 'q'));
 END;
 $$;
 COMMENT ON FUNCTION pgembed._exact_statement(pgembed.embedding, text) IS

@@ -74,6 +74,7 @@ AS $$
 DECLARE
     part record;
     whole jsonb := '{}';
+    whole_name text;
     names text[];
 BEGIN
     IF filter IS NULL THEN
@@ -89,15 +90,14 @@ BEGIN
         whole := whole || part.filter;
         names := names || pgembed._advised_name(e, part.filter);
     END LOOP;
-    names := names || pgembed._advised_name(e, whole);
-    SELECT c.oid, 'hnsw', 0, c.reltuples, true,
-        CASE c.relname WHEN names[cardinality(names)] THEN c.reltuples END
+    whole_name := pgembed._advised_name(e, whole);
+    SELECT c.oid, 'hnsw', 0, c.reltuples, true, CASE c.relname WHEN whole_name THEN c.reltuples END
     INTO index, method, lists, rows, partial, passing
     FROM pg_catalog.pg_class AS c
     INNER JOIN pg_catalog.pg_index AS i ON i.indexrelid = c.oid
-    WHERE c.relname = ANY (names) AND i.indrelid = e.target AND i.indisvalid
+    WHERE c.relname = ANY (names || whole_name) AND i.indrelid = e.target AND i.indisvalid
         AND i.indpred IS NOT NULL AND c.reltuples > 0
-    ORDER BY c.relname <> names[cardinality(names)], c.reltuples
+    ORDER BY c.relname <> whole_name, c.reltuples
     LIMIT 1;
 END;
 $$;

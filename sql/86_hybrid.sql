@@ -120,9 +120,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     document text := pgembed._words_document(e, words, lexical);
-    keys text := (
-        SELECT string_agg(format('(u.item).%I', k), ', ' ORDER BY o)
-        FROM unnest(e.key_columns) WITH ORDINALITY AS n (k, o));
+    keys text := pgembed._column_list(e.key_columns, '(u.item)');
     score text := CASE fusion
         WHEN 'rrf' THEN 'u.weight OPERATOR(pg_catalog./) (60 OPERATOR(pg_catalog.+) u.place)'
         ELSE 'u.weight OPERATOR(pg_catalog.*) (u.score OPERATOR(pg_catalog.-) u.low) '

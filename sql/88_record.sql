@@ -30,7 +30,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    share text := coalesce(nullif(current_setting('pgembed.record_filters', true), ''), '0');
+    share text := pgembed._setting('record_filters', '0');
 BEGIN
     IF share = '0' THEN
         RETURN false;

@@ -71,6 +71,19 @@ COMMENT ON FUNCTION pgembed._filter_estimate(pgembed.embedding, jsonb) IS
 'How many rows pass a filter and the cost of finding them, as PostgreSQL plans it; NULL for a filter that the table no longer understands.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._vector_bytes(e pgembed.embedding)
+RETURNS float8
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN e.dimensions * CASE e.storage WHEN 'bit' THEN 0.125 WHEN 'halfvec' THEN 2 ELSE 4 END;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._vector_bytes(pgembed.embedding) IS
+'The bytes of a vector, without its header.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._index_row_bytes(e pgembed.embedding)
 RETURNS float8
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
@@ -80,7 +93,7 @@ BEGIN
     RETURN coalesce((
         SELECT pg_relation_size(i.index) / i.rows FROM pgembed._vector_indexes(e) AS i
         WHERE i.method = 'hnsw' AND NOT i.partial AND i.rows >= 1000 LIMIT 1),
-        320 + e.dimensions * CASE e.storage WHEN 'bit' THEN 0.125 WHEN 'halfvec' THEN 2 ELSE 4 END);
+        320 + pgembed._vector_bytes(e));
 END;
 $$;
 COMMENT ON FUNCTION pgembed._index_row_bytes(pgembed.embedding) IS
@@ -115,7 +128,7 @@ COMMENT ON FUNCTION pgembed._advice_filters(pgembed.embedding, regclass, integer
 
 
 CREATE OR REPLACE FUNCTION pgembed._partial_savings(
-    e pgembed.embedding, workload regclass, k integer, recall float8
+    e pgembed.embedding, filters jsonb, k integer, recall float8
 )
 RETURNS TABLE (candidate jsonb, rows float8, filter jsonb, weight float8, indexed_us float8)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
@@ -125,7 +138,7 @@ AS $$
 BEGIN
     RETURN QUERY
     WITH f AS MATERIALIZED (
-        SELECT a.* FROM pgembed._advice_filters(e, workload, k, recall) AS a
+        SELECT * FROM jsonb_to_recordset(filters) AS a (filter jsonb, weight float8, rows float8, us float8)
     ), c AS MATERIALIZED (
         SELECT n.filter, p.rows
         FROM pgembed._advice_candidates((SELECT array_agg(f.filter) FROM f)) AS n
@@ -140,12 +153,12 @@ BEGIN
     WHERE s.cost < f.us;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._partial_savings(pgembed.embedding, regclass, integer, float8) IS
-'For each candidate of a partial index the filters that it makes cheaper, and how many microseconds a search then costs.';
+COMMENT ON FUNCTION pgembed._partial_savings(pgembed.embedding, jsonb, integer, float8) IS
+'For each candidate of a partial index the filters that it makes cheaper (of those that pgembed._advice_filters tells), and how many microseconds a search then costs.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._advice_savings(
-    e pgembed.embedding, workload regclass, k integer, recall float8
+    e pgembed.embedding, filters jsonb, k integer, recall float8
 )
 RETURNS TABLE (
     kind text, candidate jsonb, rows float8, bytes float8, filter jsonb, weight float8, indexed_us float8
@@ -157,14 +170,14 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT 'partial', s.candidate, s.rows, s.rows * pgembed._index_row_bytes(e), s.filter, s.weight, s.indexed_us
-    FROM pgembed._partial_savings(e, workload, k, recall) AS s
+    FROM pgembed._partial_savings(e, filters, k, recall) AS s
     UNION ALL
     SELECT 'covering', to_jsonb(s.candidate), s.rows, s.rows * pgembed._covering_row_bytes(e, s.candidate),
         s.filter, s.weight, s.indexed_us
-    FROM pgembed._covering_savings(e, workload, k, recall) AS s;
+    FROM pgembed._covering_savings(e, filters) AS s;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._advice_savings(pgembed.embedding, regclass, integer, float8) IS
+COMMENT ON FUNCTION pgembed._advice_savings(pgembed.embedding, jsonb, integer, float8) IS
 'What each candidate of an index would make of the searches under each filter: a partial one, named by its filter, or a covering one, named by its columns.';
 
 
@@ -173,17 +186,12 @@ RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    key_list text := (
-        SELECT string_agg(format('%I', c.name), ', ' ORDER BY c.ordinal)
-        FROM unnest(columns) WITH ORDINALITY AS c (name, ordinal));
-    included text := (
-        SELECT string_agg(format('%I', c.name), ', ' ORDER BY c.ordinal)
-        FROM unnest(e.key_columns || e.target_column) WITH ORDINALITY AS c (name, ordinal)
-        WHERE c.name <> ALL (columns));
 BEGIN
     IF columns IS NOT NULL THEN
-        RETURN format('CREATE INDEX CONCURRENTLY %I ON %s (%s) INCLUDE (%s)', index_name, e.target, key_list, included);
+        RETURN format('CREATE INDEX CONCURRENTLY %I ON %s (%s) INCLUDE (%s)', index_name, e.target,
+            pgembed._key_list(columns), pgembed._key_list(ARRAY(
+                SELECT c.name FROM unnest(e.key_columns || e.target_column) WITH ORDINALITY AS c (name, ordinal)
+                WHERE c.name <> ALL (columns) ORDER BY c.ordinal)));
     END IF;
     RETURN format('CREATE INDEX CONCURRENTLY %I ON %s USING hnsw (%I @extschema:vector@.%s) WHERE %s',
         index_name, e.target, e.target_column, pgembed._operator_class(e.storage, e.distance),
@@ -274,21 +282,27 @@ DECLARE
     e pgembed.embedding := pgembed._find_embedding(embedding);
     budget float8 := coalesce(budget_mb * 1048576,
         pgembed._index_row_bytes(e) * (pgembed._table_size(e.target)).rows);
-    savings jsonb := (SELECT jsonb_agg(to_jsonb(s)) FROM pgembed._advice_savings(e, workload, k, recall) AS s);
+    filters jsonb := (
+        SELECT jsonb_agg(to_jsonb(f)) FROM pgembed._advice_filters(e, workload, k, recall) AS f);
+    savings jsonb := (
+        SELECT jsonb_agg(to_jsonb(s)) FROM pgembed._advice_savings(e, filters, k, recall) AS s);
     total record;
-    first text[];
     chosen record;
 BEGIN
     PERFORM pgembed._check_advice(e, budget_mb, k, recall);
     SELECT sum(f.weight) AS searches, sum(f.weight * f.us) AS us, sum(f.weight * f.us) AS left_us,
         jsonb_object_agg(f.filter::text, f.us) AS costs
-    INTO total FROM pgembed._advice_filters(e, workload, k, recall) AS f;
-    SELECT w.first INTO first
-    FROM (VALUES (1, NULL::text[]), (2, ARRAY['covering'])) AS w (place, first)
-    CROSS JOIN LATERAL pgembed._advice_greedy(savings, total.costs, budget, 0.002 * total.us, w.first) AS g
-    GROUP BY w.place, w.first ORDER BY sum(g.gain) DESC, w.place LIMIT 1;
+    INTO total FROM jsonb_to_recordset(filters) AS f (filter jsonb, weight float8, us float8);
     FOR chosen IN
-        SELECT g.* FROM pgembed._advice_greedy(savings, total.costs, budget, 0.002 * total.us, first) AS g
+        WITH runs AS MATERIALIZED (
+            SELECT w.place, g.*
+            FROM (VALUES (1, NULL::text[]), (2, ARRAY['covering'])) AS w (place, first)
+            CROSS JOIN LATERAL pgembed._advice_greedy(savings, total.costs, budget, 0.002 * total.us, w.first)
+                WITH ORDINALITY AS g (kind, candidate, rows, bytes, weight, gain, ordinal)
+        )
+        SELECT r.* FROM runs AS r
+        WHERE r.place = (SELECT o.place FROM runs AS o GROUP BY o.place ORDER BY sum(o.gain) DESC, o.place LIMIT 1)
+        ORDER BY r.ordinal
     LOOP
         IF chosen.kind = 'covering' THEN
             filter := NULL;

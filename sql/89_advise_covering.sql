@@ -29,8 +29,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     -- Pages of a fresh index are nine tenths full.
-    RETURN (32 + 8 * cardinality(columns) + e.dimensions
-        * CASE e.storage WHEN 'bit' THEN 0.125 WHEN 'halfvec' THEN 2 ELSE 4 END) / 0.9;
+    RETURN (32 + 8 * cardinality(columns) + pgembed._vector_bytes(e)) / 0.9;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._covering_row_bytes(pgembed.embedding, text[]) IS
@@ -61,7 +60,7 @@ BEGIN
         GROUP BY o.name ORDER BY avg(o.equal) DESC, count(*) DESC, o.name LIMIT 3)
     FROM (SELECT DISTINCT s.name FROM served AS s) AS l
     -- A row of an index is at most a third of a page.
-    WHERE pgembed._covering_row_bytes(e, '{}') * 0.9 + 128 * (4 + cardinality(e.key_columns)) < 2704
+    WHERE 32 + pgembed._vector_bytes(e) + 128 * (4 + cardinality(e.key_columns)) < 2704
         AND NOT EXISTS (SELECT FROM unnest(e.key_columns) AS k WHERE NOT pgembed._coverable(e, k));
 END;
 $$;
@@ -84,9 +83,7 @@ COMMENT ON FUNCTION pgembed._covers(text[], jsonb) IS
 'Whether a covering index on these columns serves a filter: it narrows the first, and names no others.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._covering_savings(
-    e pgembed.embedding, workload regclass, k integer, recall float8
-)
+CREATE OR REPLACE FUNCTION pgembed._covering_savings(e pgembed.embedding, filters jsonb)
 RETURNS TABLE (candidate text[], rows float8, filter jsonb, weight float8, indexed_us float8)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -95,7 +92,7 @@ AS $$
 BEGIN
     RETURN QUERY
     WITH f AS MATERIALIZED (
-        SELECT a.* FROM pgembed._advice_filters(e, workload, k, recall) AS a
+        SELECT * FROM jsonb_to_recordset(filters) AS a (filter jsonb, weight float8, rows float8, us float8)
     )
     SELECT c.columns, (pgembed._table_size(e.target)).rows, f.filter, f.weight, s.us
     FROM pgembed._covering_candidates(e, (SELECT array_agg(f.filter) FROM f)) AS c
@@ -110,5 +107,5 @@ BEGIN
     WHERE s.us < f.us;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._covering_savings(pgembed.embedding, regclass, integer, float8) IS
-'For each candidate of a covering index the filters that it makes cheaper, and how many microseconds a search then costs.';
+COMMENT ON FUNCTION pgembed._covering_savings(pgembed.embedding, jsonb) IS
+'For each candidate of a covering index the filters that it makes cheaper (of those that pgembed._advice_filters tells), and how many microseconds a search then costs.';

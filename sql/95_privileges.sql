@@ -29,9 +29,10 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'search explain_search hybrid_search recall embed embed_query embed_batch '
         -- What these call as their caller.
-        '_apply_settings _array_text _check_arguments _check_hybrid _check_json_order _check_option _check_query '
-        '_advised_index _advised_name _column_list _columns _comparison _compile_filter _content_expression _cost _distance_expression '
-        '_distance_operator _estimate _estimated _exact_cost _exact_statement _fallback_statement _filter_column '
+        '_advised_index _advised_name _apply_settings _array_text _check_arguments _check_hybrid '
+        '_check_json_order _check_option _check_query _column_list _columns _comparison '
+        '_compile_filter _content_expression _cost _distance_expression _distance_operator '
+        '_estimate _estimated _exact_cost _exact_statement _fallback_statement _filter_column '
         '_filter_comparison _filter_contains _filter_in _filter_json _filter_json_part '
         '_filter_list _filter_node _filter_operand _filter_pattern _filter_shape _filter_term '
         '_filter_value _find_embedding _frequent_value _has_partial_index _hybrid_statement _index_condition '
