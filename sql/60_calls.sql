@@ -1,7 +1,41 @@
 -- Calls: a SQL function asks a worker and waits for its answer, in its own transaction.
 -- How the request travels is in 61_calls: over a Unix socket, or through pgembed.call in a
 -- second session, where it is committed at once; that session waits for the answer and
--- takes it away.
+-- takes it away. Many vectors are left in pgembed.call, from where the caller reads them
+-- itself: on any other way they would be written as text.
+
+CREATE OR REPLACE FUNCTION pgembed._reads_itself(kind text, contents text[])
+RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN kind = 'document' AND pg_catalog.cardinality(contents) >= 16
+    -- A snapshot that the transaction keeps is older than the answer.
+    AND pg_catalog.current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
+    AND NOT pg_catalog.pg_is_in_recovery();
+COMMENT ON FUNCTION pgembed._reads_itself(text, text[]) IS
+'Whether a caller reads the vectors of its call from pgembed.call itself: where it sees them, and when they are many.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._left_vectors(call_id bigint)
+RETURNS @extschema:vector@.vector[]
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    vectors @extschema:vector@.vector[];
+BEGIN
+    -- The slice is a copy: the row may go, and what it keeps elsewhere with it.
+    SELECT c.vectors[:] INTO vectors FROM pgembed.call AS c WHERE c.id = call_id AND c.answered;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the vectors of call % were not read in time', call_id
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'They are kept for 10 seconds, and lost when the server crashes: try again.';
+    END IF;
+    RETURN vectors;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._left_vectors(bigint) IS
+'The vectors that a worker left for the caller to read. VOLATILE: it must see what was committed since its caller''s statement began.';
+
 
 CREATE OR REPLACE FUNCTION pgembed._post_call(
     kind text, model text, contents text[], lifetime interval
@@ -36,16 +70,18 @@ COMMENT ON FUNCTION pgembed._call_lock(bigint) IS
 'The key of the advisory lock that a worker holds from taking a call to answering it. It guards nothing: its release wakes the caller, who would otherwise look every millisecond.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._await_release(call_id bigint)
+CREATE OR REPLACE FUNCTION pgembed._await_release(call_id bigint, patience double precision)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
-SET lock_timeout = 40
+SET lock_timeout = 0
 AS $$
 DECLARE
     lock_key bigint := pgembed._call_lock(call_id);
 BEGIN
     IF NOT pg_try_advisory_lock_shared(lock_key) THEN
+        -- Before the server looks for deadlocks, and may log the wait.
+        PERFORM set_config('lock_timeout', greatest(least(patience, 0.5) * 1000, 1)::integer::text, true);
         BEGIN
             PERFORM pg_advisory_lock_shared(lock_key);
         EXCEPTION
@@ -59,12 +95,35 @@ BEGIN
     RETURN false;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._await_release(bigint) IS
-'Wait, 40 ms at most, while a worker holds the lock of a call; false, at once, when none does.';
+COMMENT ON FUNCTION pgembed._await_release(bigint, double precision) IS
+'Wait, so many seconds and half a second at most, while a worker holds the lock of a call; false, at once, when none does.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._await_call(
-    call_id bigint, patience double precision, pause double precision, withdraw boolean,
+CREATE OR REPLACE FUNCTION pgembed._fetch_answer(
+    call_id bigint, withdraw boolean, leave boolean,
+    OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
+)
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF leave AND NOT withdraw THEN
+        SELECT c.answered, c.error INTO answered, error
+        FROM pgembed.call AS c
+        WHERE c.id = call_id AND c.answered;
+    ELSE
+        DELETE FROM pgembed.call AS c WHERE c.id = call_id AND (c.answered OR withdraw)
+        RETURNING c.answered, c.vectors, c.error INTO answered, vectors, error;
+    END IF;
+    answered := coalesce(answered, false);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._fetch_answer(bigint, boolean, boolean) IS
+'Take the answer to a call away; answered is false when there is none yet. withdraw: take the call away in any case. leave: else only say that the answer is there. Needs READ COMMITTED.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._await_answer(
+    call_id bigint, patience double precision, leave boolean,
     OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
 )
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -72,29 +131,34 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     deadline timestamptz := clock_timestamp() + make_interval(secs => patience);
-    rest double precision := pause;
+    pause double precision := 0.0005;
+    remaining double precision := patience;
+    answer record;
 BEGIN
     LOOP
-        DELETE FROM pgembed.call AS c WHERE c.id = call_id AND (c.answered OR withdraw)
-        RETURNING c.answered, c.vectors, c.error INTO answered, vectors, error;
-        EXIT WHEN FOUND OR clock_timestamp() >= deadline;
-        IF NOT pgembed._await_release(call_id) THEN
-            PERFORM pg_sleep(rest);
+        IF NOT pgembed._await_release(call_id, remaining) THEN
+            PERFORM pg_sleep(pause);
             -- Of many callers none is taken at once, and their looks keep the worker.
-            rest := least(rest * 1.5, 0.02);
+            pause := least(pause * 2, 0.02);
         END IF;
+        answer := pgembed._fetch_answer(call_id, false, leave);
+        remaining := extract(epoch FROM deadline - clock_timestamp());
+        EXIT WHEN answer.answered OR remaining <= 0;
     END LOOP;
-    answered := coalesce(answered, false);
+    answered := answer.answered;
+    vectors := answer.vectors;
+    error := answer.error;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._await_call(bigint, double precision, double precision, boolean) IS
-'Wait for the answer to a call and take it away: look whenever a worker lets go of it, or after pause seconds, then ever longer, for patience seconds; answered is false when there is none yet. withdraw: take the call away in any case. Needs READ COMMITTED.';
+COMMENT ON FUNCTION pgembed._await_answer(bigint, double precision, boolean) IS
+'Wait for the answer to a call, so many seconds, and take it away: look whenever a worker lets go of it, and ever more rarely before one has taken it.';
 
 
 -- A routine that commits cannot have a SET clause: whoever opens the second session sets
 -- its search_path.
 CREATE OR REPLACE PROCEDURE pgembed._ask(
     kind text, model text, contents text[], lifetime interval, patience double precision,
+    leave boolean,
     OUT call_id bigint, OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
 )
 LANGUAGE plpgsql
@@ -103,11 +167,11 @@ BEGIN
     call_id := pgembed._post_call(kind, model, contents, lifetime);
     COMMIT;
     SELECT a.* INTO answered, vectors, error
-    FROM pgembed._await_call(call_id, patience, 0.0005, false) AS a;
+    FROM pgembed._await_answer(call_id, patience, leave) AS a;
 END;
 $$;
-COMMENT ON PROCEDURE pgembed._ask(text, text, text[], interval, double precision) IS
-'Post a request, commit it and wait so many seconds for the answer.';
+COMMENT ON PROCEDURE pgembed._ask(text, text, text[], interval, double precision, boolean) IS
+'Post a request, commit it and wait so many seconds for the answer; leave: vectors stay where they are.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._take_calls(worker uuid, ids bigint[], max_calls integer)
@@ -163,6 +227,7 @@ BEGIN
     UPDATE pgembed.call AS c
     SET
         answered = true,
+        expires_at = least(c.expires_at, clock_timestamp() + '10 seconds'::interval),
         vectors = CASE
             WHEN a.count = 0 THEN NULL
             WHEN a.count = cardinality(_store_answers.vectors) THEN _store_answers.vectors
@@ -178,6 +243,22 @@ END;
 $$;
 COMMENT ON FUNCTION pgembed._store_answers(bigint[], uuid, integer[], @extschema:vector@.vector[], text[]) IS
 'Answer calls, each with the next of the vectors, as many as its count, or with an error; those that nobody waits for any more are passed over.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._leave_vectors(
+    worker uuid, model text, vectors @extschema:vector@.vector[]
+)
+RETURNS bigint
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO pgembed.call AS c (kind, model, contents, worker, answered, vectors, expires_at)
+    VALUES ('document', _leave_vectors.model, '{}', _leave_vectors.worker, true,
+        _leave_vectors.vectors, clock_timestamp() + '10 seconds'::interval)
+    RETURNING c.id;
+$$;
+COMMENT ON FUNCTION pgembed._leave_vectors(uuid, text, @extschema:vector@.vector[]) IS
+'Leave the vectors of a call that came another way for its caller to read. SECURITY DEFINER: a worker may not post calls.';
 
 
 -- Like _ask it commits; here is no name to look up in a search_path.

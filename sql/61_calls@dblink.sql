@@ -138,7 +138,7 @@ COMMENT ON FUNCTION pgembed._hang_up(text) IS
 
 
 CREATE OR REPLACE FUNCTION pgembed._ask_over(
-    connection text, kind text, model text, contents text[], timeout interval,
+    connection text, kind text, model text, contents text[], timeout interval, leave boolean,
     OUT call_id bigint, OUT answered boolean, OUT vectors text[], OUT error text
 )
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -147,70 +147,73 @@ AS $$
 BEGIN
     SELECT a.* INTO call_id, answered, vectors, error
     FROM @extschema:dblink@.dblink(connection, format(
-        'CALL pgembed._ask(%L, %L, %L::text[], %L::interval, %s, NULL, NULL, NULL, NULL)',
+        'CALL pgembed._ask(%L, %L, %L::text[], %L::interval, %s, %L, NULL, NULL, NULL, NULL)',
         kind, model, contents, timeout + '1 second'::interval,
-        least(extract(epoch FROM timeout), 0.05)
+        least(extract(epoch FROM timeout), 0.05), leave
     )) AS a (call_id bigint, answered boolean, vectors text[], error text);
 END;
 $$;
-COMMENT ON FUNCTION pgembed._ask_over(text, text, text, text[], interval) IS
+COMMENT ON FUNCTION pgembed._ask_over(text, text, text, text[], interval, boolean) IS
 'Post a call over a dblink connection, and wait a moment for its answer.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._await_over(
-    connection text, call_id bigint, started timestamptz, timeout interval,
+    connection text, call_id bigint, started timestamptz, timeout interval, leave boolean,
     OUT answered boolean, OUT vectors text[], OUT error text
 )
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    -- dblink is deaf to cancel and statement_timeout until its statement has ended.
-    slice CONSTANT double precision := 0.05;
     remaining double precision;
-    pause double precision;
 BEGIN
     LOOP
+        -- Here, not over there: dblink is deaf to cancel and statement_timeout until its
+        -- statement has ended.
         remaining := extract(epoch FROM started + timeout - clock_timestamp());
-        -- Rounded up to a millisecond by the server; longer when the answer takes long.
-        pause := least((extract(epoch FROM timeout) - remaining) / 20, 0.02);
+        IF remaining > 0 AND NOT pgembed._await_release(call_id, remaining) THEN
+            PERFORM pg_sleep(least(remaining, 0.02));
+        END IF;
+        remaining := extract(epoch FROM started + timeout - clock_timestamp());
         SELECT a.* INTO answered, vectors, error
         FROM @extschema:dblink@.dblink(connection, format(
-            'SELECT * FROM pgembed._await_call(%s, %s, %s, %L)',
-            call_id, greatest(least(remaining, slice), 0), pause, remaining <= 0
+            'SELECT * FROM pgembed._fetch_answer(%s, %L, %L)', call_id, remaining <= 0, leave
         )) AS a (answered boolean, vectors text[], error text);
         EXIT WHEN answered OR remaining <= 0;
     END LOOP;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._await_over(text, bigint, timestamptz, interval) IS
-'Wait for an answer over a dblink connection, in slices between which cancel and statement_timeout act.';
+COMMENT ON FUNCTION pgembed._await_over(text, bigint, timestamptz, interval, boolean) IS
+'Wait for an answer and fetch it over a dblink connection.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._call(
     kind text, model text, contents text[], timeout interval
 )
-RETURNS text[]
+RETURNS @extschema:vector@.vector[]
 LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    leave CONSTANT boolean := pgembed._reads_itself(kind, contents);
     started timestamptz := clock_timestamp();
     connection text := pgembed._dial();
     answer record;
+    call_id bigint;
 BEGIN
     BEGIN
-        answer := pgembed._ask_over(connection, kind, model, contents, timeout);
+        answer := pgembed._ask_over(connection, kind, model, contents, timeout, leave);
     EXCEPTION
         -- A kept connection that died meanwhile is replaced once.
         WHEN connection_exception OR connection_failure OR connection_does_not_exist
             OR admin_shutdown OR crash_shutdown OR idle_session_timeout THEN
             PERFORM pgembed._hang_up(connection);
             connection := pgembed._dial();
-            answer := pgembed._ask_over(connection, kind, model, contents, timeout);
+            answer := pgembed._ask_over(connection, kind, model, contents, timeout, leave);
     END;
+    call_id := answer.call_id;
     IF NOT answer.answered THEN
-        answer := pgembed._await_over(connection, answer.call_id, started, timeout);
+        answer := pgembed._await_over(connection, call_id, started, timeout, leave);
     END IF;
     IF connection <> 'pgembed' THEN
         PERFORM pgembed._hang_up(connection);
@@ -220,7 +223,10 @@ BEGIN
     ELSIF answer.error IS NOT NULL THEN
         RAISE EXCEPTION '%', answer.error USING ERRCODE = 'external_routine_exception';
     END IF;
-    RETURN answer.vectors;
+    IF leave AND answer.vectors IS NULL THEN
+        RETURN pgembed._left_vectors(call_id);
+    END IF;
+    RETURN answer.vectors::@extschema:vector@.vector[];
 EXCEPTION
     WHEN query_canceled OR OTHERS THEN
         PERFORM pgembed._hang_up(connection);
@@ -228,4 +234,4 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS
-'Ask a worker through a second session and wait for its answer: vectors as text, or an error.';
+'Ask a worker through a second session and wait for its answer: vectors, or an error.';

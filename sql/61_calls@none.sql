@@ -3,7 +3,7 @@
 CREATE OR REPLACE FUNCTION pgembed._call(
     kind text, model text, contents text[], timeout interval
 )
-RETURNS text[]
+RETURNS @extschema:vector@.vector[]
 LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$

@@ -4,8 +4,8 @@
 CREATE OR REPLACE FUNCTION pgembed._talk(
     step text, kind text DEFAULT NULL, model text DEFAULT NULL, model_hash bytea DEFAULT NULL,
     contents text[] DEFAULT NULL, timeout double precision DEFAULT NULL,
-    patience double precision DEFAULT 0,
-    OUT answered boolean, OUT vectors text[], OUT error text, OUT trouble text
+    patience double precision DEFAULT 0, reads_itself boolean DEFAULT false,
+    OUT answered boolean, OUT vectors text[], OUT left_at bigint, OUT error text, OUT trouble text
 )
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -19,8 +19,8 @@ if "line" not in SD:
     import time
 
     HEADER = struct.Struct("<2sBBII")
-    MAGIC, VERSION = b"pe", 1
-    GREETING, VECTORS, ERROR = 0, 16, 17
+    MAGIC, VERSION = b"pe", 2
+    GREETING, VECTORS, ERROR, LEFT = 0, 16, 17, 18
     KINDS = {"document": 1, "query": 2, "add_model": 3}
     LONGEST = 1 << 30
     LATE = 2.0  # seconds for a greeting, where another worker may be quicker
@@ -41,7 +41,7 @@ if "line" not in SD:
             self.number = 0
             self.format = {}
 
-        def ask(self, kind, model, model_hash, contents, timeout):
+        def ask(self, kind, model, model_hash, contents, timeout, reads_itself):
             if self.under_way:
                 self.hang_up()
             name = model.encode()
@@ -49,7 +49,7 @@ if "line" not in SD:
             self.count = 0 if kind == "add_model" else len(texts)
             self.number = (self.number + 1) % (1 << 32)
             body = b"".join([
-                struct.pack("<IHBI", int(timeout * 1000), len(name), len(model_hash or b""), len(texts)),
+                struct.pack("<IBHBI", int(timeout * 1000), reads_itself, len(name), len(model_hash or b""), len(texts)),
                 name, model_hash or b"",
                 struct.pack("<%dI" % len(texts), *map(len, texts)), *texts,
             ])
@@ -59,7 +59,7 @@ if "line" not in SD:
             self.under_way = True
 
         def wait(self, patience):
-            """Return (answered, vectors, error, trouble) within so many seconds."""
+            """Return (answered, vectors, left_at, error, trouble) within so many seconds."""
             end = time.monotonic() + patience
             while True:
                 try:
@@ -67,14 +67,14 @@ if "line" not in SD:
                     self.under_way = False
                     return (True, *answer, None)
                 except socket.timeout:
-                    return (False, None, None, self.trouble)
+                    return (False, None, None, None, self.trouble)
                 except OSError as error:
                     # No worker, or one that died: an answer may come from the next.
                     self.trouble = str(error)
                     self.hang_up()
                 remaining = end - time.monotonic()
                 if remaining <= 0:
-                    return (False, None, None, self.trouble)
+                    return (False, None, None, None, self.trouble)
                 time.sleep(min(remaining, 0.01))
 
         def go_on(self, end):
@@ -84,11 +84,13 @@ if "line" not in SD:
                 self.limit(end)
                 self.sent += self.socket.send(memoryview(self.request)[self.sent:])
             kind, number, body = self.receive(end)
-            if number != self.number or kind not in (VECTORS, ERROR):
+            if number != self.number or kind not in (VECTORS, ERROR, LEFT):
                 raise OSError("a worker sent frame %d of call %d" % (kind, number))
             if kind == ERROR:
-                return None, body.decode(errors="replace")
-            return self.texts_of(body), None
+                return None, None, body.decode(errors="replace")
+            if kind == LEFT:
+                return None, *struct.unpack("<Q", body), None
+            return self.texts_of(body), None, None
 
         def look(self, patience):
             """Return why no worker can be reached, or None."""
@@ -185,27 +187,27 @@ line = SD["line"]
 if step == "leave":
     line.hang_up()
     line.under_way = False
-    return (False, None, None, None)
+    return (False, None, None, None, None)
 if step == "look":
-    return (False, None, None, line.look(patience))
+    return (False, None, None, None, line.look(patience))
 if step == "ask":
-    line.ask(kind, model, model_hash, contents, timeout)
+    line.ask(kind, model, model_hash, contents, timeout, reads_itself)
 return line.wait(patience)
 $$;
-COMMENT ON FUNCTION pgembed._talk(text, text, text, bytea, text[], double precision, double precision) IS
-'One step of a call over this backend''s connection to a worker: ask, wait on, or leave; each returns within patience seconds. trouble: why there is no worker; look tells that alone.';
+COMMENT ON FUNCTION pgembed._talk(text, text, text, bytea, text[], double precision, double precision, boolean) IS
+'One step of a call over this backend''s connection to a worker: ask, wait on, or leave; each returns within patience seconds. reads_itself: vectors may be left in pgembed.call; left_at: they are there. trouble: why there is no worker; look tells that alone.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._call(
     kind text, model text, contents text[], timeout interval
 )
-RETURNS text[]
+RETURNS @extschema:vector@.vector[]
 LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     -- Cancel, statement_timeout and shutdown act between two slices.
-    slice CONSTANT double precision := 0.05;
+    slice CONSTANT double precision := 0.08;
     seconds CONSTANT double precision := extract(epoch FROM timeout);
     deadline CONSTANT timestamptz := clock_timestamp() + timeout;
     model_hash bytea;
@@ -214,7 +216,8 @@ BEGIN
     IF kind <> 'add_model' THEN
         model_hash := (pgembed._find_model(model)).hash;
     END IF;
-    answer := pgembed._talk('ask', kind, model, model_hash, contents, seconds, least(seconds, slice));
+    answer := pgembed._talk('ask', kind, model, model_hash, contents, seconds, least(seconds, slice),
+        pgembed._reads_itself(kind, contents));
     WHILE NOT answer.answered AND clock_timestamp() < deadline LOOP
         answer := pgembed._talk('wait',
             patience => least(extract(epoch FROM deadline - clock_timestamp()), slice));
@@ -224,7 +227,10 @@ BEGIN
     ELSIF answer.error IS NOT NULL THEN
         RAISE EXCEPTION '%', answer.error USING ERRCODE = 'external_routine_exception';
     END IF;
-    RETURN answer.vectors;
+    IF answer.left_at IS NOT NULL THEN
+        RETURN pgembed._left_vectors(answer.left_at);
+    END IF;
+    RETURN answer.vectors::@extschema:vector@.vector[];
 EXCEPTION
     WHEN query_canceled OR OTHERS THEN
         PERFORM pgembed._talk('leave');
@@ -232,4 +238,4 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS
-'Ask a worker over a Unix socket and wait for its answer: vectors as text, or an error.';
+'Ask a worker over a Unix socket and wait for its answer: vectors, or an error.';

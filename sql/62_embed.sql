@@ -96,7 +96,7 @@ DECLARE
     -- the same text is asked for once.
     asked text := md5(concat_ws(E'\n', statement_timestamp(), kind, model, content));
     last_answer text := current_setting('pgembed.last_answer', true);
-    vectors text[];
+    vectors @extschema:vector@.vector[];
 BEGIN
     IF content !~ '\S' THEN
         RETURN NULL;
@@ -107,8 +107,8 @@ BEGIN
     PERFORM pgembed._check_call(ARRAY[content]);
     vectors := pgembed._call(kind, model, ARRAY[content],
         pgembed._call_timeout('call_timeout', '5s'));
-    PERFORM set_config('pgembed.last_answer', asked || vectors[1], true);
-    RETURN vectors[1]::@extschema:vector@.vector;
+    PERFORM set_config('pgembed.last_answer', asked || vectors[1]::text, true);
+    RETURN vectors[1];
 END;
 $$;
 COMMENT ON FUNCTION pgembed._embed_text(text, text, text) IS
@@ -148,7 +148,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     texts text[];
-    vectors text[] := '{}';
+    vectors @extschema:vector@.vector[] := '{}';
 BEGIN
     PERFORM pgembed._check_call(contents);
     SELECT array_agg(t.content ORDER BY t.ordinal) INTO texts
@@ -159,10 +159,10 @@ BEGIN
             pgembed._call_timeout('call_timeout', '5s'));
     END IF;
     IF cardinality(vectors) = cardinality(contents) THEN
-        RETURN vectors::@extschema:vector@.vector[];
+        RETURN vectors;
     END IF;
     RETURN coalesce((
-        SELECT array_agg(v.vector::@extschema:vector@.vector ORDER BY t.ordinal)
+        SELECT array_agg(v.vector ORDER BY t.ordinal)
         FROM (
             SELECT
                 c.ordinal,

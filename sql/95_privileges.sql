@@ -186,7 +186,7 @@ BEGIN
         '_claim_batch _claim_size _commit_lazily _complete _complete_chunks '
         '_delete_claimed_leftovers _end_batch _end_jobs _enqueue_all _expire_calls _fail '
         '_fail_unreadable _hand_back_stale _heartbeat _hold _index_work _kept_embedding '
-        '_lock_jobs _lock_sources _merge_twins _new_lease _open_embedding _pick _read_claimed '
+        '_leave_vectors _lock_jobs _lock_sources _merge_twins _new_lease _open_embedding _pick _read_claimed '
         '_read_until _record_progress _register_worker _release _renew _renew_batch '
         '_replace_chunks _set_idle _set_index_state _settled _store_answers _stored_vector _take_calls _tend '
         '_unblock _unregister_worker _work _write_vectors') AS r
@@ -195,7 +195,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._worker_routines() IS
-'The routines that a worker needs: all but _wake run as their caller.';
+'The routines that a worker needs: all but _wake and _leave_vectors run as their caller.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.grant_worker(role regrole)
@@ -212,7 +212,7 @@ BEGIN
         'pgembed.blob_chunk, pgembed.embedding TO %s', role);
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON pgembed.worker, pgembed.progress, '
         'pgembed.layout, pgembed.batch_progress TO %s', role);
-    EXECUTE format('GRANT SELECT, DELETE, UPDATE (worker, answered, vectors, error) ON pgembed.call TO %s', role);
+    EXECUTE format('GRANT SELECT, DELETE, UPDATE (worker, answered, vectors, error, expires_at) ON pgembed.call TO %s', role);
     EXECUTE format('GRANT SELECT, DELETE, UPDATE (state, worker, lease, attempts, started_at, '
         'ended_at, due_at, error) ON pgembed.batch TO %s', role);
     EXECUTE format('GRANT DELETE, UPDATE (enqueued, blocked, index_state, index_error, index_worker) '

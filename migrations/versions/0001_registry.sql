@@ -106,4 +106,6 @@ CREATE UNLOGGED TABLE pgembed.call (
     vectors @extschema:vector@.vector[],
     error text
 );
-COMMENT ON TABLE pgembed.call IS 'Synchronous requests from SQL functions to a worker, and their answers; rows live for milliseconds.';
+COMMENT ON TABLE pgembed.call IS 'Synchronous requests from SQL functions to a worker, and their answers; rows live for milliseconds, those of many vectors for seconds.';
+-- Numbers do not shrink, and to find that out takes longer than to store them.
+ALTER TABLE pgembed.call ALTER COLUMN vectors SET STORAGE EXTERNAL;

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import numpy as np
 
-from pgembed.postgres.connection import Connection, fetch_all
+from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 from pgembed.postgres.vectors import Float32, VectorArray
 
 _MOST = 256  # calls taken at a time
@@ -75,6 +75,13 @@ def answer(
             list(locked),
         ),
     )
+
+
+def leave(connection: Connection, worker: UUID, model: str, vectors: Float32) -> int:
+    """Leave vectors, float32 (n, d), for a caller to read, and return where."""
+    query = "SELECT pgembed._leave_vectors(%s, %s, %s)"
+    (place,) = fetch_one(connection, query, (worker, model, VectorArray(vectors)))
+    return int(place)
 
 
 def let_go(connection: Connection) -> None:

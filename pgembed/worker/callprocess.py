@@ -19,7 +19,7 @@ from pgembed.worker.loader import Loader
 from pgembed.worker.model_additions import Additions
 from pgembed.worker.model_cache import ModelCache
 from pgembed.worker.presence import present
-from pgembed.worker.socketcalls import SocketCalls
+from pgembed.worker.socketcalls import Leave, SocketCalls
 from pgembed.worker.socketplace import SocketPlace
 from pgembed.worker.tablecalls import TableCalls, prepare_connection
 from pgembed.worker.threads import Threads
@@ -53,7 +53,7 @@ def _serve(
     batches = Batches(settings, identity, lifetime)
     carrying_out = threads.start("batches", batches.run)
     table = TableCalls(link, identity, additions.begin)
-    sockets = _open_socket(settings, link, additions)
+    sockets = _open_socket(settings, link, additions, table.leave)
     transport = TableAndSocket(table, sockets) if sockets else table
     try:
         _preload(link, loader)
@@ -67,7 +67,7 @@ def _serve(
 
 
 def _open_socket(
-    settings: Settings, link: Link, additions: Additions
+    settings: Settings, link: Link, additions: Additions, leave: Leave
 ) -> SocketCalls | None:
     """Return the socket of SQL functions in PL/Python, where there are any."""
     folder = Path(settings.socket_dir) if settings.socket_dir else None
@@ -83,7 +83,7 @@ def _open_socket(
         return (name, model_hash) in known
 
     try:
-        sockets = SocketCalls(place, knows, additions.add)
+        sockets = SocketCalls(place, knows, additions.add, leave)
     except WorkerError as error:
         _log.warning("%s", error)
         return None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +58,50 @@ class _LongCall:
         return not self._slices
 
 
+class _ShortCalls:
+    """Calls of a group whose texts run together."""
+
+    def __init__(self, calls: Sequence[Call], model: Model) -> None:
+        texts = [text for call in calls for text in call.contents]
+        self._calls = calls
+        self._model = model
+        self._encoded = model.tokenize(texts, calls[0].group.side)
+        sizes = np.array([len(call.contents) for call in calls])
+        self._caller = np.repeat(np.arange(len(calls)), sizes)
+        self._ends = np.cumsum(sizes)
+        self._missing = sizes
+        """How many texts of each call are still to be run."""
+        self._vectors = np.zeros((len(texts), model.dimensions), np.float32)
+        self._errors: dict[int, str] = {}
+
+    def answers(self) -> Iterator[list[AnsweredCall]]:
+        """Run batch after batch; yield the answers that are complete after each."""
+        if (empty := np.flatnonzero(self._missing == 0)).size:
+            yield self._answers(empty)
+        for rows, result in batching.results(
+            self._encoded,
+            self._model.run,
+            batch_tokens=_SHORT_TOKENS,
+            dimensions=self._model.dimensions,
+        ):
+            callers = self._caller[rows]
+            if isinstance(result, str):
+                self._errors.update(dict.fromkeys(callers.tolist(), result))
+            else:
+                self._vectors[rows] = result
+            np.subtract.at(self._missing, callers, 1)
+            callers = np.unique(callers)
+            yield self._answers(callers[self._missing[callers] == 0])
+
+    def _answers(self, callers: batching.Rows) -> list[AnsweredCall]:
+        return [(self._calls[i], self._answer(i)) for i in callers.tolist()]
+
+    def _answer(self, caller: int) -> Float32 | str:
+        end = self._ends[caller]
+        start = end - len(self._calls[caller].contents)
+        return self._errors.get(caller, self._vectors[start:end])
+
+
 class CallServer:
     """Answers short calls as they come, together; long ones between them."""
 
@@ -68,6 +113,7 @@ class CallServer:
         self._lifetime = lifetime
         self._pending = PendingCalls()
         self._long: _LongCall | None = None
+        self._ahead = ThreadPoolExecutor(1, "ahead")
 
     def run(self) -> None:
         """Answer until told to stop, then what was taken already."""
@@ -113,27 +159,26 @@ class CallServer:
     def _answer_short(self, model: Model, calls: Sequence[Call]) -> None:
         if not calls:
             return
-        texts = [text for call in calls for text in call.contents]
         try:
-            outcome = batching.embed(
-                model.tokenize(texts, calls[0].group.side),
-                model.run,
-                batch_tokens=_SHORT_TOKENS,
-                dimensions=model.dimensions,
-            )
+            together = _ShortCalls(calls, model)
         except Exception as error:
             self._answer([(call, _message(error)) for call in calls])
             return
-        start = 0
-        answers: list[AnsweredCall] = []
-        for call in calls:
-            end = start + len(call.contents)
-            errors = [m for i, m in outcome.errors.items() if start <= i < end]
-            answers.append((call, errors[0] if errors else outcome.vectors[start:end]))
-            start = end
-        self._answer(answers)
+        left = len(calls)
+        answers = together.answers()
+        upcoming: Future[list[AnsweredCall]] | None = None
+        while left:
+            complete = upcoming.result() if upcoming else next(answers)
+            left -= len(complete)
+            # The model goes on while answers leave and calls come.
+            upcoming = self._ahead.submit(next, answers) if left else None
+            self._answer(complete)
+            if left:
+                self.take(0)
 
     def _answer(self, answers: Sequence[AnsweredCall]) -> None:
+        if not answers:
+            return
         self._transport.answer(answers)
         for call, _ in answers:
             seconds = time.monotonic() - call.taken

@@ -5,11 +5,13 @@ magic "pe", version (1 byte), kind (1), number of the call (4), length of the bo
 and the body:
 
     greeting                    empty; the worker's first frame on every connection
-    document, query, add_model  milliseconds the caller waits (4), bytes of the model's
+    document, query, add_model  milliseconds the caller waits (4), whether vectors may
+                                be left in table pgembed.call (1), bytes of the model's
                                 name (2) and hash (1), number of texts (4); name; hash;
                                 bytes of each text (4 each); the texts, UTF-8
     vectors                     number of vectors (4), dimensions (4), float32 each
     error                       a message, UTF-8
+    left                        where in pgembed.call the vectors are (8)
 
 One call at a time is under way on a connection. sql/61_calls@plpython.sql is the other
 side.
@@ -25,8 +27,8 @@ import numpy as np
 
 from pgembed.postgres.vectors import Float32
 
-VERSION = 1
-GREETING, DOCUMENT, QUERY, ADD_MODEL, VECTORS, ERROR = 0, 1, 2, 3, 16, 17
+VERSION = 2
+GREETING, DOCUMENT, QUERY, ADD_MODEL, VECTORS, ERROR, LEFT = 0, 1, 2, 3, 16, 17, 18
 KINDS = {DOCUMENT: "document", QUERY: "query", ADD_MODEL: "add_model"}
 
 # SQL functions take 10,000 texts and 10,000,000 characters, of four bytes at most.
@@ -35,7 +37,8 @@ MAX_REQUEST = 41 << 20
 
 _MAGIC = b"pe"
 _HEADER = struct.Struct("<2sBBII")
-_REQUEST = struct.Struct("<IHBI")
+_REQUEST = struct.Struct("<I?HBI")
+_LEFT = struct.Struct("<Q")
 _HASH_BYTES = 32
 
 
@@ -64,6 +67,8 @@ class Request:
     contents: list[str]
     seconds: float
     """How long the caller waits."""
+    may_leave: bool = False
+    """Whether the caller can read vectors from table pgembed.call."""
 
 
 class FrameReader:
@@ -116,7 +121,11 @@ def encode_request(request: Request, number: int) -> bytes:
     texts = [text.encode() for text in request.contents]
     body = [
         _REQUEST.pack(
-            int(request.seconds * 1000), len(model), len(request.model_hash), len(texts)
+            int(request.seconds * 1000),
+            request.may_leave,
+            len(model),
+            len(request.model_hash),
+            len(texts),
         ),
         model,
         request.model_hash,
@@ -133,7 +142,7 @@ def decode_request(frame: Frame) -> Request:
     kind = KINDS[frame.kind]
     if len(frame.body) < _REQUEST.size:
         raise FrameError(f"a request of {len(frame.body)} bytes")
-    milliseconds, *lengths, texts = _REQUEST.unpack_from(frame.body)
+    milliseconds, may_leave, *lengths, texts = _REQUEST.unpack_from(frame.body)
     if texts > MAX_TEXTS:
         raise FrameError(f"{texts} texts in a call; at most {MAX_TEXTS}")
     if lengths[1] != (0 if kind == "add_model" else _HASH_BYTES):
@@ -153,6 +162,7 @@ def decode_request(frame: Frame) -> Request:
             model_hash,
             [text.decode() for text in contents],
             milliseconds / 1000,
+            may_leave,
         )
     except UnicodeDecodeError as error:
         raise FrameError(f"a text is not UTF-8: {error}") from None
@@ -177,6 +187,11 @@ def encode_answer(number: int, answer: Float32 | str) -> bytes:
     shape = struct.pack("<II", *answer.shape)
     data = np.ascontiguousarray(answer, "<f4").tobytes()
     return encode(Frame(VECTORS, number, shape + data))
+
+
+def encode_left(number: int, call_id: int) -> bytes:
+    """Return the bytes of an answer whose vectors are left in table pgembed.call."""
+    return encode(Frame(LEFT, number, _LEFT.pack(call_id)))
 
 
 def decode_answer(frame: Frame) -> Float32 | str:

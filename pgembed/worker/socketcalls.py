@@ -23,6 +23,7 @@ from pgembed.worker.frames import (
     Request,
     decode_request,
     encode_answer,
+    encode_left,
 )
 from pgembed.worker.pending import AnsweredCall, Call, Group
 from pgembed.worker.socketplace import Peer, SocketPlace
@@ -35,6 +36,7 @@ _PIECE = 1 << 18
 _SLOW_SECONDS = 10.0  # for the rest of a frame to come, or of an answer to go
 
 Answered = Callable[[str | None], None]
+Leave = Callable[[str, Float32], int | None]
 
 
 @dataclasses.dataclass(eq=False)
@@ -65,13 +67,15 @@ class _Caller:
 class _Reply:
     caller: _Caller
     number: int
+    may_leave: bool = False
 
 
 class SocketCalls:
     """A socket as a transport.
 
     *knows* says whether a model has that hash, *add_model* begins to add one and calls
-    back with an error or None, from any thread.
+    back with an error or None, from any thread. *leave* puts vectors of a model where
+    callers can read them, and returns where, or None when it could not.
     """
 
     def __init__(
@@ -79,12 +83,14 @@ class SocketCalls:
         place: SocketPlace,
         knows: Callable[[str, bytes], bool],
         add_model: Callable[[str, list[str], Answered], None],
+        leave: Leave,
         *,
         slow_seconds: float = _SLOW_SECONDS,
     ) -> None:
         self._place = place
         self._knows = knows
         self._add_model = add_model
+        self._leave = leave
         self._slow_seconds = slow_seconds
         self._next_check = 0.0
         self.other_is_ready = False
@@ -125,8 +131,15 @@ class SocketCalls:
     def answer(self, answers: Sequence[AnsweredCall]) -> None:
         """Answer calls with vectors, float32 (n, d), or with errors."""
         for call, answer in answers:
-            assert isinstance(call.reply_to, _Reply)  # noqa: S101 - made here
-            self._reply(call.reply_to, answer)
+            reply = call.reply_to
+            assert isinstance(reply, _Reply)  # noqa: S101 - made here
+            left = None
+            if reply.may_leave and not isinstance(answer, str):
+                left = self._leave(call.group.model, answer)
+            if left is None:
+                self._reply(reply, encode_answer(reply.number, answer))
+            else:
+                self._reply(reply, encode_left(reply.number, left))
 
     def close(self) -> None:
         """End all connections and remove the socket."""
@@ -204,8 +217,9 @@ class SocketCalls:
                 if caller.number is not None:
                     raise FrameError("a second call while one is under way")
                 caller.number = frame.number
-                reply = _Reply(caller, frame.number)
-                calls += self._begin(reply, decode_request(frame))
+                request = decode_request(frame)
+                reply = _Reply(caller, frame.number, request.may_leave)
+                calls += self._begin(reply, request)
         finally:
             self._count(caller)
         if self._held > _MAX_HELD:
@@ -229,7 +243,8 @@ class SocketCalls:
             self._add_model(request.model, request.contents, answered)
             return []
         if not self._knows(request.model, request.model_hash):
-            self._reply(reply, f"model {request.model!r} is not registered")
+            unknown = f"model {request.model!r} is not registered"
+            self._reply(reply, encode_answer(reply.number, unknown))
             return []
         group = Group(request.model, request.model_hash, request.kind)
         deadline = time.monotonic() + request.seconds
@@ -241,16 +256,15 @@ class SocketCalls:
         with contextlib.suppress(queue.Empty):
             while True:
                 reply, error = self._added.get_nowait()
-                self._reply(
-                    reply, np.empty((0, 0), np.float32) if error is None else error
-                )
+                answer = np.empty((0, 0), np.float32) if error is None else error
+                self._reply(reply, encode_answer(reply.number, answer))
 
-    def _reply(self, reply: _Reply, answer: Float32 | str) -> None:
+    def _reply(self, reply: _Reply, frame: bytes) -> None:
         caller = reply.caller
         # A caller that went away, or gave up and asked again over another connection.
         if caller.number == reply.number:
             caller.number = None
-            self._send(caller, encode_answer(reply.number, answer))
+            self._send(caller, frame)
 
     def _send(self, caller: _Caller, data: bytes) -> None:
         waited = bool(caller.outgoing)

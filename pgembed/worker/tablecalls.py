@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
+
+import psycopg
 
 from pgembed.embeddings import calls
 from pgembed.embeddings.calls import Request
 from pgembed.embeddings.queue import read_leniently
 from pgembed.postgres.connection import Connection
+from pgembed.postgres.vectors import Float32
 from pgembed.worker.leases import Identity
 from pgembed.worker.link import Link
 from pgembed.worker.pending import AnsweredCall, Call, Group
+
+_log = logging.getLogger(__name__)
 
 # Behind a transaction pooler no notification comes.
 _POLL_SECONDS = 0.5
@@ -86,6 +92,19 @@ class TableCalls:
         for worker, mine in by_worker.items():
             for start in range(0, len(mine), _MOST_ANSWERS):
                 self._send(worker, mine[start : start + _MOST_ANSWERS])
+
+    def leave(self, model: str, vectors: Float32) -> int | None:
+        """Put vectors of a call that came another way where its caller reads them.
+
+        Returns the place in pgembed.call; None, and a warning, when it failed.
+        """
+        worker = self._identity.id
+        self._spoke = True
+        try:
+            return self._link.run(lambda c: calls.leave(c, worker, model, vectors))
+        except psycopg.Error as error:
+            _log.warning("vectors could not be left in pgembed.call: %s", error)
+            return None
 
     def _send(self, worker: UUID, given: list[calls.Answer]) -> None:
         locked = self._locked.intersection(each.call_id for each in given)

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(_PARTS))
     parser.add_argument("--calls", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5, help="of batches")
+    parser.add_argument("--rounds", type=int, default=15, help="of batches")
     parser.add_argument("--backends", type=int, default=100, help="of the crowd")
     parser.add_argument("--seconds", type=int, default=15, help="of the crowd")
     parser.add_argument("--transport", choices=TRANSPORTS, action="append")

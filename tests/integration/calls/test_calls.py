@@ -152,6 +152,37 @@ def test_in_any_transaction(connection: Connection, mode: str) -> None:
         for text in ("a cat", "the dog"):
             query = "SELECT pgembed.embed('tiny', %s)"
             assert value(connection, query, text) is not None
+        texts = [f"food {i}" for i in range(20)]
+        batch = "SELECT array_position(pgembed.embed_batch('tiny', %s), NULL)"
+        assert value(connection, batch, texts) is None
+
+
+LEFT = "SELECT count(*), min(cardinality(vectors)) FROM pgembed.call WHERE answered"
+
+
+@pytest.mark.usefixtures("worker")
+def test_many_vectors_are_read_where_the_worker_left_them(
+    connection: Connection, model: Model
+) -> None:
+    texts = [f"food {i}" for i in range(20)]
+    query = "SELECT pgembed.embed_batch('tiny', %s)"
+    np.testing.assert_allclose(
+        value(connection, query, texts), model.embed(texts), atol=1e-6
+    )
+    assert fetch_one(connection, LEFT) == (1, 20)
+    connection.execute("UPDATE pgembed.call SET expires_at = clock_timestamp()")
+    wait_until(lambda: calls_left(connection) == 0)
+    with pytest.raises(errors.ExternalRoutineException, match="the model failed"):
+        value(connection, query, [*texts, "poison"])
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        assert len(value(connection, query, texts)) == 20
+    assert value(connection, "SELECT count(vectors) FROM pgembed.call") == 0
+
+
+def test_vectors_that_are_gone_are_an_error(connection: Connection) -> None:
+    with pytest.raises(errors.ObjectNotInPrerequisiteState, match=r"call 7 .*in time"):
+        connection.execute("SELECT pgembed._left_vectors(7)")
 
 
 @over_dblink

@@ -143,7 +143,7 @@ def answer(body: Callable[[frames.Frame], bytes]) -> Callable[[socket.socket], N
 
 BAD_ANSWERS = {
     "no frame": lambda _: b"HTTP/1.1 400 Bad Request\r\n\r\n",
-    "too long": lambda _: b"pe\x01\x10" + b"\xff" * 8,
+    "too long": lambda _: b"pe\x02\x10" + b"\xff" * 8,
     "other call": lambda f: frames.encode_answer(f.number + 1, np.zeros((1, 8), "f4")),
     "two vectors": lambda f: frames.encode_answer(f.number, np.zeros((2, 8), "f4")),
     "greeting": lambda _: frames.GREETING_BYTES,

@@ -21,6 +21,7 @@ requests = st.builds(
     model_hash=st.binary(min_size=32, max_size=32),
     contents=st.lists(texts, max_size=5),
     seconds=milliseconds.map(lambda n: n / 1000),
+    may_leave=st.booleans(),
 )
 
 
@@ -43,6 +44,7 @@ def test_requests_come_through_in_any_pieces(
         assert decoded.contents == request.contents
         assert decoded.model_hash == request.model_hash
         assert (decoded.kind, decoded.model) == (request.kind, request.model)
+        assert decoded.may_leave == request.may_leave
         assert decoded.seconds == pytest.approx(request.seconds, abs=0.0011)
 
 
@@ -74,8 +76,8 @@ def test_a_damaged_request_is_a_request_or_an_error(
     ("data", "message"),
     [
         (b"GET / HTTP/1.1\r\n", "begins with"),
-        (b"pe\x02\x01" + bytes(8), "version 2"),
-        (b"pe\x01\x01" + bytes(4) + b"\xff\xff\xff\xff", "4294967295 bytes"),
+        (b"pe\x01\x01" + bytes(8), "version 1"),
+        (b"pe\x02\x01" + bytes(4) + b"\xff\xff\xff\xff", "4294967295 bytes"),
     ],
 )
 def test_what_is_no_frame_is_refused_by_its_header(data: bytes, message: str) -> None:

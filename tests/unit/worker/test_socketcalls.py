@@ -31,12 +31,21 @@ class Bench:
 
     def __init__(self, folder: Path, slow_seconds: float) -> None:
         self.additions: list[tuple[str, list[str], socketcalls.Answered]] = []
+        self.left: list[Float32] = []
+        self.room = 1
         self.sockets = SocketCalls(
             SocketPlace(folder, PREFIX, None),
             knows=lambda name, model_hash: name == "tiny" and model_hash == HASH,
             add_model=lambda *arguments: self.additions.append(arguments),
+            leave=self.leave,
             slow_seconds=slow_seconds,
         )
+
+    def leave(self, model: str, vectors: Float32) -> int | None:
+        if len(self.left) >= self.room:
+            return None
+        self.left.append(vectors)
+        return len(self.left)
 
     def step(self) -> list[Call]:
         calls = self.sockets.take(0.01)
@@ -103,10 +112,11 @@ def lengths(contents: list[str]) -> Float32:
     return np.array([[len(text), 1] for text in contents], np.float32).reshape(-1, 2)
 
 
-def request(*texts: str, model: str = "tiny", number: int = 1) -> bytes:
-    return frames.encode_request(
-        Request("query", model, HASH, list(texts), 60.0), number
-    )
+def request(
+    *texts: str, model: str = "tiny", number: int = 1, may_leave: bool = False
+) -> bytes:
+    asked = Request("query", model, HASH, list(texts), 60.0, may_leave)
+    return frames.encode_request(asked, number)
 
 
 def assert_serves(bench: Bench) -> None:
@@ -151,6 +161,16 @@ def test_a_large_answer_and_a_large_request(bench: Bench) -> None:
         assert np.shape(answer) == (10_000, 2)
 
 
+def test_vectors_are_left_for_those_who_can_read_them(bench: Bench) -> None:
+    with bench.caller() as caller:
+        caller.send(request("a cat", may_leave=True))
+        frame = caller.frame()
+        assert (frame.kind, frame.body) == (frames.LEFT, b"\1" + bytes(7))
+        np.testing.assert_array_equal(bench.left, [[[5, 1]]])
+        caller.send(request("there is no room", number=2, may_leave=True))
+        np.testing.assert_array_equal(frames.decode_answer(caller.frame()), [[16, 1]])
+
+
 def test_an_unknown_model_is_an_error(bench: Bench) -> None:
     with bench.caller() as caller:
         caller.send(request("x", model="other"))
@@ -178,8 +198,8 @@ pieces = st.lists(
         st.binary(max_size=64),
         st.just(request("a cat")),
         st.just(request("the dog")[:-3]),
-        st.just(b"pe\x01\x02" + bytes(4) + b"\xff\xff\xff\x00"),
-        st.just(b"pe\x01\x03" + bytes(8)),
+        st.just(b"pe\x02\x02" + bytes(4) + b"\xff\xff\xff\x00"),
+        st.just(b"pe\x02\x03" + bytes(8)),
     ),
     min_size=1,
     max_size=6,
