@@ -18,6 +18,7 @@ from pgembed.batch.corpus import (
     from_layout,
     read_table,
 )
+from pgembed.batch.engine import load_kernels
 from pgembed.batch.metric import Metric, check_queries
 from pgembed.batch.passing import Conditions, Passing
 from pgembed.batch.predicates import Listing
@@ -107,6 +108,7 @@ class Batch:
         )
 
     def _together(self, conditions: Conditions, layout: Store | None) -> BatchResult:
+        load_kernels()
         self._say("predicates", 0)
         with self.report.stage("predicates"):
             rounds = conditions.rounds(self._rows(layout), self.options.memory)
@@ -186,7 +188,7 @@ class Batch:
         return corpus
 
     def _portions(self, conditions: list[int]) -> list[Ints]:
-        """Cut the queries with these conditions so that candidates fit.
+        """Cut the queries with these conditions so that they and candidates fit.
 
         Those of similar k come together.
         """
@@ -196,7 +198,8 @@ class Batch:
         classes = np.ceil(np.log2(k)).astype(np.int64).clip(4)
         for size in np.unique(classes[chosen]):
             members = np.flatnonzero(chosen & (classes == size))
-            each = TopK.bytes_for(1, first_width(k[members])) * self.options.threads
+            heaps = TopK.bytes_for(1, first_width(k[members])) * self.options.threads
+            each = heaps + 8 * self.source.dimensions
             most = max(1, self.options.memory // 6 // each)
             portions += np.array_split(members, -(-len(members) // most))
         return portions

@@ -22,6 +22,7 @@ Ints = NDArray[np.int64]
 Fetch = Callable[[Ints], Float32]
 Tile = tuple[slice, slice]
 
+_NONE = np.empty(0, np.float32)
 _UNIT = 2.0**-24
 _EXACT_BYTES = 4 << 20
 """What stays in a cache, and in memory that is used again (measured)."""
@@ -72,12 +73,10 @@ class Metric:
             positive = np.where(norms > 0, norms, np.float32(np.nan))
             self.scale = np.asarray(1 / np.sqrt(positive), np.float32)
 
-    def finish(self, scores: Float32, rows: slice | Ints) -> None:
-        """Turn products (m, r) with the vectors *rows* into scores, in place."""
-        if self.scale is not None:
-            scores *= self.scale[rows]
-        if self.bias is not None:
-            scores += self.bias[rows]
+    def factors(self, rows: slice | Ints) -> tuple[Float32, Float32]:
+        """Return the scale (r,) and the bias (r,) of *rows*; empty for None."""
+        scale = _NONE if self.scale is None else self.scale[rows]
+        return scale, _NONE if self.bias is None else self.bias[rows]
 
     def exact(self, chosen: Ints, positions: Ints) -> tuple[Float64, Float64]:
         """Return distances and scores (m, w) of queries *chosen* (m,) to *positions*.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,9 +86,10 @@ class Prober:
         passing: Passing,
         members: Ints,
         width: int,
+        threads: int,
     ) -> None:
         self.metric, self.segments, self.passing = metric, segments, passing
-        self.members, self.width = members, width
+        self.members, self.width, self.threads = members, width, threads
         self._centre_norms = np.einsum(
             "cd,cd->c", segments.lists.centres, segments.lists.centres
         )
@@ -97,16 +99,19 @@ class Prober:
 
         The nearest come first: they yield thresholds for the others.
         """
-        near, far = [], []
-        for start in range(0, len(queries), _CHUNK):
+
+        def part(start: int) -> tuple[Pairs, Pairs]:
             chosen = queries[start : start + _CHUNK]
             needed = self.needed(chosen)
             row, column = np.nonzero(np.isneginf(needed))
-            near.append(Pairs(chosen[row], column))
+            near = Pairs(chosen[row], column)
             needed[row, column] = np.inf
             row, column = np.nonzero(needed <= limits[start : start + _CHUNK, None])
-            far.append(Pairs(chosen[row], column))
-        return _joined(near), _joined(far)
+            return near, Pairs(chosen[row], column)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            parts = list(pool.map(part, range(0, len(queries), _CHUNK)))
+        return _joined([near for near, _ in parts]), _joined([far for _, far in parts])
 
     def needed(self, queries: Ints) -> Float32:
         """Return (q, c): how much farther each list is than the nearest that counts.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pgembed.batch.corpus import Segments
 from pgembed.batch.engine import Scan, Task
@@ -60,10 +61,12 @@ class Searcher:
         thorough = np.ones(len(self.members), bool)
         probing = self.segments is not None and self.recall < 1 and not self._asked
         self._asked = True
-        if probing:
-            self._mixed(scan, queries, width, thorough)
-        else:
-            self._exact(scan, queries)
+        # The threads are its own; those of BLAS would wait busily between products.
+        with threadpool_limits(1, user_api="blas"):
+            if probing:
+                self._mixed(scan, queries, width, thorough)
+            else:
+                self._exact(scan, queries)
         self.report.products += scan.products
         with self.report.stage("merging"):
             estimates, found = scan.best(queries)
@@ -97,7 +100,14 @@ class Searcher:
         self._exact(scan, np.sort(_joined([without, *samples])))
         if not groups:
             return
-        prober = Prober(self.metric, self.segments, self.passing, self.members, width)
+        prober = Prober(
+            self.metric,
+            self.segments,
+            self.passing,
+            self.members,
+            width,
+            self.threads,
+        )
         limits = np.zeros(len(self.members), np.float32)
         with self.report.stage("calibrating"):
             probing = self._calibrated(prober, scan, groups, samples)

@@ -235,7 +235,7 @@ def test_in_small_memory(connection: Connection, items: str) -> None:
     report: list[tuple[int, int]] = []
     options = Options(
         recall=1.0,
-        memory=1 << 19,
+        memory=1 << 17,
         threads=1,
         answered=lambda done, total: report.append((done, total)),
     )

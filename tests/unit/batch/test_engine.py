@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pgembed.batch.engine import Scan, Task
 from pgembed.batch.kmeans import assign, train
 from pgembed.batch.metric import Metric
-from pgembed.batch.topk import TopK, best_of
 from pgembed.batch.vectors import Spool, Vectors, squared_norms
 
 
@@ -49,34 +46,6 @@ def test_an_error_in_a_thread_is_raised() -> None:
     scan = Scan(metric, 2, tests=None, threads=2)
     with pytest.raises(IndexError):
         scan.run([Task(np.array([0]), np.array([99]))] * 5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    offers=st.lists(
-        st.lists(st.tuples(st.integers(0, 3), st.integers(-50, 50)), max_size=30),
-        max_size=12,
-    ),
-    width=st.integers(1, 5),
-)
-def test_topk_keeps_the_best(offers: list[list[tuple[int, int]]], width: int) -> None:
-    top = TopK(4, width)
-    every: list[list[float]] = [[] for _ in range(4)]
-    for offer in offers:
-        rows = sorted(offer)
-        if rows and max(np.bincount([q for q, _ in rows])) > top.room:
-            continue
-        queries = np.array([q for q, _ in rows], np.int64)
-        scores = np.array([s for _, s in rows], np.float32)
-        above = scores > top.threshold[queries] if len(rows) else scores > 0
-        top.push(queries[above], np.arange(len(rows))[above], scores[above])
-        for query, score in rows:
-            every[query].append(score)
-    scores, positions = best_of([top], np.arange(4))
-    for query in range(4):
-        best = sorted(every[query], reverse=True)[:width]
-        found = scores[query][positions[query] >= 0]
-        assert sorted(found, reverse=True) == best
 
 
 def test_spooled_vectors_are_the_same() -> None:
