@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 _SAMPLE = (16, 48)
 _LEAST_SHARE = 32
 """A condition that fewer than one row of so many meet is answered exactly."""
-_PAIR_SECONDS = 4e-6
+_PAIR_SECONDS = 2e-6
 """What a query costs in a posting list beyond its products (measured)."""
 Calibrated = tuple[Ints, Calibration]
 
