@@ -1,6 +1,6 @@
 """Machine code for what would take NumPy many passes, and Python's lock in each.
 
-Compiled when first used, which takes some seconds, and kept in a cache then: beside
+Compiled when first imported, which takes a second, and kept in a cache then: beside
 this file, or in the user's cache directory, or where NUMBA_CACHE_DIR says.
 """
 
@@ -34,7 +34,7 @@ def _compiled(signature: Any) -> Callable[[Function], Function]:
         made: Function
         try:
             made = numba.njit(signature, nogil=True, cache=True)(function)
-        except RuntimeError:
+        except (RuntimeError, OSError):
             made = numba.njit(signature, nogil=True)(function)
         return made
 

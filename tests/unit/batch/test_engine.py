@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numba import types
 
+from pgembed.batch import kernels
 from pgembed.batch.engine import Scan, Task
 from pgembed.batch.kmeans import assign, train
 from pgembed.batch.metric import Metric
@@ -46,6 +50,15 @@ def test_an_error_in_a_thread_is_raised() -> None:
     scan = Scan(metric, 2, tests=None, threads=2)
     with pytest.raises(IndexError):
         scan.run([Task(np.array([0]), np.array([99]))] * 5)
+
+
+def test_kernels_need_no_cache() -> None:
+    """Code without a file has none, like code in a file system that is read-only."""
+    scope: dict[str, Any] = {}
+    exec("def double(x):\n    return 2 * x", scope)  # noqa: S102
+    double = kernels._compiled(types.int64(types.int64))(scope["double"])
+    assert double.nopython_signatures
+    assert double(21) == 42
 
 
 def test_spooled_vectors_are_the_same() -> None:
