@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from pgembed.postgres.connection import connect
 from tests.harness.models import register_model
@@ -55,6 +55,7 @@ def guarded(server: Databases) -> Iterator[Connection]:
 
 
 @thorough
+@example("\x1f", "x")
 @given(short, short)
 def test_names_are_only_names(guarded: Connection, name: str, column: str) -> None:
     """An embedding and its column may be called anything, and then work."""

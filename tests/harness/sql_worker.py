@@ -254,10 +254,8 @@ class _Declared:
     dimensions: int
 
     def expected(self, texts: Sequence[str | None]) -> list[str]:
-        """Return the text forms of the row's vectors: one, several or none."""
+        """Return the text forms of the vectors of a row that is not blank."""
         whole = self._content(texts)
-        if not "".join(text or "" for text in texts).strip():
-            return []
         cut = chunks_of(whole) if self.is_chunked else [whole]
         return [self._stored(vector_of(c, self.dimensions)) for c in cut]
 
@@ -349,13 +347,14 @@ def _expected(
     connection: Connection, declared: _Declared, failed: set[str]
 ) -> dict[str, list[str] | None]:
     texts = ", ".join(f"t.{_quoted(c)}::text" for c in declared.columns)
-    query = f"SELECT {_key(declared.keys)}, {texts} FROM {declared.source} AS t"
-    return {
-        _canonical(key): (
-            None if _canonical(key) in failed else declared.expected(contents)
-        )
-        for key, *contents in rows(connection, query)
-    }
+    # What is white space is PostgreSQL's to say: Python takes U+001F for some, too.
+    full = rf"concat({texts}) ~ '\S'"
+    query = f"SELECT {_key(declared.keys)}, {full}, {texts} FROM {declared.source} AS t"
+    expected: dict[str, list[str] | None] = {}
+    for key, is_full, *contents in rows(connection, query):
+        found = declared.expected(contents) if is_full else []
+        expected[_canonical(key)] = None if _canonical(key) in failed else found
+    return expected
 
 
 def _found(connection: Connection, declared: _Declared) -> dict[str, list[str]]:
