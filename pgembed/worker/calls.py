@@ -5,6 +5,7 @@ Transports bring calls and take answers; the server knows neither tables nor soc
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -66,40 +67,40 @@ class _ShortCalls:
         self._calls = calls
         self._model = model
         self._encoded = model.tokenize(texts, calls[0].group.side)
-        sizes = np.array([len(call.contents) for call in calls])
-        self._caller = np.repeat(np.arange(len(calls)), sizes)
-        self._ends = np.cumsum(sizes)
-        self._missing = sizes
+        self._missing = [len(call.contents) for call in calls]
         """How many texts of each call are still to be run."""
+        self._ends = list(itertools.accumulate(self._missing))
+        self._caller = [i for i, size in enumerate(self._missing) for _ in range(size)]
+        """Whose each text is."""
         self._vectors = np.zeros((len(texts), model.dimensions), np.float32)
         self._errors: dict[int, str] = {}
 
     def answers(self) -> Iterator[list[AnsweredCall]]:
         """Run batch after batch; yield the answers that are complete after each."""
-        if (empty := np.flatnonzero(self._missing == 0)).size:
-            yield self._answers(empty)
+        if empty := [i for i, size in enumerate(self._missing) if not size]:
+            yield [self._answer(caller) for caller in empty]
         for rows, result in batching.results(
             self._encoded,
             self._model.run,
             batch_tokens=_SHORT_TOKENS,
             dimensions=self._model.dimensions,
         ):
-            callers = self._caller[rows]
+            callers = [self._caller[row] for row in rows.tolist()]
             if isinstance(result, str):
-                self._errors.update(dict.fromkeys(callers.tolist(), result))
+                self._errors.update(dict.fromkeys(callers, result))
             else:
                 self._vectors[rows] = result
-            np.subtract.at(self._missing, callers, 1)
-            callers = np.unique(callers)
-            yield self._answers(callers[self._missing[callers] == 0])
+            complete = []
+            for caller in callers:
+                self._missing[caller] -= 1
+                if not self._missing[caller]:
+                    complete.append(self._answer(caller))
+            yield complete
 
-    def _answers(self, callers: batching.Rows) -> list[AnsweredCall]:
-        return [(self._calls[i], self._answer(i)) for i in callers.tolist()]
-
-    def _answer(self, caller: int) -> Float32 | str:
-        end = self._ends[caller]
-        start = end - len(self._calls[caller].contents)
-        return self._errors.get(caller, self._vectors[start:end])
+    def _answer(self, caller: int) -> AnsweredCall:
+        call, end = self._calls[caller], self._ends[caller]
+        vectors = self._vectors[end - len(call.contents) : end]
+        return call, self._errors.get(caller, vectors)
 
 
 class CallServer:

@@ -348,7 +348,7 @@ def _expected(
 ) -> dict[str, list[str] | None]:
     texts = ", ".join(f"t.{_quoted(c)}::text" for c in declared.columns)
     # What is white space is PostgreSQL's to say: Python takes U+001F for some, too.
-    full = rf"concat({texts}) ~ '\S'"
+    full = f"concat({texts}) COLLATE pg_catalog.\"default\" ~ '\\S'"
     query = f"SELECT {_key(declared.keys)}, {full}, {texts} FROM {declared.source} AS t"
     expected: dict[str, list[str] | None] = {}
     for key, is_full, *contents in rows(connection, query):
