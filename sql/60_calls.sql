@@ -133,7 +133,6 @@ DECLARE
     deadline timestamptz := clock_timestamp() + make_interval(secs => patience);
     pause double precision := 0.0005;
     remaining double precision := patience;
-    answer record;
 BEGIN
     LOOP
         IF NOT pgembed._await_release(call_id, remaining) THEN
@@ -141,13 +140,11 @@ BEGIN
             -- Of many callers none is taken at once, and their looks keep the worker.
             pause := least(pause * 2, 0.02);
         END IF;
-        answer := pgembed._fetch_answer(call_id, false, leave);
+        SELECT a.* INTO answered, vectors, error
+        FROM pgembed._fetch_answer(call_id, false, leave) AS a;
         remaining := extract(epoch FROM deadline - clock_timestamp());
-        EXIT WHEN answer.answered OR remaining <= 0;
+        EXIT WHEN answered OR remaining <= 0;
     END LOOP;
-    answered := answer.answered;
-    vectors := answer.vectors;
-    error := answer.error;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._await_answer(bigint, double precision, boolean) IS

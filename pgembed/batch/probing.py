@@ -99,18 +99,20 @@ class Prober:
 
         The nearest come first: they yield thresholds for the others.
         """
+        # So that all threads together need the memory of one chunk.
+        size = max(1, _CHUNK // self.threads)
 
         def part(start: int) -> tuple[Pairs, Pairs]:
-            chosen = queries[start : start + _CHUNK]
+            chosen = queries[start : start + size]
             needed = self.needed(chosen)
             row, column = np.nonzero(np.isneginf(needed))
             near = Pairs(chosen[row], column)
             needed[row, column] = np.inf
-            row, column = np.nonzero(needed <= limits[start : start + _CHUNK, None])
+            row, column = np.nonzero(needed <= limits[start : start + size, None])
             return near, Pairs(chosen[row], column)
 
         with ThreadPoolExecutor(self.threads) as pool:
-            parts = list(pool.map(part, range(0, len(queries), _CHUNK)))
+            parts = list(pool.map(part, range(0, len(queries), size)))
         return _joined([near for near, _ in parts]), _joined([far for _, far in parts])
 
     def needed(self, queries: Ints) -> Float32:

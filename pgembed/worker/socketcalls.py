@@ -67,7 +67,8 @@ class _Caller:
 class _Reply:
     caller: _Caller
     number: int
-    may_leave: bool = False
+    leaves: str | None = None
+    """The model whose vectors the caller can read from pgembed.call."""
 
 
 class SocketCalls:
@@ -131,15 +132,8 @@ class SocketCalls:
     def answer(self, answers: Sequence[AnsweredCall]) -> None:
         """Answer calls with vectors, float32 (n, d), or with errors."""
         for call, answer in answers:
-            reply = call.reply_to
-            assert isinstance(reply, _Reply)  # noqa: S101 - made here
-            left = None
-            if reply.may_leave and not isinstance(answer, str):
-                left = self._leave(call.group.model, answer)
-            if left is None:
-                self._reply(reply, encode_answer(reply.number, answer))
-            else:
-                self._reply(reply, encode_left(reply.number, left))
+            assert isinstance(call.reply_to, _Reply)  # noqa: S101 - made here
+            self._reply(call.reply_to, answer)
 
     def close(self) -> None:
         """End all connections and remove the socket."""
@@ -217,9 +211,8 @@ class SocketCalls:
                 if caller.number is not None:
                     raise FrameError("a second call while one is under way")
                 caller.number = frame.number
-                request = decode_request(frame)
-                reply = _Reply(caller, frame.number, request.may_leave)
-                calls += self._begin(reply, request)
+                reply = _Reply(caller, frame.number)
+                calls += self._begin(reply, decode_request(frame))
         finally:
             self._count(caller)
         if self._held > _MAX_HELD:
@@ -243,9 +236,10 @@ class SocketCalls:
             self._add_model(request.model, request.contents, answered)
             return []
         if not self._knows(request.model, request.model_hash):
-            unknown = f"model {request.model!r} is not registered"
-            self._reply(reply, encode_answer(reply.number, unknown))
+            self._reply(reply, f"model {request.model!r} is not registered")
             return []
+        if request.may_leave:
+            reply = dataclasses.replace(reply, leaves=request.model)
         group = Group(request.model, request.model_hash, request.kind)
         deadline = time.monotonic() + request.seconds
         return [Call(reply, group, request.contents, deadline)]
@@ -256,15 +250,23 @@ class SocketCalls:
         with contextlib.suppress(queue.Empty):
             while True:
                 reply, error = self._added.get_nowait()
-                answer = np.empty((0, 0), np.float32) if error is None else error
-                self._reply(reply, encode_answer(reply.number, answer))
+                self._reply(
+                    reply, np.empty((0, 0), np.float32) if error is None else error
+                )
 
-    def _reply(self, reply: _Reply, frame: bytes) -> None:
+    def _reply(self, reply: _Reply, answer: Float32 | str) -> None:
         caller = reply.caller
         # A caller that went away, or gave up and asked again over another connection.
         if caller.number == reply.number:
             caller.number = None
-            self._send(caller, frame)
+            self._send(caller, self._encoded(reply, answer))
+
+    def _encoded(self, reply: _Reply, answer: Float32 | str) -> bytes:
+        if reply.leaves is not None and not isinstance(answer, str):
+            place = self._leave(reply.leaves, answer)
+            if place is not None:
+                return encode_left(reply.number, place)
+        return encode_answer(reply.number, answer)
 
     def _send(self, caller: _Caller, data: bytes) -> None:
         waited = bool(caller.outgoing)
