@@ -36,6 +36,7 @@ from pgembed.batch.vectors import (
 )
 from pgembed.batch.workload import Condition, Workload
 from pgembed.errors import SettingError
+from pgembed.postgres.borrowed import borrowed
 from pgembed.postgres.connection import Connection, fetch_one, require_idle
 from pgembed.settings import memory_bytes
 
@@ -101,24 +102,25 @@ def build_layout(
             raise SettingError(f"{name} is {value}, but must be at least 1")
     require_idle(connection, "build a layout")
     limit, count = memory_bytes(memory), thread_count(threads)
-    builder = Builder(connection, list_rows, least_rows, precision, limit, count)
-    with one_snapshot(connection):
-        source = describe(connection, embedding)
-        position = freshness.written_position(connection)
-        builder.read(source)
-        if workload is not None:
-            builder.cut(workload)
-        origin = freshness.origin(connection, builder.tables.oids)
-        origin["column"] = [source.target, source.vector, source.dimensions]
-    # Not by the reader's word: its search_path is its own.
-    database = freshness.database_name(recorder or connection)
-    place = store.folder(source.embedding, database, root)
-    builder.partition()
-    with store.Writer(place, precision) as writer:
-        size = builder.write(writer, origin)
-        freshness.await_flush(connection, position)
-        layout = builder.summary(writer.version, size, origin)
-        _record(recorder or connection, source, layout, place)
+    with borrowed(connection) as own:
+        builder = Builder(own, list_rows, least_rows, precision, limit, count)
+        with one_snapshot(own):
+            source = describe(own, embedding)
+            position = freshness.written_position(own)
+            builder.read(source)
+            if workload is not None:
+                builder.cut(workload)
+            origin = freshness.origin(own, builder.tables.oids)
+            origin["column"] = [source.target, source.vector, source.dimensions]
+        # Not by the reader's word: its search_path is its own.
+        database = freshness.database_name(recorder or own)
+        place = store.folder(source.embedding, database, root)
+        builder.partition()
+        with store.Writer(place, precision) as writer:
+            size = builder.write(writer, origin)
+            freshness.await_flush(own, position)
+            layout = builder.summary(writer.version, size, origin)
+            _record(recorder or own, source, layout, place)
     store.remove(place, keep=layout.version)
     return layout
 
@@ -128,16 +130,17 @@ def drop_layout(
 ) -> bool:
     """Forget the layout of *embedding*, and delete its files on this host.
 
-    Returns whether there was one.
+    Returns whether there was one. Outside a transaction this is committed.
     """
-    (identity,) = fetch_one(
-        connection, "SELECT (pgembed._find_embedding(%s)).id", [embedding]
-    )
-    cursor = connection.execute(
-        "DELETE FROM pgembed.layout WHERE embedding = %s", [identity]
-    )
-    store.remove(store.folder(identity, freshness.database_name(connection), root))
-    return bool(cursor.rowcount)
+    with borrowed(connection) as own:
+        (identity,) = fetch_one(
+            own, "SELECT (pgembed._find_embedding(%s)).id", [embedding]
+        )
+        cursor = own.execute(
+            "DELETE FROM pgembed.layout WHERE embedding = %s", [identity]
+        )
+        store.remove(store.folder(identity, freshness.database_name(own), root))
+        return bool(cursor.rowcount)
 
 
 class Builder:

@@ -13,6 +13,7 @@ from pgembed.batch.limits import check_recall, thread_count
 from pgembed.batch.result import BatchResult
 from pgembed.batch.source import describe, one_snapshot
 from pgembed.batch.workload import Filter, Workload
+from pgembed.postgres.borrowed import borrowed
 from pgembed.postgres.connection import Connection
 from pgembed.settings import memory_bytes
 
@@ -54,10 +55,9 @@ def search_batch(
     check_recall(recall)
     limit = memory_bytes(memory)
     count = thread_count(threads)
-    with one_snapshot(connection):
-        source = describe(connection, embedding)
-        options = Options(recall, limit, count, layout, layouts, progress, few_by_sql)
-        return Batch(connection, source, workload, options).run()
+    options = Options(recall, limit, count, layout, layouts, progress, few_by_sql)
+    with borrowed(connection) as own, one_snapshot(own):
+        return Batch(own, describe(own, embedding), workload, options).run()
 
 
 def knn_join(
@@ -98,9 +98,9 @@ def knn_join(
         layouts,
         progress,
     )
-    with one_snapshot(connection):
+    with borrowed(connection) as own, one_snapshot(own):
         join = Join.of(
-            connection,
+            own,
             embedding,
             asking,
             options,

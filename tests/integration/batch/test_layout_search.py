@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from numpy.typing import NDArray
+from psycopg.rows import dict_row
 
 from pgembed.batch import strategy
 from pgembed.batch.layout import build_layout, drop_layout
-from pgembed.batch.search import search_batch
+from pgembed.batch.search import knn_join, search_batch
 from pgembed.batch.workload import Workload
 from pgembed.errors import PgembedError, VectorError
+from pgembed.postgres.connection import fetch_one
 from tests.conftest import Connect
 from tests.integration.batch.oracle import nearest, same
 from tests.integration.search.support import Connection, adopt, unsafe, vector_text
@@ -273,6 +276,26 @@ def test_a_new_layout_replaces_the_old(connection: Connection, tmp_path: Path) -
     assert drop_layout(connection, name, root=tmp_path)
     assert not list(tmp_path.glob("*"))
     assert not drop_layout(connection, name, root=tmp_path)
+
+
+def test_a_plain_psycopg_connection(
+    connection: Connection, dsn: str, tmp_path: Path
+) -> None:
+    """One that knows nothing of pgvector, begins transactions and gives dicts."""
+    name = create(connection)
+    queries = Points(2).take(20)
+    with psycopg.connect(dsn, row_factory=dict_row) as plain:
+        build_layout(plain, name, root=tmp_path)
+        assert fetch_one(connection, "SELECT count(*) FROM pgembed.layout") == (1,)
+        found = search_batch(plain, name, queries, layouts=tmp_path)
+        joined = knn_join(plain, name, k=2, layouts=tmp_path)
+        assert drop_layout(plain, name, root=tmp_path)
+        assert fetch_one(connection, "SELECT count(*) FROM pgembed.layout") == (0,)
+        assert plain.info.transaction_status.name == "IDLE"
+        assert plain.execute("SELECT '[1]'::vector AS v").fetchone() == {"v": "[1]"}
+    again = search_batch(connection, name, queries, layouts=tmp_path)
+    assert [found[i] for i in range(20)] == [again[i] for i in range(20)]
+    assert len(joined) == ROWS
 
 
 def test_an_empty_table(connection: Connection, tmp_path: Path) -> None:
