@@ -105,7 +105,7 @@ def read_table(
     memory: int,
 ) -> Corpus:
     """Read all vectors."""
-    spool = Spool(source.dimensions, memory // 4)
+    spool = Spool(source.dimensions, memory // 4, len(listing.ids))
     parts = [np.empty(0, np.uint64)]
     for block in read_blocks(connection, source, tables, memory // 4):
         spool.add(block.values)

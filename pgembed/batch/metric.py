@@ -47,7 +47,8 @@ class Metric:
     ) -> None:
         self.distance, self.queries, self.vectors = distance, queries, vectors
         self._fetch = fetch or vectors.take
-        lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
+        squares = np.einsum("qd,qd->q", queries, queries, dtype=np.float64)
+        lengths = np.sqrt(squares)
         self._lengths = lengths
         norms = vectors.norms
         largest = float(np.sqrt(norms.max(initial=0.0)))
@@ -58,7 +59,8 @@ class Metric:
         # By Cauchy and Schwarz: the product with what rounding took away.
         rounding = lengths * vectors.rounding.length
         if distance == "cosine":
-            self.scan_queries = (queries / lengths[:, None]).astype(np.float32)
+            self.scan_queries = np.empty(queries.shape, np.float32)
+            np.divide(queries, lengths[:, None], self.scan_queries, casting="same_kind")
             size = np.ones(len(queries))
             rounding = size * vectors.rounding.share
             self._cosine(norms, vectors.dimensions)

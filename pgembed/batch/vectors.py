@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO
@@ -20,6 +21,9 @@ from pgembed.postgres.copying import copy_columns
 Float32 = NDArray[np.float32]
 Kept = NDArray[np.float32] | NDArray[np.float16]
 Ints = NDArray[np.int64]
+
+_BLOCK_BYTES = 16 << 20
+"""What is read at a time; memory that is touched for the first time costs more."""
 
 
 class Vectors:
@@ -86,7 +90,10 @@ def read_blocks(
     memory: int,
     where: str = "true",
 ) -> Iterator[Block]:
-    """Read the rows that have a vector, in blocks that fit into *memory* bytes."""
+    """Read the rows that have a vector, in blocks that fit into *memory* bytes.
+
+    Most blocks are smaller: they take turns in the same memory.
+    """
     oid = f"{source.row}.tableoid::pg_catalog.int8"
     query = (
         f"SELECT {oid}, pg_catalog.tidsend({source.row}.ctid) "
@@ -95,7 +102,7 @@ def read_blocks(
     )
     # Messages, their concatenation, and two arrays live at once.
     width = 24 * source.dimensions + 400
-    block_rows = int(np.clip(memory // width, 256, 65_536))
+    block_rows = int(np.clip(min(memory, _BLOCK_BYTES) // width, 256, 65_536))
     for oids, packed, values in copy_columns(connection, query, block_rows=block_rows):
         if values.shape[1] != source.dimensions:
             raise VectorError(
@@ -110,39 +117,42 @@ def read_blocks(
 
 
 class Spool:
-    """Vectors in memory, or in an unlinked temporary file once they outgrow it."""
+    """Vectors in memory, or in an unlinked temporary file once they outgrow it.
 
-    def __init__(self, dimensions: int, memory: int) -> None:
-        self._dimensions, self._memory = dimensions, memory
-        self._blocks: list[Float32] = []
+    *memory* in bytes. Room for *rows* vectors, if that is known, is reserved at once.
+    """
+
+    def __init__(self, dimensions: int, memory: int, rows: int = 0) -> None:
+        self._memory = memory
+        fitting = min(rows, memory // (4 * dimensions))
+        self._values = np.empty((fitting, dimensions), np.float32)
+        self._count = 0
         self._norms: list[NDArray[np.float32]] = []
         self._file: IO[bytes] | None = None
-        self._bytes = 0
 
     def add(self, values: Float32) -> None:
         """Append vectors float32 (n, d)."""
         self._norms.append(squared_norms(values))
-        self._bytes += values.nbytes
-        if self._file is None and self._bytes > self._memory:
+        first, self._count = self._count, self._count + len(values)
+        shape = (self._count, self._values.shape[1])
+        if self._file is None and 4 * math.prod(shape) > self._memory:
             self._file = tempfile.TemporaryFile(prefix="pgembed-batch-")  # noqa: SIM115
-            for block in self._blocks:
-                block.tofile(self._file)
-            self._blocks = []
-        if self._file is None:
-            self._blocks.append(values)
-        else:
+            self._values[:first].tofile(self._file)
+            self._values = np.empty((0, shape[1]), np.float32)
+        if self._file is not None:
             values.tofile(self._file)
+            return
+        if self._count > len(self._values):
+            self._values.resize(shape, refcheck=False)
+        self._values[first : self._count] = values
 
     def finish(self) -> Vectors:
         """Return all that was added."""
         norms = np.concatenate([np.empty(0, np.float32), *self._norms])
-        shape = (len(norms), self._dimensions)
         if self._file is None:
-            if len(self._blocks) == 1:
-                return Vectors(self._blocks, norms)
-            whole = np.concatenate([np.empty((0, shape[1]), np.float32), *self._blocks])
-            return Vectors([whole], norms)
+            return Vectors([self._values[: self._count]], norms)
         self._file.flush()
+        shape = (self._count, self._values.shape[1])
         # The mapping keeps the file alive; nothing is left when it goes.
         mapped = np.memmap(self._file, np.float32, "r", shape=shape)
         self._file.close()

@@ -7,9 +7,9 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from sqlalchemy import Select, select
-from sqlalchemy.sql.cache_key import HasCacheKey
 
 from pgembed.errors import FilterError, SettingError
+from pgembed.sqlalchemy.made import identify
 from pgembed.sqlalchemy.search import RECALL
 from pgembed.sqlalchemy.shape import Shape, refused
 
@@ -91,11 +91,7 @@ class _Reader:
     def read(self, statement: Any) -> Asked:
         if not isinstance(statement, Select):
             raise refused("it is not a SELECT made by search()")
-        # Not the statement's own method, which keeps the key for as long as it lives.
-        key = HasCacheKey._generate_cache_key(statement)
-        # Without a key, a statement has a shape of its own.
-        name: Hashable = id(statement) if key is None else key.key
-        parameters = [] if key is None else key.bindparams
+        name, parameters = identify(statement)
         known = self._shapes.get(name)
         if known is None:
             shape = Shape.of(statement, parameters)

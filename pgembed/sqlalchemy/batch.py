@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
@@ -132,10 +133,15 @@ def _search_batch(
         asked = read(statements)
     if not asked:
         return []
-    with spared(), executor(session, asked[0].statement) as execute:
+    with (
+        contextlib.ExitStack() as last,
+        spared(),
+        executor(session, asked[0].statement) as execute,
+    ):
         found = Answers(execute, settings.options, settings.embedder).of(asked)
-        with uncollected():
-            return _rows(execute, asked, found)
+        # Until all else is left: nothing is to be collected on the way.
+        last.enter_context(uncollected())
+        return _rows(execute, asked, found)
 
 
 def _rows(execute: Executor, asked: list[Asked], found: list[Nearest]) -> Found:

@@ -13,19 +13,24 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Make many objects that last, without looking for cycles among them."""
+    """Make many objects that last, without looking for cycles among them.
+
+    They count as old at once: the next collection would go through all of them.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
+            with spared():
+                pass
             gc.enable()
 
 
 @contextlib.contextmanager
 def spared() -> Iterator[None]:
-    """Collect only among the objects that are made in the block.
+    """Collect only among the objects that are made in the block; others become old.
 
     Unless the application has frozen objects of its own, which thawing would undo.
     """

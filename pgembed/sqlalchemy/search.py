@@ -28,6 +28,7 @@ from pgembed.errors import EmbeddingError
 from pgembed.sqlalchemy.call import SearchCall, Signature
 from pgembed.sqlalchemy.chunks import Chunks
 from pgembed.sqlalchemy.declaration import INFO, Declaration
+from pgembed.sqlalchemy.made import Made
 from pgembed.sqlalchemy.vectors import VectorText, query_vector
 
 Query = str | Sequence[float] | Any
@@ -190,11 +191,17 @@ class _Target:
         matches = [key == rows.c[name] for key, name in pairs]
         match = matches[0] if len(matches) == 1 else and_(*matches)
         number = rows.c[result]
-        return (
+        statement = (
             select(self.entity, number)
             .join_from(self.entity, rows, match)
             .order_by(number.desc() if descending else number, *self.keys)
         )
+        # Criteria may name two aliases of a table, which only all of it tells apart.
+        if all(isinstance(key.table, Table) for key in self.keys):
+            types = [type(each.type) for each in arguments.values()]
+            kind = self.entity, signature, *types
+            Made.note(statement, kind, arguments.values())
+        return statement
 
 
 def _target(embedding: Any, name: str | None) -> _Target:
