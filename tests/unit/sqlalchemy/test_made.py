@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Select, and_, exists, literal, or_
+from sqlalchemy import and_, exists, literal, or_
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -50,10 +50,10 @@ class Note(Base):
 
 
 ALIAS, OTHER = aliased(Doc), aliased(Doc)
-Make = Callable[[int], Select[Any]]
+Make = Callable[[int], Any]
 
 
-def plain(**arguments: Any) -> Select[Any]:
+def plain(**arguments: Any) -> Any:
     """Return a search without criteria."""
     return search(Doc.body_embedding, "words", **arguments)
 
@@ -96,7 +96,7 @@ MORE: tuple[Make, ...] = (
 )
 
 
-def whole(statement: Select[Any]) -> Any:
+def whole(statement: Any) -> Any:
     """Return the cache key of a statement, which it does not keep."""
     return HasCacheKey._generate_cache_key(copy.copy(statement))
 
