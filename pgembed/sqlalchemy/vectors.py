@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,21 +20,40 @@ _NULL = literal_column("((NULL::pgembed.call).vectors)[1]", VECTOR())
 class QueryVector:
     """A vector (d,) float32 on its way to the server."""
 
-    __slots__ = ("_text", "values")
+    __slots__ = ("_digits", "values")
 
     def __init__(self, values: NDArray[np.float32]) -> None:
         self.values = values
-        self._text: str | None = None
+        self._digits: str | None = None
 
     def __str__(self) -> str:
         """Return it as pgvector reads it: nine digits are what float32 has."""
-        if self._text is None:
-            values = self.values.tolist()
-            self._text = "[" + ("%.9g," * len(values) % tuple(values))[:-1] + "]"
-        return self._text
+        values = self.values.tolist()
+        return "[" + ("%.9g," * len(values) % tuple(values))[:-1] + "]"
+
+    def digits(self) -> str:
+        """Return it as pgvector reads it, sooner and less legibly.
+
+        Whole numbers with one exponent for all are written in half the time.
+        """
+        if self._digits is None:
+            self._digits = _scaled(self.values) or str(self)
+        return self._digits
 
     def __repr__(self) -> str:
         return f"{self!s:.80}"
+
+
+def _scaled(values: NDArray[np.float32]) -> str | None:
+    """Return *values* (d,) as text; None when they differ too much in size."""
+    sizes = np.abs(values)
+    smallest, largest = float(sizes.min()), float(sizes.max())
+    # With so many places, no other float32 is as near as the one that is meant.
+    places = math.ceil(math.log10(2**26 / smallest)) if smallest else 0
+    if not smallest or largest * 10.0**places >= 2**63:
+        return None
+    whole = np.rint(values * np.float64(10.0**places)).astype(np.int64).tolist()
+    return "[" + (f"%de{-places}," * len(whole) % tuple(whole))[:-1] + "]"
 
 
 class VectorText(UserDefinedType[QueryVector]):
@@ -53,7 +73,7 @@ class VectorText(UserDefinedType[QueryVector]):
 
     def bind_processor(self, dialect: Dialect) -> Any:
         """Return what makes a parameter of the vector."""
-        return str
+        return QueryVector.digits
 
     def literal_processor(self, dialect: Dialect) -> Any:
         """Return what writes the vector into a statement."""

@@ -76,7 +76,6 @@ ONLY_CRITERIA: tuple[Make, ...] = (
     lambda n: plain().where(and_(Doc.year == n, Doc.id == n)),
     lambda n: plain().where(or_(Doc.year == n, Doc.id == n)),
     lambda n: plain().where(Doc.year.in_(range(n))),
-    lambda n: plain().filter_by(year=n),
     lambda n: plain().where(exists().where(Note.id == Doc.id, Note.id > n)),
     lambda n: plain().where(ALIAS.year == n),
     lambda n: plain().where(ALIAS.year == n, ALIAS.id == n),
