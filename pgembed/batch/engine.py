@@ -38,16 +38,18 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Tests:
-    """Which rows count for which query: those that have all bits of its mask."""
+    """Which rows count for a query: those with its values in its bits."""
 
     words: NDArray[np.uint64]
     """(w, n): the bits of each row."""
     masks: NDArray[np.uint64]
     """(q, w): the bits that each query asks for."""
+    values: NDArray[np.uint64]
+    """(q, w): what they have to be."""
 
 
 _NO_ROWS: Ints = np.empty(0, np.int64)
-_NO_TESTS = Tests(np.empty((0, 0), np.uint64), np.empty((0, 0), np.uint64))
+_NO_TESTS = Tests(*[np.empty((0, 0), np.uint64)] * 3)
 
 
 def cores() -> int:
@@ -142,6 +144,7 @@ class Scan:
                 places,
                 tests.words,
                 tests.masks,
+                tests.values,
                 task.tested,
                 top.scores,
                 top.positions,

@@ -50,6 +50,7 @@ _OFFER = types.void(
     _given(types.int64, 1),
     _given(types.uint64, 2),
     _given(types.uint64, 2),
+    _given(types.uint64, 2),
     types.boolean,
     types.float32[:, ::1],
     types.int32[:, ::1],
@@ -57,13 +58,10 @@ _OFFER = types.void(
 )
 
 
-@_compiled(
-    types.boolean(_given(types.uint64, 2), _given(types.uint64, 2), *[types.int64] * 2)
-)
-def _meets(words: Words, masks: Words, place: int, query: int) -> bool:
+@_compiled(types.boolean(*[_given(types.uint64, 2)] * 3, *[types.int64] * 2))
+def _meets(words: Words, masks: Words, values: Words, place: int, query: int) -> bool:
     for number in range(len(words)):
-        wanted = masks[query, number]
-        if words[number, place] & wanted != wanted:
+        if words[number, place] & masks[query, number] != values[query, number]:
             return False
     return True
 
@@ -78,6 +76,7 @@ def offer(
     rows: Ints,
     words: Words,
     masks: Words,
+    values: Words,
     tested: bool,
     best: Float32,
     positions: NDArray[np.int32],
@@ -87,8 +86,8 @@ def offer(
 
     A score counts as score * *scale* (r,) + *bias* (r,), where they are not empty; its
     position is that in *rows* (r,), or counts from *first* if that is empty. If
-    *tested*, only rows count whose *words* (w, n) have all bits of the query's
-    *masks* (q, w).
+    *tested*, only rows count whose *words* (w, n) have, in the bits of the query's
+    *masks* (q, w), its *values* (q, w).
 
     *best* (q, width) and *positions* are a heap for each query, the lowest score at
     its root; *threshold* (q,) is the highest root that any thread has seen.
@@ -116,7 +115,7 @@ def offer(
                 if not score > least:
                     continue
                 place = rows[column] if len(rows) else first + column
-                if tested and not _meets(words, masks, place, query):
+                if tested and not _meets(words, masks, values, place, query):
                     continue
                 # The lowest makes room: its children move up until the score fits.
                 hole = 0

@@ -17,13 +17,14 @@ from pgembed.batch import freshness, kmeans, regions, store
 from pgembed.batch.cuts import Demand
 from pgembed.batch.limits import thread_count
 from pgembed.batch.metric import check_queries
+from pgembed.batch.packing import WORD, Packing
 from pgembed.batch.precision import (
     LOSSLESS,
     check_precision,
     check_rounding,
     measure,
 )
-from pgembed.batch.predicates import WORD, compile_conditions, read_listing
+from pgembed.batch.predicates import compile_conditions, read_listing
 from pgembed.batch.qdtree import Leaf, Tree, grow
 from pgembed.batch.rows import RowMap, Tables
 from pgembed.batch.source import Source, describe, one_snapshot
@@ -187,12 +188,12 @@ class Builder:
         weights = np.bincount(workload.members, minlength=len(workload.conditions))
         chosen = np.argsort(-weights, kind="stable")[:WORD]
         self.conditions = tuple(workload.conditions[i] for i in chosen)
-        compiled = compile_conditions(self.connection, self.source, self.conditions)
+        compiled, _ = compile_conditions(self.connection, self.source, self.conditions)
         listing = read_listing(
             self.connection,
             self.source,
             self.tables,
-            compiled,
+            Packing(compiled),
             rows=len(self.ids),
             memory=self.memory // 8,
         )

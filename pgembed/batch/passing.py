@@ -10,17 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from pgembed.batch import lookups
+from pgembed.batch.lookups import Lookup
+from pgembed.batch.packing import WORD, Packing, Test
 from pgembed.batch.predicates import (
-    WORD,
+    SHARED_MS,
+    Alone,
     Listing,
-    Term,
+    alone,
     compile_conditions,
     read_listing,
     read_matching,
-    rows_alone,
 )
 from pgembed.batch.rows import RowIds, Tables
 from pgembed.batch.source import Source
+from pgembed.batch.terms import Term
 from pgembed.batch.workload import Condition
 from pgembed.postgres.connection import Connection
 
@@ -42,7 +46,9 @@ class Passing:
     words: NDArray[np.uint64]
     """(w, total): bits of the terms that were evaluated together."""
     masks: NDArray[np.uint64]
-    """(c, w): the bits that the rows of each condition have."""
+    """(c, w): the bits by which the rows of each condition are known."""
+    values: NDArray[np.uint64]
+    """(c, w): what these bits are."""
     alone: dict[int, Ints]
     """The positions of those few rows that other conditions have."""
     counts: Ints
@@ -59,8 +65,8 @@ class Passing:
         return met
 
     def _met(self, condition: int, word: int) -> NDArray[np.bool_]:
-        mask = self.masks[condition, word]
-        return np.asarray(self.words[word] & mask == mask)
+        found = self.words[word] & self.masks[condition, word]
+        return np.asarray(found == self.values[condition, word])
 
     def positions(self, condition: int) -> Ints:
         """Return the sorted positions (m,) of the rows that meet a condition."""
@@ -69,13 +75,17 @@ class Passing:
         return np.flatnonzero(self.met(condition))
 
 
+Unit = Term | Lookup
+"""What is evaluated at once: a term, or all terms of a lookup."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """Conditions whose rows fit into memory together, and the terms of the shared."""
+    """Conditions whose rows fit into memory together, and how the shared are told."""
 
     shared: tuple[int, ...]
     alone: tuple[int, ...]
-    terms: tuple[Term, ...]
+    packing: Packing
 
 
 class Conditions:
@@ -90,48 +100,74 @@ class Conditions:
     ) -> None:
         self._connection, self._source = connection, source
         self._threads = threads
-        self._compiled = compile_conditions(connection, source, conditions)
+        self._compiled, found = compile_conditions(connection, source, conditions)
+        self._units: dict[Term, Unit] = {
+            term: term for condition in self._compiled for term in condition.terms
+        }
+        for lookup in found:
+            self._units |= dict.fromkeys(lookup.terms, lookup)
 
     def rounds(self, rows: int, memory: int) -> list[Round]:
         """Cut the conditions into rounds; there are about *rows* rows."""
         self._rows, self._memory = rows, memory
-        found = [rows_alone(condition, rows) for condition in self._compiled]
-        shared = [i for i, expected in enumerate(found) if expected is None]
-        # What is made of terms that others share costs nothing more.
-        known = set(self._terms(shared))
-        free = [known.issuperset(condition.terms) for condition in self._compiled]
+        found = [alone(condition, rows) for condition in self._compiled]
+        # What is made of units that others share costs nothing more.
+        known = self._shared(found)
+        free = [known.issuperset(self._units_of([i])) for i in range(len(found))]
         shared = [i for i, costs_nothing in enumerate(free) if costs_nothing]
-        alone = [i for i, costs_nothing in enumerate(free) if not costs_nothing]
-        expected = [found[i] or 0 for i in alone]
+        others = [i for i, costs_nothing in enumerate(free) if not costs_nothing]
+        expected = [each.rows if each else 0 for each in map(found.__getitem__, others)]
         # What is received, what is unpacked, and what is kept: 24 bytes a word.
         words = max(1, memory // 4 // (24 * max(rows, 1)))
         bins = np.cumsum(expected) * 24 // max(memory // 4, 1)
-        others = [
-            [alone[i] for i in np.flatnonzero(bins == b)] for b in np.unique(bins)
+        parts = [
+            [others[i] for i in np.flatnonzero(bins == b)] for b in np.unique(bins)
         ]
         none: list[int] = []
         pairs = itertools.zip_longest(
-            self._by_terms(shared, words * WORD), others, fillvalue=none
+            self._by_units(shared, words * WORD), parts, fillvalue=none
         )
         return [
-            Round(tuple(one), tuple(other), self._terms(one)) for one, other in pairs
+            Round(tuple(one), tuple(other), _packing(self._units_of(one)))
+            for one, other in pairs
         ]
 
-    def _by_terms(self, conditions: list[int], most: int) -> list[list[int]]:
-        """Cut *conditions* into parts with at most so many distinct terms."""
+    def _shared(self, found: Sequence[Alone | None]) -> set[Unit]:
+        """Return what is evaluated together: by need, or because a lookup pays."""
+        shared = set(self._units_of([i for i, each in enumerate(found) if not each]))
+        saved: dict[Unit, float] = {}
+        for number, each in enumerate(found):
+            missing = set(self._units_of([number])) - shared
+            if each is not None and not each.due and len(missing) == 1:
+                unit = missing.pop()
+                saved[unit] = saved.get(unit, 0.0) + each.milliseconds
+        cost = self._rows * lookups.TERMS * SHARED_MS
+        pays = {
+            unit
+            for unit, milliseconds in saved.items()
+            if isinstance(unit, Lookup) and milliseconds > cost
+        }
+        return shared | pays
+
+    def _by_units(self, conditions: list[int], most: int) -> list[list[int]]:
+        """Cut *conditions* into parts whose units have at most so many bits."""
         parts: list[list[int]] = []
-        known: set[Term] = set()
+        known: set[Unit] = set()
+        bits = 0
         for number in conditions:
-            known |= set(self._compiled[number].terms)
-            if not parts or len(known) > most:
+            new = set(self._units_of([number])) - known
+            bits += sum(map(_bits, new))
+            known |= new
+            if not parts or bits > most:
                 parts.append([])
-                known = set(self._compiled[number].terms)
+                known = set(self._units_of([number]))
+                bits = sum(map(_bits, known))
             parts[-1].append(number)
         return parts
 
-    def _terms(self, conditions: Sequence[int]) -> tuple[Term, ...]:
-        found = [term for i in conditions for term in self._compiled[i].terms]
-        return tuple(dict.fromkeys(found))
+    def _units_of(self, conditions: Sequence[int]) -> tuple[Unit, ...]:
+        terms = [term for i in conditions for term in self._compiled[i].terms]
+        return tuple(dict.fromkeys(self._units[term] for term in terms))
 
     def listing(self, tables: Tables, part: Round) -> Listing:
         """Read the rows, with the bits of the shared conditions of a round."""
@@ -139,7 +175,7 @@ class Conditions:
             self._connection,
             self._source,
             tables,
-            part.terms,
+            part.packing,
             rows=self._rows,
             memory=min(self._memory // 8, _MOST_BYTES),
         )
@@ -159,7 +195,7 @@ class Conditions:
         *positions* are those of the listed rows; *find* returns those of row ids, and
         *by_list* how many of some positions each posting list has.
         """
-        alone = {
+        apart = {
             number: np.sort(
                 find(
                     read_matching(
@@ -170,19 +206,23 @@ class Conditions:
             for number in part.alone
         }
         bits = _Bits(total, len(self._compiled), listing.words, positions)
-        places = {term: place for place, term in enumerate(part.terms)}
+        tests = part.packing.tests()
+        apart |= self._few(part.shared, bits, tests)
         for number in part.shared:
-            bits.choose(number, [places[t] for t in self._compiled[number].terms])
+            wanted = [tests[term] for term in self._compiled[number].terms]
+            if number not in apart and not bits.choose(number, wanted):
+                apart[number] = np.empty(0, np.int64)
         for number in part.alone:
-            if len(alone[number]) * _FEW > total:
-                bits.add_one(number, alone.pop(number))
+            if len(apart[number]) * _FEW > total:
+                bits.add_one(number, apart.pop(number))
         none = by_list(np.empty(0, np.int64))
         count = len(self._compiled)
         passing = Passing(
             total,
             bits.words,
             bits.masks,
-            alone,
+            bits.values,
+            apart,
             np.zeros(count, np.int64),
             np.zeros((count, len(none)), np.int32),
         )
@@ -197,9 +237,59 @@ class Conditions:
                 pass
         return passing
 
+    def _few(
+        self, conditions: Sequence[int], bits: _Bits, tests: dict[Term, Test]
+    ) -> dict[int, Ints]:
+        """Return the positions of those few rows that single terms of a lookup have.
+
+        To go through all rows for each of many conditions would take too long.
+        """
+        by_code: dict[Unit, _ByCode] = {}
+        found = {}
+        for number in conditions:
+            terms = self._compiled[number].terms
+            unit = self._units[terms[0]] if len(terms) == 1 else None
+            if not isinstance(unit, Lookup) or not unit.is_large:
+                continue
+            test = tests[terms[0]]
+            if unit not in by_code:
+                by_code[unit] = _ByCode(bits.words[test.word], test.mask)
+            positions = by_code[unit].positions(test.value)
+            if len(positions) * _FEW <= len(bits.words[0]):
+                found[number] = positions
+        return found
+
+
+def _bits(unit: Unit) -> int:
+    return unit.bits if isinstance(unit, Lookup) else 1
+
+
+def _packing(units: Sequence[Unit]) -> Packing:
+    terms = [unit for unit in units if isinstance(unit, Term)]
+    return Packing(terms, [unit for unit in units if isinstance(unit, Lookup)])
+
+
+class _ByCode:
+    """Rows sorted by what they have in the bits of one lookup."""
+
+    def __init__(self, word: NDArray[np.uint64], mask: int) -> None:
+        shift = (mask & -mask).bit_length() - 1
+        codes = (word & np.uint64(mask)) >> np.uint64(shift)
+        if mask >> shift < 1 << 16:
+            codes = codes.astype(np.uint16)  # which are sorted without comparisons
+        self._shift, self._rows = shift, np.argsort(codes, kind="stable")
+        self._codes = codes[self._rows]
+
+    def positions(self, value: int) -> Ints:
+        """Return the sorted positions (m,) of the rows that have *value*."""
+        code = self._codes.dtype.type(value >> self._shift)
+        first = np.searchsorted(self._codes, code, "left")
+        last = np.searchsorted(self._codes, code, "right")
+        return self._rows[first:last]
+
 
 class _Bits:
-    """Bits (w, total) of rows, and the masks of *conditions*."""
+    """Bits (w, total) of rows, and by which of them *conditions* are known."""
 
     def __init__(
         self, total: int, conditions: int, words: NDArray[np.uint64], positions: Ints
@@ -210,13 +300,24 @@ class _Bits:
             word[positions] = bits
         self.words[0, positions] |= _LISTED
         self.masks = np.zeros((conditions, len(self.words)), np.uint64)
+        self.values = np.zeros_like(self.masks)
         self._free = len(words) * WORD
 
-    def choose(self, condition: int, places: list[int]) -> None:
-        """Say of which terms, by their places, a condition is made."""
-        self.masks[condition, 0] |= _LISTED
-        for word, bit in (divmod(place, WORD) for place in places):
-            self.masks[condition, word] |= np.uint64(1 << bit)
+    def choose(self, condition: int, tests: Sequence[Test]) -> bool:
+        """Say what rows of a condition pass; return whether any can, and else nothing.
+
+        A column cannot have two values at once.
+        """
+        masks, values = self.masks[condition], self.values[condition]
+        masks[0] = values[0] = _LISTED
+        for test in tests:
+            mask, value = np.uint64(test.mask), np.uint64(test.value)
+            if masks[test.word] & mask and values[test.word] & mask != value:
+                masks[:] = values[:] = 0
+                return False
+            masks[test.word] |= mask
+            values[test.word] |= value
+        return True
 
     def add_one(self, condition: int, positions: Ints) -> None:
         """Add a bit for a condition whose rows are at *positions*."""
@@ -224,6 +325,7 @@ class _Bits:
         if word == len(self.words):
             self.words = np.pad(self.words, ((0, 1), (0, 0)))
             self.masks = np.pad(self.masks, ((0, 0), (0, 1)))
+            self.values = np.pad(self.values, ((0, 0), (0, 1)))
         self.words[word, positions] |= np.uint64(1 << bit)
-        self.choose(condition, [self._free])
+        self.choose(condition, [Test(word, 1 << bit, 1 << bit)])
         self._free += 1

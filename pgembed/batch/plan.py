@@ -33,7 +33,7 @@ def gather_seconds(dimensions: int) -> float:
 
 def tests_of(passing: Passing, members: Ints) -> Tests:
     """Return the tests by which the queries with conditions *members* know rows."""
-    return Tests(passing.words, passing.masks[members])
+    return Tests(passing.words, passing.masks[members], passing.values[members])
 
 
 def exact_tasks(

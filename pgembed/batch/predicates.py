@@ -16,44 +16,25 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
+from pgembed.batch import lookups
+from pgembed.batch.lookups import Lookup
+from pgembed.batch.packing import Packing
 from pgembed.batch.rows import RowIds, Tables, fetch, unpack
 from pgembed.batch.source import Source
+from pgembed.batch.terms import REFERENCE, Term
 from pgembed.batch.workload import Condition
 from pgembed.errors import FilterError
 from pgembed.postgres.connection import Connection, fetch_one
 
-WORD = 63
-"""Terms per word of bits; the sign stays free."""
-_SHARED_MS = 2e-5
+_NOTHING = Packing()
+Filters = dict[str | None, tuple[str | None, list[str]]]
+"""Filters as SQL, and the values that it refers to."""
+SHARED_MS = 2e-5
 """Milliseconds that a term costs per row in a shared pass (measured)."""
 _PLAN_MS = 4e-3
 """Milliseconds per unit of the planner's cost (measured)."""
 _MATCH_MS = 1e-3
 """Milliseconds for each row that one condition finds by itself (measured)."""
-_REFERENCE = "$1::pg_catalog._text"
-
-
-@dataclasses.dataclass(frozen=True)
-class Term:
-    """A part of conditions as SQL, whose filter refers to *values* as one parameter."""
-
-    filter: str | None
-    predicate: str | None
-    values: tuple[str, ...]
-
-    def sql(self, parameter: int = 1) -> str:
-        """Return the condition; its values are ``$parameter``."""
-        reference = f"${parameter}::pg_catalog._text"
-        parts = [self.filter.replace(_REFERENCE, reference)] if self.filter else []
-        if self.predicate is not None:
-            # The newline ends a comment in which a predicate may end.
-            parts.append(f"({self.predicate}\n)")
-        return " AND ".join(parts) or "true"
-
-    @property
-    def parameters(self) -> list[list[str]]:
-        """The parameters that :meth:`sql` refers to: one, or none."""
-        return [list(self.values)] if self.values else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,29 +70,33 @@ class Listing:
 
 def compile_conditions(
     connection: Connection, source: Source, conditions: Iterable[Condition]
-) -> list[Compiled]:
-    """Turn conditions into SQL.
+) -> tuple[list[Compiled], tuple[Lookup, ...]]:
+    """Turn conditions into SQL; return also which of their terms to look up together.
 
     Raises FilterError for what the filter language, or PostgreSQL, refuses.
     """
-    terms: dict[Condition, Term] = {}
+    listed = [(condition, condition.parts()) for condition in conditions]
+    distinct = dict.fromkeys(part for _, parts in listed for part in parts)
     with connection.transaction():
-        return [_compile(connection, source, c, terms) for c in conditions]
-
-
-def _compile(
-    connection: Connection,
-    source: Source,
-    condition: Condition,
-    terms: dict[Condition, Term],
-) -> Compiled:
-    with refusals(f"{condition}: "):
-        parts = condition.parts()
-        for part in parts:
-            if part not in terms:
-                terms[part] = _compile_term(connection, source, part)
-        compiled = Compiled(tuple(terms[part] for part in parts))
-        return dataclasses.replace(compiled, plan=_plan(connection, source, compiled))
+        filters = _compile_filters(connection, source, [p.filter for p in distinct])
+        terms: dict[Condition, Term] = {}
+        for condition, parts in listed:
+            with refusals(f"{condition}: "):
+                for part in parts:
+                    if part not in terms:
+                        terms[part] = _compile_term(connection, source, part, filters)
+        found = lookups.find(connection, source, terms.values())
+        many = {term for each in found if each.is_large for term in each.terms}
+        compiled = []
+        for condition, parts in listed:
+            each = Compiled(tuple(terms[part] for part in parts))
+            if not many.issuperset(each.terms):
+                with refusals(f"{condition}: "):
+                    each = dataclasses.replace(
+                        each, plan=_plan(connection, source, each)
+                    )
+            compiled.append(each)
+    return compiled, found
 
 
 @contextlib.contextmanager
@@ -127,8 +112,12 @@ def refusals(where: str) -> Iterator[None]:
         raise FilterError("\n".join(line for line in lines if line)) from None
 
 
-def _compile_term(connection: Connection, source: Source, part: Condition) -> Term:
-    sql, values = _compile_filter(connection, source, part.filter)
+def _compile_term(
+    connection: Connection, source: Source, part: Condition, known: Filters
+) -> Term:
+    if part.filter not in known:
+        known |= {part.filter: _compile_filter(connection, source, part.filter)}
+    sql, values = known[part.filter]
     if part.predicate is not None:
         # Once outside parentheses: there, one that closes ours is an error. The plan
         # then has it within them: there, a clause that follows WHERE is one.
@@ -139,33 +128,65 @@ def _compile_term(connection: Connection, source: Source, part: Condition) -> Te
     return Term(sql, part.predicate, tuple(values))
 
 
+def _compile_filters(
+    connection: Connection, source: Source, given: Sequence[str | None]
+) -> Filters:
+    """Compile filters together; none of them, if one is refused."""
+    texts = list(dict.fromkeys(text for text in given if text is not None))
+    try:
+        with connection.transaction():
+            rows = fetch(
+                connection,
+                "SELECT f.condition, f.arguments "
+                "FROM pg_catalog.unnest($1::pg_catalog._text) WITH ORDINALITY "
+                "AS u (content, place) CROSS JOIN LATERAL pgembed._compile_filter("
+                "$2::pg_catalog.text::pg_catalog.regclass, "
+                "u.content::pg_catalog.jsonb, $3) AS f ORDER BY u.place",
+                [texts, source.relation, REFERENCE],
+            )
+    except psycopg.DatabaseError:
+        return {None: (None, [])}
+    return {None: (None, []), **dict(zip(texts, rows, strict=True))}
+
+
 def _compile_filter(
     connection: Connection, source: Source, given: str | None
-) -> tuple[str | None, list[str]]:
-    if given is None:
-        return None, []
+) -> tuple[str, list[str]]:
     found: tuple[str, list[str]] = fetch_one(
         connection,
         "SELECT condition, arguments FROM pgembed._compile_filter("
         "%s::pg_catalog.text::pg_catalog.regclass, %s::pg_catalog.jsonb, %s)",
-        [source.relation, given, _REFERENCE],
+        [source.relation, given, REFERENCE],
     )
     return found
 
 
-def rows_alone(condition: Compiled, rows: int) -> int | None:
-    """Estimate the rows of a condition, if it had better be evaluated by itself."""
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """What a condition finds when it is evaluated by itself; estimates."""
+
+    rows: int
+    milliseconds: float
+    due: bool
+    """Whether it had better be, because of what it holds."""
+
+
+def alone(condition: Compiled, rows: int) -> Alone | None:
+    """Estimate a condition that had better be evaluated by itself; None: together.
+
+    The table has about *rows* rows.
+    """
     plan = condition.plan
     if plan is None:
         return None
     nodes = _nodes(plan)
     expected = int(plan["Plan Rows"])
+    cost = plan["Total Cost"] * _PLAN_MS + expected * _MATCH_MS
     if any("Subplan Name" in node or "Hash Cond" in node for node in nodes):
-        return expected
+        return Alone(expected, cost, due=True)
     if {n["Node Type"] for n in nodes} <= {"Seq Scan", "Gather", "Append", "Result"}:
         return None
-    cost = plan["Total Cost"] * _PLAN_MS + expected * _MATCH_MS
-    return expected if cost < rows * _SHARED_MS else None
+    return Alone(expected, cost, due=False) if cost < rows * SHARED_MS else None
 
 
 def _plan(
@@ -205,16 +226,16 @@ def read_listing(
     connection: Connection,
     source: Source,
     tables: Tables,
-    conditions: Sequence[Compiled | Term] = (),
+    packing: Packing = _NOTHING,
     *,
     rows: int = 0,
     memory: int = 1 << 29,
 ) -> Listing:
-    """Read which rows have a vector, and which of the *conditions* each meets.
+    """Read which rows have a vector, and the words of what each of them meets.
 
     With about *rows* rows, no answer of the server is to exceed *memory* bytes.
     """
-    words = _words(conditions)
+    words = packing.words()
     packed = [
         f"pg_catalog.tidsend({source.row}.ctid)",
         f"pg_catalog.xidsend({source.row}.xmin)",
@@ -228,8 +249,8 @@ def read_listing(
             connection,
             source,
             " || ".join(packed),
-            source.rows(computed=words) + where,
-            [values for c in conditions for values in c.parameters],
+            source.rows(computed=words, joins=packing.joins()) + where,
+            packing.parameters,
         ):
             found = unpack(data, fields)
             ids.append(tables.ids(oid, found))
@@ -265,17 +286,6 @@ def _ranges(connection: Connection, source: Source, pieces: int) -> list[str]:
     starts = [f" AND {source.row}.ctid >= '({cut},0)'" for cut in cuts[:-1]]
     ends = [f" AND {source.row}.ctid < '({cut},0)'" for cut in cuts[1:-1]]
     return [start + end for start, end in zip(starts, [*ends, ""], strict=True)]
-
-
-def _words(conditions: Sequence[Compiled | Term]) -> list[str]:
-    bits: list[str] = []
-    parameter = 1
-    for number, condition in enumerate(conditions):
-        bit = f"{1 << number % WORD}::pg_catalog.int8"
-        sql = condition.sql(parameter)
-        bits.append(f"CASE WHEN {sql} THEN {bit} ELSE 0 END" if sql != "true" else bit)
-        parameter += len(condition.parameters)
-    return [" | ".join(bits[i : i + WORD]) for i in range(0, len(bits), WORD)]
 
 
 def _join(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:

@@ -46,20 +46,23 @@ class Source:
         """The alias under which :meth:`rows` offers the rows with vectors."""
         return "v" if self.chunked else self.alias
 
-    def rows(self, condition: str = "true", computed: Sequence[str] = ()) -> str:
+    def rows(
+        self, condition: str = "true", computed: Sequence[str] = (), joins: str = ""
+    ) -> str:
         """FROM and WHERE: the rows that have a vector and meet *condition*.
 
-        *computed* are expressions on the source, to be used by :meth:`computed`.
+        *computed* are expressions on the source, to be used by :meth:`computed`, and
+        on its *joins*, which neither add nor remove rows.
         """
         if self.match is None:
             return (
-                f"FROM {self.relation} WHERE {self.alias}.{self.vector} IS NOT NULL "
-                f"AND ({condition}\n)"
+                f"FROM {self.relation}{joins} "
+                f"WHERE {self.alias}.{self.vector} IS NOT NULL AND ({condition}\n)"
             )
         extra = "".join(f", {e} AS pgembed_{i}" for i, e in enumerate(computed))
         return (
             f"FROM (SELECT {self.key_list(self.alias)}{extra} "  # noqa: S608 - quoted
-            f"FROM {self.relation} "
+            f"FROM {self.relation}{joins} "
             f"WHERE ({condition}\n)) AS s INNER JOIN {self.target} AS v ON {self.match}"
             f" WHERE v.{self.vector} IS NOT NULL"
         )

@@ -47,8 +47,10 @@ def test_the_best_of_all_tasks(
     metric = Metric("l2", queries, Vectors([rows], squared_norms(rows)))
     bits = random.integers(0, 8, (words, _ROWS)).astype(np.uint64)
     masks = random.integers(0, 4, (_QUERIES, words)).astype(np.uint64)
-    scan = engine.Scan(metric, width, tests=engine.Tests(bits, masks), threads=threads)
-    meets = (bits.T[None] & masks[:, None] == masks[:, None]).all(axis=2)
+    values = masks & random.integers(0, 4, masks.shape).astype(np.uint64)
+    tests = engine.Tests(bits, masks, values)
+    scan = engine.Scan(metric, width, tests=tests, threads=threads)
+    meets = (bits.T[None] & masks[:, None] == values[:, None]).all(axis=2)
     offered = np.zeros((_QUERIES, _ROWS), bool)
     given_tasks = []
     for chosen, start, count, as_slice in tasks:
