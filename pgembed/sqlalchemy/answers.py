@@ -36,7 +36,7 @@ class Answers:
         embedder: Embedder | Callable[[str], Any] | None,
     ) -> None:
         self._execute, self._options, self._embedder = execute, options, embedder
-        self._names: dict[tuple[Table, str | None], str] = {}
+        self._names: dict[tuple[Table, str | None, str], str] = {}
         self._predicates: dict[Hashable, str | None] = {}
 
     def of(self, asked: Sequence[Asked]) -> list[Nearest]:
@@ -54,9 +54,12 @@ class Answers:
 
     def _embedding(self, asked: Asked) -> str:
         """The name of the embedding that is searched."""
-        key = asked.shape.signature.source, asked.argument("embedding")
+        source, name = asked.shape.signature.source, asked.argument("embedding")
+        options = asked.statement.get_execution_options()
+        key = source, name, str(options.get("schema_translate_map"))
         if key not in self._names:
-            self._names[key] = self._value(select(SearchedEmbedding(*key)))
+            query = select(SearchedEmbedding(source, name))
+            self._names[key] = self._value(query, asked.statement)
         return self._names[key]
 
     def _predicate(self, asked: Asked) -> str | None:
@@ -64,10 +67,14 @@ class Answers:
         if asked.criteria not in self._predicates:
             final = self._execute.final(asked.statement)
             query = select(SearchedBy(final)).options(*final._with_options)
-            self._predicates[asked.criteria] = self._value(query)
+            self._predicates[asked.criteria] = self._value(query, final)
         return self._predicates[asked.criteria]
 
-    def _value(self, query: Select[Any]) -> Any:
+    def _value(self, query: Select[Any], like: Select[Any]) -> Any:
+        """Return what *query* selects, translated as the statement *like* would be."""
+        schemas = like.get_execution_options().get("schema_translate_map")
+        if schemas is not None:
+            query = query.execution_options(schema_translate_map=schemas)
         with explained():
             return self._execute.connection.scalar(query)
 

@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from sqlalchemy import Select, select
+import numpy as np
+from sqlalchemy import BindParameter, Select, select
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.cache_key import HasCacheKey
 
 from pgembed.errors import FilterError, SettingError
 from pgembed.sqlalchemy.made import identify
@@ -91,18 +94,57 @@ class _Reader:
     def read(self, statement: Any) -> Asked:
         if not isinstance(statement, Select):
             raise refused("it is not a SELECT made by search()")
+        statement = _with_values(statement)
         name, parameters = identify(statement)
         known = self._shapes.get(name)
         if known is None:
             shape = Shape.of(statement, parameters)
             known = self._shapes[name] = (shape, _loaded_with(statement, shape))
         shape, loaded = known
-        values = [each.effective_value for each in parameters]
+        values = [_value(each) for each in parameters]
+        beside = _beside(statement)
         criteria = tuple(_hashable(values[i]) for i in shape.passing)
         searched = shape.arguments.get("embedding")
         named = None if searched is None else searched.of(values)
-        criteria = (id(shape), named, *criteria)
-        return Asked(statement, shape, values, criteria, loaded or criteria)
+        criteria = (id(shape), named, beside, *criteria)
+        together = criteria if loaded is None else (loaded, beside)
+        return Asked(statement, shape, values, criteria, together)
+
+
+def _with_values(statement: Select[Any]) -> Select[Any]:
+    """Put what params() was given, which SQLAlchemy 2.1 keeps apart, into its place."""
+    given = getattr(statement, "_params", None)
+    if not given:
+        return statement
+
+    def visit(parameter: BindParameter[Any]) -> None:
+        if parameter.key in given:
+            parameter.value, parameter.required = given[parameter.key], False
+
+    made: Select[Any] = visitors.cloned_traverse(
+        statement,
+        {"maintain_key": True, "detect_subquery_cols": True},
+        {"bindparam": visit},
+    )
+    vars(made).pop("_params")
+    return made
+
+
+def _value(parameter: BindParameter[Any]) -> Any:
+    if parameter.required:
+        raise refused(f"its parameter {parameter.key!r} has no value, see params()")
+    return parameter.effective_value
+
+
+def _beside(statement: Select[Any]) -> Hashable:
+    """What may tell statements apart beside their cache keys: options of the user."""
+    options = statement.get_execution_options()
+    # Alive as long as the statement is.
+    own = [id(o) for o in statement._with_options if not isinstance(o, HasCacheKey)]
+    if not options and not own:
+        return None
+    given = sorted(options.items())
+    return tuple((name, _hashable(value)) for name, value in given), tuple(own)
 
 
 def _loaded_with(statement: Select[Any], shape: Shape) -> Hashable:
@@ -115,12 +157,19 @@ def _loaded_with(statement: Select[Any], shape: Shape) -> Hashable:
     key = plain._generate_cache_key()
     if key is None or key.bindparams:
         return None
-    return key.key, repr(sorted(statement.get_execution_options().items()))
+    return key.key
 
 
 def _hashable(value: Any) -> Hashable:
+    """Return what is the same for equal values of one type, and for no others."""
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype.str, _hashable(value.tolist())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return dict, tuple((key, _hashable(each)) for key, each in value.items())
     try:
         hash(value)
     except TypeError:
-        return type(value), repr(value)
+        return type(value), id(value)
     return type(value), value

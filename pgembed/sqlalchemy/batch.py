@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -22,7 +22,7 @@ from pgembed.batch.limits import thread_count
 from pgembed.settings import memory_bytes
 from pgembed.sqlalchemy.answers import Answers
 from pgembed.sqlalchemy.asked import Asked, Nearest, read
-from pgembed.sqlalchemy.executor import Executor, executor
+from pgembed.sqlalchemy.executor import Executor, bind_arguments, executor
 from pgembed.sqlalchemy.garbage import spared, uncollected
 from pgembed.sqlalchemy.loading import Rows
 from pgembed.sqlalchemy.search import Embedder
@@ -129,10 +129,42 @@ def search_batch(
 def _search_batch(
     session: Session | Connection, statements: Statements, settings: _Settings
 ) -> Found:
+    if not statements:
+        return []
+    # Criteria may be on what the flush makes, such as keys.
+    if isinstance(session, Session) and session.autoflush:
+        session.flush()
     with uncollected():
         asked = read(statements)
-    if not asked:
-        return []
+    rows: Found = [[] for _ in asked]
+    for members in _by_bind(session, asked):
+        part = [asked[i] for i in members]
+        for number, found in zip(
+            members, _answer(session, part, settings), strict=True
+        ):
+            rows[number] = found
+    return rows
+
+
+def _by_bind(
+    session: Session | Connection, asked: Sequence[Asked]
+) -> Iterable[list[int]]:
+    """Return the numbers of the statements that each database of a session answers."""
+    if not isinstance(session, Session):
+        return [list(range(len(asked)))]
+    binds: dict[int, int] = {}
+    groups: dict[int, list[int]] = {}
+    for number, each in enumerate(asked):
+        if id(each.shape) not in binds:
+            bind = session.get_bind(**bind_arguments(each.statement))
+            binds[id(each.shape)] = id(bind)
+        groups.setdefault(binds[id(each.shape)], []).append(number)
+    return groups.values()
+
+
+def _answer(
+    session: Session | Connection, asked: list[Asked], settings: _Settings
+) -> Found:
     with (
         contextlib.ExitStack() as last,
         spared(),

@@ -64,9 +64,7 @@ def executor(
     Raises PgembedError unless it is psycopg's.
     """
     if isinstance(session, Session):
-        if session.autoflush:
-            session.flush()
-        connection = session.connection(bind_arguments=_bind_arguments(statement))
+        connection = session.connection(bind_arguments=bind_arguments(statement))
     else:
         connection = session
     driver = connection.connection.driver_connection
@@ -133,7 +131,8 @@ def _lent(driver: Driver) -> Iterator[connections.Connection]:
         yield own
 
 
-def _bind_arguments(statement: Select[Any]) -> dict[str, Any]:
+def bind_arguments(statement: Select[Any]) -> dict[str, Any]:
+    """Return by what a session chooses the database for *statement*."""
     entity = statement.column_descriptions[0]["entity"]
     found: dict[str, Any] = {"clause": statement}
     return found if entity is None else {**found, "mapper": inspect(entity).mapper}

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Float,
     FromClause,
@@ -29,7 +31,7 @@ from pgembed.sqlalchemy.call import SearchCall, Signature
 from pgembed.sqlalchemy.chunks import Chunks
 from pgembed.sqlalchemy.declaration import INFO, Declaration
 from pgembed.sqlalchemy.made import Made
-from pgembed.sqlalchemy.vectors import VectorText, query_vector
+from pgembed.sqlalchemy.vectors import VectorText, as_vector, query_vector
 
 Query = str | Sequence[float] | Any
 """A text; or a vector, as a list, an array or an SQL expression."""
@@ -145,7 +147,13 @@ def _vector(
     query: Query, embedder: Embedder | Callable[[str], Any] | None
 ) -> ColumnElement[Any] | None:
     """Return the query as a vector; None for a text that the database embeds."""
-    if isinstance(query, ColumnElement):
+    if hasattr(query, "__clause_element__"):
+        query = query.__clause_element__()
+    if isinstance(query, BindParameter) and isinstance(query.type, VECTOR | HALFVEC):
+        if query.required or query.callable is not None:
+            return as_vector(query)
+        query = query.effective_value
+    elif isinstance(query, ColumnElement):
         return query
     if isinstance(query, str):
         if embedder is None:

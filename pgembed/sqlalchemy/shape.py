@@ -114,6 +114,7 @@ class _Reader:
         query = self._query(given.pop("query"))
         arguments = {name: self._argument(value) for name, value in given.items()}
         bounds = tuple(map(self._bound, self._bounds()))
+        keys = self._keys(call.signature)
         limit = self._argument(self.statement._limit_clause)
         offset = self._argument(self.statement._offset_clause)
         apart = [query, *arguments.values(), limit, offset, *(b for _, b in bounds)]
@@ -121,7 +122,7 @@ class _Reader:
         return Shape(
             call.signature,
             self.statement._raw_columns[0],
-            self._keys(call.signature),
+            keys,
             query,
             arguments,
             bounds,
@@ -165,7 +166,11 @@ class _Reader:
         for each in visitors.iterate(self.join.onclause):
             if isinstance(each, BinaryExpression) and self._is_number(each.right):
                 pairs[each.right.key] = each.left
-        return tuple(pairs[name] for name in signature.keys)
+        keys = tuple(pairs[name] for name in signature.keys)
+        selected = set(self.statement._raw_columns[0]._from_objects)
+        if any(getattr(key, "table", None) not in selected for key in keys):
+            raise refused("it selects another entity than the one that is searched")
+        return keys
 
     def _query(self, clause: ColumnElement[Any]) -> Argument:
         if not isinstance(clause, BindParameter):

@@ -87,6 +87,9 @@ def _cast(parameter: BindParameter[Any], value: str, compiler: SQLCompiler) -> s
         type_ = type_.impl_instance
     if not type_.render_bind_cast:
         return ""
+    if "::" not in value:  # within another template, which casts behind its holes
+        render: Any = compiler.render_bind_cast
+        return str(render(type_, type_, ""))
     _, sign, name = value.rpartition("::")
     return sign + name
 
@@ -195,7 +198,9 @@ def _writer_class(base: Any) -> type[Any]:
 
 def _writer(compiler: SQLCompiler) -> Any:
     kind: Any = type(compiler)
-    writer = _writer_class(kind)(
+    if not issubclass(kind, _Writer):
+        kind = _writer_class(kind)
+    writer = kind(
         compiler.dialect, None, schema_translate_map=compiler.schema_translate_map
     )
     writer.parameters = []

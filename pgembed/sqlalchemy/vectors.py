@@ -56,6 +56,11 @@ def _scaled(values: NDArray[np.float32]) -> str | None:
     return "[" + (f"%de{-places}," * len(whole) % tuple(whole))[:-1] + "]"
 
 
+def as_vector(parameter: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a parameter that is sent as text as one of pgvector's type."""
+    return func.coalesce(_NULL, parameter)
+
+
 class VectorText(UserDefinedType[QueryVector]):
     """A vector sent as text; the server knows from the context what it is."""
 
@@ -69,7 +74,7 @@ class VectorText(UserDefinedType[QueryVector]):
         self, bindvalue: BindParameter[QueryVector]
     ) -> ColumnElement[Any]:
         """Return the parameter as an expression of pgvector's type."""
-        return func.coalesce(_NULL, bindvalue)
+        return as_vector(bindvalue)
 
     def bind_processor(self, dialect: Dialect) -> Any:
         """Return what makes a parameter of the vector."""

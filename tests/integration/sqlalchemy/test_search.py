@@ -8,17 +8,21 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
     and_,
+    bindparam,
     cast,
     exists,
     func,
+    literal,
     literal_column,
     not_,
     null,
     or_,
     select,
     text,
+    true,
     tuple_,
     type_coerce,
 )
@@ -26,7 +30,7 @@ from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.orm import Session, aliased, joinedload, with_loader_criteria
 from sqlalchemy.types import String, Text, TypeDecorator
 
-from pgembed.sqlalchemy import search
+from pgembed.sqlalchemy import search, search_batch
 from tests.integration.sqlalchemy.models import Article, Author, State, Tag
 
 QUERY = [0.3, -0.5, 0.9]
@@ -196,3 +200,59 @@ def test_a_cached_statement_takes_new_values(session: Session, name: str) -> Non
         assert [each.id for each, _ in found] == [
             number for number, _ in nearest(session, chosen, 10)
         ]
+
+
+def test_a_search_among_the_criteria_of_another(session: Session) -> None:
+    """With criteria, and parameters, of its own."""
+    other = aliased(Article)
+    inner = (
+        search(other.body_embedding, [-1.0, 0.5, 0.1], k=60)
+        .where(other.year > 2000, other.title.like("%50\\% off%"))
+        .with_only_columns(other.id)
+        .order_by(None)
+    )
+    wanted = set(session.scalars(inner))
+    assert 2 < len(wanted) < 60
+    given = [
+        search(Article.body_embedding, QUERY, k=5).where(Article.id.in_(inner)),
+        search(Article.body_embedding, QUERY, k=5)
+        .where(Article.price > 10, Article.id.in_(inner))
+        .where(Article.title != "%s"),
+    ]
+    joined = inner.subquery()
+    given.append(
+        search(Article.body_embedding, QUERY, k=5).join(
+            joined, joined.c.id == Article.id
+        )
+    )
+    for statement in given:
+        found = [article.id for article, _ in session.execute(statement)]
+        everything = search(Article.body_embedding, QUERY, k=300)
+        expected = [
+            article.id
+            for article, _ in session.execute(everything)
+            if article.id in wanted
+            and (statement is not given[1] or article.price > 10)
+        ]
+        assert found == expected[:5]
+
+
+def test_vectors_of_any_source(session: Session) -> None:
+    """Parameters of pgvector's type, and another row's vector, are no texts."""
+    plain = [a.id for a, _ in session.execute(search(Article.body_embedding, QUERY))]
+    given = literal(QUERY, VECTOR(3))
+    statement = search(Article.body_embedding, given)
+    assert [a.id for a, _ in session.execute(statement)] == plain
+    (together,) = search_batch(session, [statement])
+    assert [a.id for a, _ in together] == plain
+    later = search(Article.body_embedding, bindparam("q", type_=VECTOR(3)))
+    found = session.execute(later, {"q": QUERY})
+    assert [a.id for a, _ in found] == plain
+    other = aliased(Article)
+    nearest = search(Article.body_embedding, other.body_embedding, k=1).lateral()
+    pairs = session.execute(
+        select(other.id, nearest.c.id)
+        .join(nearest, true())
+        .where(other.id.in_([1, 2, 3]))
+    )
+    assert sorted(map(tuple, pairs)) == [(1, 1), (2, 2), (3, 3)]
