@@ -21,6 +21,7 @@ from pgembed.alembic.operations import (
     InstallPgembedOp,
 )
 from pgembed.alembic.render import render_vectors
+from pgembed.errors import EmbeddingError
 from pgembed.sqlalchemy.declaration import INFO, EmbeddingSpec, specs
 
 Schemas = set[str | None]
@@ -56,7 +57,7 @@ def _compare(
         if (None if table.schema == default else table.schema) in schemas
         and _included(context, table)
     ]
-    declared = {spec.name: _at_home(spec, default) for spec in specs(tables)}
+    declared = _by_name(_at_home(spec, default) for spec in specs(tables))
     removed = _removed_tables(upgrade)
     present = {
         name: spec
@@ -66,6 +67,23 @@ def _compare(
     upgrade.ops[:] = list(_cleaned(upgrade.ops, inventory))
     vector_indexes.compare(context.connection, tables, upgrade)
     _add(upgrade, declared, present, inventory.installed)
+
+
+def _by_name(given: Iterable[EmbeddingSpec]) -> dict[str, EmbeddingSpec]:
+    """Return the embeddings of the models; raises EmbeddingError for one name twice."""
+    found: dict[str, EmbeddingSpec] = {}
+    for spec in given:
+        other = found.setdefault(spec.name, spec)
+        if (other.schema, other.table) != (spec.schema, spec.table):
+            places = " and ".join(
+                f"{each.schema or 'the default schema'}.{each.table}"
+                for each in (other, spec)
+            )
+            raise EmbeddingError(
+                f"{places} both have an embedding {spec.name!r}, and names are unique "
+                "in a database: pass name=… to one of them"
+            )
+    return found
 
 
 def _included(context: AutogenContext, table: Table) -> bool:

@@ -6,7 +6,17 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, String, Table, event, func, select, table, text
+from sqlalchemy import (
+    Connection,
+    MetaData,
+    String,
+    Table,
+    event,
+    func,
+    select,
+    table,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
@@ -36,7 +46,10 @@ class DropEmbedding(ExecutableDDLElement):
 @compiles(CreateEmbedding)
 def _create_embedding(element: CreateEmbedding, compiler: DDLCompiler, **_: Any) -> str:
     spec = element.spec
-    source = compiler.preparer.format_table(table(spec.table, schema=spec.schema))
+    # A Table, unlike a table(), is where schema_translate_map says.
+    source = compiler.preparer.format_table(
+        Table(spec.table, MetaData(), schema=spec.schema)
+    )
     arguments = [
         f"{literal(compiler, source)}::pg_catalog.regclass",
         literal(compiler, spec.content),
@@ -94,17 +107,25 @@ def _require_dimensions(
 
 def _before_drop(source: Table, connection: Any, **_: Any) -> None:
     for _declaration, spec in declarations(source):
-        if not isinstance(connection, Connection) or _exists(connection, spec.name):
+        if not isinstance(connection, Connection) or _exists(connection, source, spec):
             with explained():
                 connection.execute(DropEmbedding(spec.name))
 
 
-def _exists(connection: Connection, name: str) -> bool:
+def _exists(connection: Connection, source: Table, spec: EmbeddingSpec) -> bool:
+    """Whether the embedding is there, and of the table that is to be dropped."""
     registry = func.pg_catalog.to_regclass("pgembed.embedding")
     if connection.scalar(select(registry.is_(None))):
         return False
-    query = text("SELECT EXISTS (SELECT FROM pgembed.embedding WHERE name = :name)")
-    return bool(connection.scalar(query, {"name": name}))
+    schema = connection.schema_for_object(source)
+    place = connection.dialect.identifier_preparer.format_table(
+        Table(spec.table, MetaData(), schema=schema)
+    )
+    query = text(
+        "SELECT EXISTS (SELECT FROM pgembed.embedding "
+        "WHERE name = :name AND source = pg_catalog.to_regclass(:place))"
+    )
+    return bool(connection.scalar(query, {"name": spec.name, "place": place}))
 
 
 @contextlib.contextmanager

@@ -78,7 +78,10 @@ def Embedding(  # noqa: N802
     *name*, *chunk_overlap*, *storage*, *index* and *on_change* are those of
     pgembed.create_embedding; ``{table}`` in a name is the table's, for mixins.
     *dimensions*, when given, must be the model's.
-    Other arguments go to mapped_column() or relationship(): ``init=False``, say.
+    Other arguments go to mapped_column() or relationship(): ``init=False``, say. On
+    dataclass-mapped classes leave the annotation of an attribute with chunks away.
+    An index of your own on the vector column belongs into a migration after the one
+    that creates the embedding, and is not kept when its model changes.
 
     Raises EmbeddingError for options that contradict each other.
     """
@@ -93,6 +96,11 @@ def Embedding(  # noqa: N802
     if chunk_tokens is None:
         if chunk_overlap:
             raise EmbeddingError("chunk_overlap without chunk_tokens: set both")
+        if "comment" in attribute:
+            raise EmbeddingError(
+                "comment: the column is not there yet when create_all() would comment "
+                "on it; use COMMENT ON COLUMN in a migration after it"
+            )
         return _vector_column(declaration, target_column, deferred, attribute)
     if target_column is not None:
         raise EmbeddingError(

@@ -74,11 +74,14 @@ class Shape:
         """
         if not isinstance(statement, Select):
             raise refused("it is not a SELECT made by search()")
-        froms = statement.get_final_froms()
+        # With LIMIT, what loader options join is outside of a subquery.
+        froms = statement.limit(None).offset(None).get_final_froms()
         join = search_join(froms)
         if join is None:
             raise refused("it has no search of its own, or several")
-        alone = froms == [join] and not isinstance(join.left, Join)
+        # Loader options join as well, but multiply no entities.
+        joined = len(statement._setup_joins) > 1 or statement._from_obj
+        alone = len(froms) == 1 and not joined
         return _Reader(statement, join, alone, parameters).shape()
 
 

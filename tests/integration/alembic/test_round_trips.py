@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import declarative_base, mapped_column
 
+from pgembed.errors import EmbeddingError
 from pgembed.sqlalchemy import Embedding
 from tests.integration.alembic.project import Project
 
@@ -257,3 +258,15 @@ def test_round_trip(
     assert project.catalog() == second
     project.downgrade("base")
     assert project.differences(nothing()) == []
+
+
+def test_one_name_in_two_schemas(project: Project) -> None:
+    """Names of embeddings are unique in a database: one would be lost."""
+    metadata = MetaData()
+    for schema in ("app", "app2"):
+        with project.engine.begin() as connection:
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
+        for table in model(schema, body_embedding=embedding())().tables.values():
+            table.to_metadata(metadata)
+    with pytest.raises(EmbeddingError, match=r"app\.article and app2\.article.*name="):
+        project.revise(metadata, 1)

@@ -137,6 +137,18 @@ def test_loader_options(session: Session, load: Any) -> None:
             assert article.author is None or article.author.id == article.author_id
 
 
+@pytest.mark.parametrize("load", [joinedload, selectinload])
+def test_loader_options_with_limit(session: Session, load: Any) -> None:
+    """A collection that comes along multiplies no entities."""
+    plain = search(Article.body_embedding, QUERY).options(load(Article.tags))
+    statements = [plain.limit(3), plain.limit(4).offset(2), plain]
+    for rows, statement in zip(
+        search_batch(session, statements), statements, strict=True
+    ):
+        alone = session.execute(statement).unique().all()
+        assert [article.id for article, _ in rows] == [a.id for a, _ in alone]
+
+
 def test_loader_criteria_with_values(session: Session) -> None:
     """They decide which rows pass, by the values of each statement."""
     statements = [

@@ -28,6 +28,7 @@ from sqlalchemy.orm import (
     selectinload,
     with_polymorphic,
 )
+from sqlalchemy.schema import CreateSchema
 
 from pgembed.errors import EmbeddingError
 from pgembed.postgres.connection import connect
@@ -393,6 +394,33 @@ def test_checkfirst(engine: Engine) -> None:
     assert inspect(engine).get_table_names() == []
 
 
+def test_schemas_are_translated(engine: Engine) -> None:
+    """The tables of a tenant have embeddings of their own."""
+    tenants = [
+        (schema, page_with(name=f"{schema} body", target_column="v").metadata)
+        for schema in ("one", 'it"s')
+    ]
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE page (id int PRIMARY KEY, body text)"))
+        for schema, _ in tenants:
+            connection.execute(CreateSchema(schema))
+    for schema, metadata in tenants:
+        metadata.create_all(
+            engine.execution_options(schema_translate_map={None: schema})
+        )
+    found = {name: row.source for name, row in embeddings(engine).items()}
+    assert found == {"one body": "one.page", 'it"s body': '"it""s".page'}
+    for schema, metadata in reversed(tenants):
+        # A table of the same name in another schema takes nothing along.
+        other = engine.execution_options(schema_translate_map={None: "public"})
+        with other.begin() as connection:
+            for each in metadata.sorted_tables:
+                each.dispatch.before_drop(each, connection)
+        assert f"{schema} body" in embeddings(engine)
+        metadata.drop_all(engine.execution_options(schema_translate_map={None: schema}))
+        assert f"{schema} body" not in embeddings(engine)
+
+
 def page_with(**options: Any) -> type[DeclarativeBase]:
     """Return the base of a model with an embedding of these options."""
 
@@ -417,6 +445,7 @@ def page_with(**options: Any) -> type[DeclarativeBase]:
         ({"dimensions": 384}, r"dimensions=384, but model 'tiny' has 3"),
         ({"index": "flat"}, r"index is 'flat'.*hnsw, ivfflat, none"),
         ({"chunk_tokens": 5000}, "chunk_tokens is from 8"),
+        ({"comment": "x"}, "COMMENT ON COLUMN in a migration"),
     ],
 )
 @pytest.mark.usefixtures("unchanged")
