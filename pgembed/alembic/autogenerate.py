@@ -130,9 +130,36 @@ def _add(
             last.append(CreateEmbeddingOp(spec))
         elif before != spec:
             last.append(_alteration(before, spec))
+    dropped = [each.spec for each in first if isinstance(each, DropEmbeddingOp)]
+    made = [each.spec for each in last if isinstance(each, CreateEmbeddingOp)]
+    # Indexes of the application's own on vectors that come or go.
+    first[:0] = _taken(upgrade.ops, ops.DropIndexOp, dropped)
+    last += _taken(upgrade.ops, ops.CreateIndexOp, made)
     if declared and not installed:
         first.insert(0, InstallPgembedOp())
     upgrade.ops[:] = [*first, *upgrade.ops, *last]
+
+
+def _taken(
+    operations: list[ops.MigrateOperation],
+    kind: type[ops.MigrateOperation],
+    specs: Iterable[EmbeddingSpec | None],
+) -> list[ops.MigrateOperation]:
+    """Take the operations on indexes of the embeddings' columns out of *operations*."""
+    columns = {(s.schema, s.table, s.target_column) for s in specs if s is not None}
+    taken: list[ops.MigrateOperation] = []
+    for operation in list(operations):
+        if isinstance(operation, ops.ModifyTableOps):
+            taken += _taken(operation.ops, kind, specs)
+            if not operation.ops:
+                operations.remove(operation)
+        elif isinstance(operation, kind):
+            index: Any = operation.to_index()  # type: ignore[attr-defined]
+            place = operation.schema, operation.table_name  # type: ignore[attr-defined]
+            if any((*place, _name(column)) in columns for column in index.columns):
+                operations.remove(operation)
+                taken.append(operation)
+    return taken
 
 
 def _must_be_anew(

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
+    Index,
     MetaData,
     String,
     Table,
@@ -19,11 +20,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from pgembed.errors import EmbeddingError, PgembedError
-from pgembed.sqlalchemy.declaration import Declaration, EmbeddingSpec, declarations
+from pgembed.sqlalchemy.declaration import (
+    INFO,
+    Declaration,
+    EmbeddingSpec,
+    declarations,
+)
 
 _UNDEFINED = ("3F000", "42883", "42P01")
 
@@ -77,8 +83,43 @@ def literal(compiler: DDLCompiler, value: str | int) -> str:
 
 def follow(source: Table) -> None:
     """Create and drop the embeddings of *source* together with the table."""
+    event.listen(source, "before_create", _before_create)
     event.listen(source, "after_create", _after_create)
     event.listen(source, "before_drop", _before_drop)
+
+
+def _before_create(source: Table, connection: Any, **_: Any) -> None:
+    for index in _on_vectors(source):
+        if index._ddl_if is None:
+            index.ddl_if(callable_=_is_due)
+
+
+def _is_due(
+    ddl: Any, target: Any, bind: Any, tables: Any = None, state: Any = None, **_: Any
+) -> bool:
+    """Whether an index on vectors can be created: create_embedding adds the column."""
+    if not isinstance(bind, Connection):
+        return False
+    there = (
+        select(func.count())
+        .select_from(text("pg_catalog.pg_attribute"))
+        .where(
+            text(
+                "attrelid = pg_catalog.to_regclass(:place) AND attname = ANY (:columns)"
+            )
+        )
+    )
+    columns = [column.name for column in target.columns]
+    values = {"place": _place(bind, target.table), "columns": columns}
+    return bind.scalar(there, values) == len(columns)
+
+
+def _on_vectors(source: Table) -> list[Index]:
+    return [
+        index
+        for index in source.indexes
+        if any(INFO in column.info for column in index.columns)
+    ]
 
 
 def _after_create(source: Table, connection: Any, **_: Any) -> None:
@@ -87,6 +128,8 @@ def _after_create(source: Table, connection: Any, **_: Any) -> None:
             if isinstance(connection, Connection):
                 _require_dimensions(connection, declaration, spec)
             connection.execute(CreateEmbedding(spec))
+    for index in _on_vectors(source):
+        connection.execute(CreateIndex(index))
 
 
 def _require_dimensions(
@@ -117,15 +160,19 @@ def _exists(connection: Connection, source: Table, spec: EmbeddingSpec) -> bool:
     registry = func.pg_catalog.to_regclass("pgembed.embedding")
     if connection.scalar(select(registry.is_(None))):
         return False
-    schema = connection.schema_for_object(source)
-    place = connection.dialect.identifier_preparer.format_table(
-        Table(spec.table, MetaData(), schema=schema)
-    )
     query = text(
         "SELECT EXISTS (SELECT FROM pgembed.embedding "
         "WHERE name = :name AND source = pg_catalog.to_regclass(:place))"
     )
-    return bool(connection.scalar(query, {"name": spec.name, "place": place}))
+    values = {"name": spec.name, "place": _place(connection, source)}
+    return bool(connection.scalar(query, values))
+
+
+def _place(connection: Connection, source: Table) -> str:
+    """Return the name of a table, in the schema that it has there."""
+    schema = connection.schema_for_object(source)
+    preparer = connection.dialect.identifier_preparer
+    return preparer.format_table(Table(source.name, MetaData(), schema=schema))
 
 
 @contextlib.contextmanager

@@ -80,8 +80,8 @@ def Embedding(  # noqa: N802
     *dimensions*, when given, must be the model's.
     Other arguments go to mapped_column() or relationship(): ``init=False``, say. On
     dataclass-mapped classes leave the annotation of an attribute with chunks away.
-    An index of your own on the vector column belongs into a migration after the one
-    that creates the embedding, and is not kept when its model changes.
+    An index of your own on the vector column goes when its model or storage changes:
+    the next autogenerate makes it anew.
 
     Raises EmbeddingError for options that contradict each other.
     """

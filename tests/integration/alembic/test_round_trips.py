@@ -130,6 +130,18 @@ ALEMBIC = tuple(map(int, alembic.__version__.split(".")[:2]))
 PLAIN = model()
 EMBEDDED = model(body_embedding=embedding())
 CHUNKED = model(chunks=embedding(chunk_tokens=16, chunk_overlap=2))
+OWN = model(
+    body_embedding=embedding(index="none"),
+    __table_args__=lambda: (
+        Index(
+            "ix_own",
+            "body_embedding",
+            postgresql_using="hnsw",
+            postgresql_ops={"body_embedding": "vector_ip_ops"},
+            postgresql_where=text("id > 5"),
+        ),
+    ),
+)
 LIVE = "state = 'live' AND id > 5"
 
 CASES: dict[str, tuple[Model, Model]] = {
@@ -137,6 +149,9 @@ CASES: dict[str, tuple[Model, Model]] = {
     "table and chunks": (nothing, CHUNKED),
     "embedding of a table": (PLAIN, EMBEDDED),
     "chunks of a table": (PLAIN, CHUNKED),
+    "table with an index of its own on the vectors": (nothing, OWN),
+    "embedding with an index of its own": (PLAIN, OWN),
+    "index of its own": (model(body_embedding=embedding(index="none")), OWN),
     "all options": (
         PLAIN,
         model(

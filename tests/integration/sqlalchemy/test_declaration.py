@@ -394,6 +394,45 @@ def test_checkfirst(engine: Engine) -> None:
     assert inspect(engine).get_table_names() == []
 
 
+@pytest.mark.usefixtures("unchanged")
+def test_indexes_of_the_application(engine: Engine) -> None:
+    """They are created when the vectors are there, by create_all() and by hand."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Page(Base):
+        __tablename__ = "page"
+        __table_args__ = (
+            Index(
+                "ix_some",
+                "body_embedding",
+                postgresql_using="hnsw",
+                postgresql_ops={"body_embedding": "vector_l2_ops"},
+                postgresql_where=text("id > 5"),
+            ),
+        )
+        id: Mapped[int] = mapped_column(primary_key=True)
+        body: Mapped[str] = mapped_column(index=True)
+        body_embedding = Embedding("body", model="tiny", index="none")
+        more = Embedding("body", model="tiny", index="none", name="more")
+
+    created(engine, Base)
+
+    def names() -> set[str | None]:
+        return {index["name"] for index in inspect(engine).get_indexes("page")}
+
+    assert names() == {"ix_some", "ix_page_body"}
+    (index,) = (
+        each for each in Base.metadata.tables["page"].indexes if each.name == "ix_some"
+    )
+    index.drop(engine)
+    assert names() == {"ix_page_body"}
+    index.create(engine)
+    assert names() == {"ix_some", "ix_page_body"}
+    Base.metadata.drop_all(engine)
+
+
 def test_schemas_are_translated(engine: Engine) -> None:
     """The tables of a tenant have embeddings of their own."""
     tenants = [
