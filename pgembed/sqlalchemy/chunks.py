@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 from sqlalchemy import Column, Integer, MetaData, Table, Text, and_, event
 from sqlalchemy.orm import Mapper, Relationship, foreign, relationship, remote
 from sqlalchemy.types import TypeEngine
 
+from pgembed.errors import EmbeddingError
 from pgembed.sqlalchemy import ddl
 from pgembed.sqlalchemy.declaration import (
     INFO,
@@ -52,7 +54,7 @@ class Chunks:
     def relationship(self, cls: type[Any], **arguments: Any) -> Relationship[Any]:
         """Return the read-only relationship from class *cls* to its chunks."""
         event.listen(cls, "after_mapper_constructed", self._follow)
-        return relationship(
+        self._relationship: Relationship[Any] = relationship(
             lambda: self.chunk_class,
             primaryjoin=self._condition,
             order_by=lambda: self.chunk_table.c.chunk,
@@ -61,14 +63,27 @@ class Chunks:
             info={INFO: self},
             **arguments,
         )
+        return self._relationship
 
     def _follow(self, mapper: Mapper[Any], cls: type[Any]) -> None:
+        self._require_no_field(cls)
         assert isinstance(mapper.local_table, Table)  # noqa: S101 - it is declarative
         self.source = mapper.local_table
         declare(self.source, self._declaration, None)
         ddl.follow(self.source)
         self.chunk_table = chunk_table(self.source, self.spec.name, self._vector)
         self.chunk_class = _chunk_class(mapper, self.spec.name, self.chunk_table)
+
+    def _require_no_field(self, cls: type[Any]) -> None:
+        key = getattr(self._relationship, "key", None)
+        if dataclasses.is_dataclass(cls) and key in {
+            field.name for field in dataclasses.fields(cls)
+        }:
+            raise EmbeddingError(
+                f"{cls.__name__}.{key} is annotated, which makes it a field of the "
+                "dataclass, and chunks are never given: leave the annotation away "
+                "(type checkers know the type of Embedding(…, chunk_tokens=…))"
+            )
 
     def _condition(self) -> Any:
         return and_(

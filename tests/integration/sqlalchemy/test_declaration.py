@@ -338,6 +338,21 @@ def test_dataclasses(engine: Engine) -> None:
     Base.metadata.drop_all(engine)
 
 
+def test_chunks_are_no_field_of_a_dataclass() -> None:
+    class Base(MappedAsDataclass, DeclarativeBase):
+        pass
+
+    with pytest.raises(EmbeddingError, match=r"Page\.parts is annotated.*leave"):
+
+        class Page(Base):
+            __tablename__ = "page"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            body: Mapped[str]
+            parts: Mapped[list[Chunk]] = Embedding(
+                "body", model="tiny", chunk_tokens=8, init=False
+            )
+
+
 def test_vectors_are_never_written_by_accident(engine: Engine) -> None:
     """Objects that are changed and flushed keep the vectors of their rows."""
 
