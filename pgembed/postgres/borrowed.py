@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from pgembed.errors import PgembedError
 from pgembed.postgres import vectors
 from pgembed.postgres.connection import Connection
 
@@ -21,8 +22,10 @@ def borrowed(
 
     Both speak over the same socket and are in the same transaction, so *driver* must
     rest meanwhile. Adapters, row factory and prepared statements of *driver* stay as
-    they are.
+    they are. Raises PgembedError for a connection that is closed.
     """
+    if driver.closed:
+        raise PgembedError("the connection is closed; open another")
     pgconn = driver.pgconn
     handlers = pgconn.notice_handler, pgconn.notify_handler
     own: Connection = psycopg.Connection(pgconn)

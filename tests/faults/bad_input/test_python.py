@@ -339,7 +339,7 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
     (
         lambda s: batch(s.closed, "items_v", ONE),
         PgembedError,
-        "cannot take a snapshot: the connection is closed; open anoth",
+        "the connection is closed; open another",
     ),
     (
         lambda s: batch(s.busy, "items_v", ONE),
