@@ -28,7 +28,7 @@ from pgembed.postgres.connection import Connection, fetch_one
 
 _NOTHING = Packing()
 Filters = dict[str | None, tuple[str | None, list[str]]]
-"""Filters as SQL, and the values that it refers to."""
+"""Filters as SQL, and the values that they refer to."""
 SHARED_MS = 2e-5
 """Milliseconds that a term costs per row in a shared pass (measured)."""
 _PLAN_MS = 4e-3
@@ -43,7 +43,7 @@ class Compiled:
 
     terms: tuple[Term, ...]
     plan: dict[str, Any] | None = None
-    """PostgreSQL's plan for the rows that meet it; None where all do."""
+    """PostgreSQL's plan for the rows that meet it; None if it was not asked for one."""
 
     def sql(self, parameter: int = 1) -> str:
         """Return the condition; its values are ``$parameter`` and those after it."""
@@ -78,7 +78,7 @@ def compile_conditions(
     listed = [(condition, condition.parts()) for condition in conditions]
     distinct = dict.fromkeys(part for _, parts in listed for part in parts)
     with connection.transaction():
-        filters = _compile_filters(connection, source, [p.filter for p in distinct])
+        filters = _known_filters(connection, source, [p.filter for p in distinct])
         terms: dict[Condition, Term] = {}
         for condition, parts in listed:
             with refusals(f"{condition}: "):
@@ -86,7 +86,8 @@ def compile_conditions(
                     if part not in terms:
                         terms[part] = _compile_term(connection, source, part, filters)
         found = lookups.find(connection, source, terms.values())
-        many = {term for each in found if each.is_large for term in each.terms}
+        # But for the first, whose column may be refused to the caller.
+        many = {term for each in found if each.is_large for term in each.terms[1:]}
         compiled = []
         for condition, parts in listed:
             each = Compiled(tuple(terms[part] for part in parts))
@@ -116,7 +117,7 @@ def _compile_term(
     connection: Connection, source: Source, part: Condition, known: Filters
 ) -> Term:
     if part.filter not in known:
-        known |= {part.filter: _compile_filter(connection, source, part.filter)}
+        known |= _compile_filters(connection, source, [part.filter])
     sql, values = known[part.filter]
     if part.predicate is not None:
         # Once outside parentheses: there, one that closes ours is an error. The plan
@@ -128,37 +129,30 @@ def _compile_term(
     return Term(sql, part.predicate, tuple(values))
 
 
-def _compile_filters(
+def _known_filters(
     connection: Connection, source: Source, given: Sequence[str | None]
 ) -> Filters:
-    """Compile filters together; none of them, if one is refused."""
-    texts = list(dict.fromkeys(text for text in given if text is not None))
-    try:
-        with connection.transaction():
-            rows = fetch(
-                connection,
-                "SELECT f.condition, f.arguments "
-                "FROM pg_catalog.unnest($1::pg_catalog._text) WITH ORDINALITY "
-                "AS u (content, place) CROSS JOIN LATERAL pgembed._compile_filter("
-                "$2::pg_catalog.text::pg_catalog.regclass, "
-                "u.content::pg_catalog.jsonb, $3) AS f ORDER BY u.place",
-                [texts, source.relation, REFERENCE],
-            )
-    except psycopg.DatabaseError:
-        return {None: (None, [])}
-    return {None: (None, []), **dict(zip(texts, rows, strict=True))}
+    """Compile filters together; none if one is refused: each by itself tells which."""
+    known: Filters = {None: (None, [])}
+    texts = dict.fromkeys(text for text in given if text is not None)
+    with contextlib.suppress(psycopg.DatabaseError), connection.transaction():
+        known |= _compile_filters(connection, source, list(texts))
+    return known
 
 
-def _compile_filter(
-    connection: Connection, source: Source, given: str | None
-) -> tuple[str, list[str]]:
-    found: tuple[str, list[str]] = fetch_one(
+def _compile_filters(
+    connection: Connection, source: Source, texts: Sequence[str | None]
+) -> Filters:
+    rows = fetch(
         connection,
-        "SELECT condition, arguments FROM pgembed._compile_filter("
-        "%s::pg_catalog.text::pg_catalog.regclass, %s::pg_catalog.jsonb, %s)",
-        [source.relation, given, REFERENCE],
+        "SELECT f.condition, f.arguments "
+        "FROM pg_catalog.unnest($1::pg_catalog._text) WITH ORDINALITY "
+        "AS u (content, place) CROSS JOIN LATERAL pgembed._compile_filter("
+        "$2::pg_catalog.text::pg_catalog.regclass, u.content::pg_catalog.jsonb, $3) "
+        "AS f ORDER BY u.place",
+        [list(texts), source.relation, REFERENCE],
     )
-    return found
+    return dict(zip(texts, rows, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,8 @@ from pgembed.batch.source import describe
 from pgembed.batch.workload import Condition
 from pgembed.errors import FilterError
 from pgembed.postgres.connection import fetch_all
+from tests.conftest import Connect
+from tests.harness.roles import ordinary_role
 from tests.integration.embeddings.support import create_blind_collation
 from tests.integration.search.support import Connection, adopt, unsafe
 
@@ -130,6 +132,25 @@ def test_a_value_of_no_sense_is_named(connection: Connection) -> None:
             np.ones((9, 2)),
             filters=[*filters, {"a b": "x"}],
         )
+
+
+def test_a_column_that_the_caller_may_not_read(
+    connection: Connection, dsn: str, connect: Connect
+) -> None:
+    """The error names a filter, however many there are."""
+    embedding = create(connection, "int", [1, 2, 3, 4])
+    with ordinary_role(dsn, may_create=False) as role:
+        name = role.split("//")[1].split("@")[0]
+        connection.execute(unsafe(f"GRANT SELECT (id, v) ON t TO {name}"))
+        connection.execute(unsafe(f"SELECT pgembed.grant_search('{name}')"))
+        connection.execute(unsafe(f"SELECT pgembed.grant_batch('{name}')"))
+        for count in (8, 100):
+            filters = [{"a b": i} for i in range(count)]
+            with pytest.raises(FilterError, match=r'\{"a b": 0\}: permission denied'):
+                search_batch(
+                    connect(role), embedding, np.ones((count, 2)), filters=filters
+                )
+        connection.execute(unsafe(f"SELECT pgembed.revoke_all('{name}')"))
 
 
 def test_an_index_is_left_alone_for_many(connection: Connection) -> None:
