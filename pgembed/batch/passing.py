@@ -106,6 +106,10 @@ class Conditions:
         }
         for lookup in found:
             self._units |= dict.fromkeys(lookup.terms, lookup)
+        self._needs = [
+            {self._units[term] for term in condition.terms}
+            for condition in self._compiled
+        ]
 
     def rounds(self, rows: int, memory: int) -> list[Round]:
         """Cut the conditions into rounds; there are about *rows* rows."""
@@ -113,7 +117,7 @@ class Conditions:
         found = [alone(condition, rows) for condition in self._compiled]
         # What is made of units that others share costs nothing more.
         known = self._shared(found)
-        free = [known.issuperset(self._units_of([i])) for i in range(len(found))]
+        free = [known >= needs for needs in self._needs]
         shared = [i for i, costs_nothing in enumerate(free) if costs_nothing]
         others = [i for i, costs_nothing in enumerate(free) if not costs_nothing]
         expected = [each.rows if each else 0 for each in map(found.__getitem__, others)]
@@ -128,18 +132,18 @@ class Conditions:
             self._by_units(shared, words * WORD), parts, fillvalue=none
         )
         return [
-            Round(tuple(one), tuple(other), _packing(self._units_of(one)))
-            for one, other in pairs
+            Round(tuple(one), tuple(other), self._packing(one)) for one, other in pairs
         ]
 
     def _shared(self, found: Sequence[Alone | None]) -> set[Unit]:
         """Return what is evaluated together: by need, or because a lookup pays."""
-        shared = set(self._units_of([i for i, each in enumerate(found) if not each]))
+        pairs = list(zip(self._needs, found, strict=True))
+        shared = set().union(*(needs for needs, each in pairs if each is None))
         saved: dict[Unit, float] = {}
-        for number, each in enumerate(found):
-            missing = set(self._units_of([number])) - shared
+        for needs, each in pairs:
+            missing = needs - shared
             if each is not None and not each.due and len(missing) == 1:
-                unit = missing.pop()
+                (unit,) = missing
                 saved[unit] = saved.get(unit, 0.0) + each.milliseconds
         cost = self._rows * lookups.TERMS * SHARED_MS
         pays = {
@@ -155,19 +159,23 @@ class Conditions:
         known: set[Unit] = set()
         bits = 0
         for number in conditions:
-            new = set(self._units_of([number])) - known
-            bits += sum(map(_bits, new))
-            known |= new
+            needs = self._needs[number]
+            bits += sum(map(_bits, needs - known))
+            known |= needs
             if not parts or bits > most:
                 parts.append([])
-                known = set(self._units_of([number]))
+                known = set(needs)
                 bits = sum(map(_bits, known))
             parts[-1].append(number)
         return parts
 
-    def _units_of(self, conditions: Sequence[int]) -> tuple[Unit, ...]:
+    def _packing(self, conditions: Sequence[int]) -> Packing:
         terms = [term for i in conditions for term in self._compiled[i].terms]
-        return tuple(dict.fromkeys(self._units[term] for term in terms))
+        units = dict.fromkeys(self._units[term] for term in terms)
+        return Packing(
+            [unit for unit in units if isinstance(unit, Term)],
+            [unit for unit in units if isinstance(unit, Lookup)],
+        )
 
     def listing(self, tables: Tables, part: Round) -> Listing:
         """Read the rows, with the bits of the shared conditions of a round."""
@@ -262,11 +270,6 @@ class Conditions:
 
 def _bits(unit: Unit) -> int:
     return unit.bits if isinstance(unit, Lookup) else 1
-
-
-def _packing(units: Sequence[Unit]) -> Packing:
-    terms = [unit for unit in units if isinstance(unit, Term)]
-    return Packing(terms, [unit for unit in units if isinstance(unit, Lookup)])
 
 
 class _ByCode:

@@ -100,18 +100,13 @@ def _is_due(
     """Whether an index on vectors can be created: create_embedding adds the column."""
     if not isinstance(bind, Connection):
         return False
-    there = (
-        select(func.count())
-        .select_from(text("pg_catalog.pg_attribute"))
-        .where(
-            text(
-                "attrelid = pg_catalog.to_regclass(:place) AND attname = ANY (:columns)"
-            )
-        )
+    there = text(
+        "SELECT count(*) FROM pg_catalog.pg_attribute WHERE "
+        "attrelid = pg_catalog.to_regclass(:place) AND attname = ANY (:columns)"
     )
     columns = [column.name for column in target.columns]
     values = {"place": _place(bind, target.table), "columns": columns}
-    return bind.scalar(there, values) == len(columns)
+    return bool(bind.scalar(there, values) == len(columns))
 
 
 def _on_vectors(source: Table) -> list[Index]:

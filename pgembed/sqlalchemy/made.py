@@ -73,7 +73,6 @@ def identify(statement: Select[Any]) -> tuple[Hashable, Parameters]:
 def _adds_only_criteria(statement: Select[Any], made: Made) -> bool:
     """Whether a statement has all else as it was made, and nothing more."""
     now = vars(statement)
-    others = (_MADE in now) + (_CRITERIA in now)
-    return len(now) == len(made.parts) + others and all(
+    return len(now) == len(made.parts) + 1 + (_CRITERIA in now) and all(
         now.get(name) is value for name, value in made.parts
     )

@@ -65,7 +65,7 @@ class Template:
         values = []
         for number, parameter in enumerate(self._parameters):
             value = compiler.process(parameter, **options)
-            cast = "" if literal else _cast(parameter, value, compiler)
+            cast = "" if literal else _cast(parameter, compiler)
             text = text.replace(_HOLE.format(number), f"%L{cast}")
             if not cast:
                 twin = compiler.process(_twin(parameter, compiler), **options)
@@ -80,18 +80,13 @@ def _percent(compiler: Any) -> str:
     return str(compiler.escape_literal_column("%"))
 
 
-def _cast(parameter: BindParameter[Any], value: str, compiler: SQLCompiler) -> str:
+def _cast(parameter: BindParameter[Any], compiler: SQLCompiler) -> str:
     """Return the cast that SQLAlchemy writes behind the parameter, if it does."""
-    type_ = parameter.type.dialect_impl(compiler.dialect)
-    if isinstance(type_, TypeDecorator):
-        type_ = type_.impl_instance
+    type_: Any = parameter.type._unwrapped_dialect_impl(compiler.dialect)
     if not type_.render_bind_cast:
         return ""
-    if "::" not in value:  # within another template, which casts behind its holes
-        render: Any = compiler.render_bind_cast
-        return str(render(type_, type_, ""))
-    _, sign, name = value.rpartition("::")
-    return sign + name
+    render: Any = compiler.render_bind_cast
+    return str(render(parameter.type, type_, ""))
 
 
 def _twin(parameter: BindParameter[Any], compiler: SQLCompiler) -> BindParameter[Any]:
