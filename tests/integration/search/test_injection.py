@@ -44,6 +44,10 @@ HOSTILE = st.one_of(
         "".join
     ),
 )
+# Strings of pgembed's own code are drawn, too: such names mean something here.
+MEANT = {"id", "v", "price", "name", "meta", "eq", "ne", "lt", "lte", "gt", "gte", "in"}
+NAMES = HOSTILE.filter(lambda text: text not in MEANT)
+MODES = {"auto", "exact", "index"}
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -112,7 +116,7 @@ def _passes(where: Any, text: str, name: str) -> bool:
 
 
 @thorough
-@given(HOSTILE, HOSTILE)
+@given(NAMES, HOSTILE)
 def test_names_and_operators_are_looked_up(
     guarded: Connection, name: str, value: str
 ) -> None:
@@ -146,7 +150,7 @@ def test_any_json_is_answered_or_refused(guarded: Connection, value: Any) -> Non
 
 
 @thorough
-@given(HOSTILE)
+@given(NAMES.filter(lambda text: text not in MODES))
 def test_embedding_names_and_modes_are_looked_up(
     guarded: Connection, text: str
 ) -> None:
@@ -157,8 +161,18 @@ def test_embedding_names_and_modes_are_looked_up(
         search(guarded, "wares", query, mode=text)
 
 
+def _may_be_a_key(name: str) -> bool:
+    """Whether PostgreSQL and pgembed allow a key column of this name beside v."""
+    system = {"ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"}
+    return (
+        0 < len(name.encode()) <= 60
+        and name not in {"v", *system}
+        and not name.startswith("pgembed_")
+    )
+
+
 @thorough
-@given(HOSTILE.filter(lambda t: 0 < len(t.encode()) <= 60 and t != "v"))
+@given(HOSTILE.filter(_may_be_a_key))
 def test_any_name_can_be_a_column(guarded: Connection, name: str) -> None:
     table = psycopg.sql.Identifier(name + "t")
     where = {} if name in ("and", "or", "not") else {name: 7}
