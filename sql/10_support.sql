@@ -281,3 +281,26 @@ RETURN (
 );
 COMMENT ON FUNCTION pgembed._fault(pgembed.embedding) IS
 'Why an embedding no longer fits its table; NULL when it does.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._check_fits(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    fault text := pgembed._fault(e);
+BEGIN
+    IF NOT pgembed._exists(e.source) THEN
+        RAISE EXCEPTION 'the source of % was dropped', quote_literal(e.name)
+            USING ERRCODE = 'undefined_table',
+            HINT = 'Drop the embedding as well: SELECT pgembed.drop_embedding(...).';
+    ELSIF fault IS NOT NULL THEN
+        RAISE EXCEPTION 'the embedding % no longer fits its table: %', quote_literal(e.name), fault
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Undo that, or drop the embedding and declare it again.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_fits(pgembed.embedding) IS
+'An error that says why when an embedding no longer fits its table.';

@@ -136,6 +136,7 @@ DECLARE
 BEGIN
     IF pgembed._administers() THEN
         PERFORM pgembed._create_capture_functions(e);
+        PERFORM pgembed._give_capture(e) WHERE pgembed._former_owner(e) IS NOT NULL;
     ELSE
         -- A trigger of this statement makes them, as the schema's owner.
         UPDATE pgembed.embedding AS n SET key_columns = e.key_columns WHERE n.id = e.id;

@@ -121,13 +121,26 @@ COMMENT ON FUNCTION pgembed._check_name(text, integer) IS
 'The name of a new embedding: not empty, short enough, not taken. One whose source was dropped gives its name up.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._most_dimensions(storage text)
+RETURNS integer
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE storage WHEN 'vector' THEN 2000 WHEN 'halfvec' THEN 4000 ELSE 64000 END;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._most_dimensions(text) IS
+'How many dimensions a vector may have for pgvector to index it.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._check_indexable(index text, storage text, dimensions integer)
 RETURNS void
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    most integer := CASE storage WHEN 'vector' THEN 2000 WHEN 'halfvec' THEN 4000 ELSE 64000 END;
+    most integer := pgembed._most_dimensions(storage);
 BEGIN
     IF index <> 'none' AND dimensions > most THEN
         RAISE EXCEPTION 'an index on % holds at most % dimensions, this model has %',

@@ -145,16 +145,7 @@ DECLARE
     job text := pgembed._job_table(e.id);
     stem text := 'job_' || e.id;
 BEGIN
-    EXECUTE format(
-        'CREATE TABLE %s (%s, '
-        'pgembed_changed_at timestamptz, '
-        'pgembed_available_at timestamptz DEFAULT now(), '
-        'pgembed_version integer NOT NULL DEFAULT 0, '
-        'pgembed_attempts smallint NOT NULL DEFAULT 0, '
-        'pgembed_slot integer, pgembed_lease bigint, '
-        'pgembed_fingerprint uuid, pgembed_error text)',
-        job, pgembed._key_definitions(e.source)
-    );
+    EXECUTE format('CREATE TABLE %s (%s) INHERITS (pgembed.job)', job, pgembed._key_definitions(e.source));
     EXECUTE format('CREATE INDEX %I ON %s (%s)', stem || '_key', job, pgembed._key_list(e.key_columns));
     EXECUTE format('CREATE INDEX %I ON %s (pgembed_available_at) '
         'WHERE pgembed_available_at IS NOT NULL', stem || '_available', job);

@@ -180,6 +180,22 @@ COMMENT ON FUNCTION pgembed._give_capture(pgembed.embedding) IS
 'Make the source''s owner the owner of the capture functions, and let him write the job table.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._former_owner(e pgembed.embedding)
+RETURNS regrole
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT p.proowner::regrole
+    FROM pg_catalog.pg_proc AS p
+    INNER JOIN pg_catalog.pg_class AS c
+        ON c.oid IN (e.source, e.target) AND NOT pg_has_role(p.proowner, c.relowner, 'USAGE')
+    WHERE p.oid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e.id, 'update')))
+    LIMIT 1
+);
+COMMENT ON FUNCTION pgembed._former_owner(pgembed.embedding) IS
+'The role that changes of the source are captured as, when it has not the rights of the tables'' owner (any more); else NULL.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._follow_embedding()
 RETURNS trigger
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER

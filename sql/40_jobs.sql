@@ -194,6 +194,10 @@ EXCEPTION
         RETURN false;
     WHEN undefined_table OR undefined_function OR lock_not_available THEN
         RETURN false;
+    WHEN syntax_error_or_access_rule_violation THEN
+        -- An implicit cast of the key's type can make its operator ambiguous.
+        PERFORM pgembed._block(embedding, SQLERRM);
+        RETURN false;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._tend(integer) IS

@@ -168,17 +168,11 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     e pgembed.embedding := pgembed._find_kept(name);
-    fault text;
     queued bigint;
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', e.source);
     e := pgembed._follow_key(e);
-    fault := pgembed._fault(e);
-    IF fault IS NOT NULL THEN
-        RAISE EXCEPTION 'the embedding % no longer fits its table: %', quote_literal(name), fault
-            USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'Undo that, or drop the embedding and declare it again.';
-    END IF;
+    PERFORM pgembed._check_fits(e);
     PERFORM pgembed._create_capture(e);
     PERFORM pgembed._grant_source(e);
     PERFORM pgembed._delete_leftovers(e);

@@ -1,4 +1,5 @@
--- How the embeddings are doing.
+-- How the embeddings are doing. Whoever looks runs no code of the tables' owners: neither
+-- policies, nor casts or operators of their types. Nor does he wait for what others have locked.
 
 CREATE OR REPLACE FUNCTION pgembed._rate(embedding integer)
 RETURNS double precision
@@ -20,20 +21,27 @@ CREATE OR REPLACE FUNCTION pgembed._count_rows(
 )
 LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET row_security = off
+SET lock_timeout = '200ms'
 AS $$
+DECLARE
+    -- Before PostgreSQL 16 a rule makes a view of a table, which can have no sample.
+    whole CONSTANT text := CASE WHEN current_setting('server_version_num')::integer < 160000
+        THEN ' TABLESAMPLE SYSTEM (100)' ELSE '' END;
 BEGIN
-    EXECUTE format('SELECT count(*) FROM %s', e.source) INTO rows;
+    EXECUTE format('SELECT count(*) FROM %s%s', e.source, whole) INTO rows;
     IF NOT pgembed._exists(e.target)
         OR e.target_column <> ALL (pgembed._columns(e.target))
     THEN
         RETURN;
     END IF;
-    EXECUTE format('SELECT count(t.%I) FROM %s AS t%s', e.target_column, e.target,
-        CASE WHEN e.target <> e.source THEN ' WHERE t.chunk = 0' ELSE '' END) INTO embedded;
+    EXECUTE format('SELECT count(t.%I) FROM %s AS t%s%s', e.target_column, e.target, whole,
+        CASE WHEN e.target <> e.source THEN
+            ' WHERE ROW(t.chunk)::record OPERATOR(pg_catalog.*=) ROW(0)::record' ELSE '' END) INTO embedded;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._count_rows(pgembed.embedding) IS
-'How many rows the source has, and how many of them have a vector, or chunks.';
+'How many rows the source has, and how many of them have a vector, or chunks; an error where policies hide rows, or when a table stays locked.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._count_jobs(
@@ -41,6 +49,7 @@ CREATE OR REPLACE FUNCTION pgembed._count_jobs(
 )
 LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '200ms'
 AS $$
 BEGIN
     EXECUTE format(
@@ -57,7 +66,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._count_jobs(pgembed.embedding) IS
-'How many rows wait and how many failed, and how long the first has waited.';
+'How many rows wait and how many failed, and how long the first has waited; an error when the job table stays locked.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._state(
@@ -71,6 +80,7 @@ RETURN CASE
     WHEN e.kind = 'adopted' THEN 'adopted'
     WHEN e.blocked IS NOT NULL THEN 'blocked: ' || e.blocked
     WHEN e.paused THEN 'paused'
+    WHEN pending IS NULL THEN 'unknown'
     WHEN pending > 0 THEN 'embedding'
     WHEN failed > 0 THEN 'current but for failures'
     ELSE 'current'
@@ -98,7 +108,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     e pgembed.embedding;
-    fault text;
+    trouble text;
 BEGIN
     FOR e IN SELECT n.* FROM pgembed.embedding AS n ORDER BY n.name LOOP
         name := e.name;
@@ -111,28 +121,32 @@ BEGIN
         failed := 0;
         oldest_pending := NULL;
         rows_per_second := pgembed._rate(e.id);
+        trouble := NULL;
         IF NOT pgembed._exists(e.source) THEN
             state := 'source dropped';
             RETURN NEXT;
             CONTINUE;
         END IF;
-        fault := pgembed._fault(e);
         BEGIN
-            SELECT c.rows, c.embedded INTO rows, embedded FROM pgembed._count_rows(e) AS c;
             IF e.kind = 'kept' THEN
+                pending := NULL;
+                failed := NULL;
                 SELECT c.pending, c.failed, c.oldest_pending INTO pending, failed, oldest_pending
                 FROM pgembed._count_jobs(e) AS c;
             END IF;
+            SELECT c.rows, c.embedded INTO rows, embedded FROM pgembed._count_rows(e) AS c;
         EXCEPTION
             -- One table that cannot be read must not hide the others.
-            WHEN insufficient_privilege OR undefined_table THEN
-                fault := SQLERRM;
+            WHEN lock_not_available THEN
+                trouble := 'another transaction has locked its tables';
+            WHEN OTHERS THEN
+                trouble := SQLERRM;
         END;
         IF e.kind = 'kept' AND NOT e.enqueued THEN
             pending := rows;
             oldest_pending := CASE WHEN rows > 0 THEN now() - e.created_at END;
         END IF;
-        state := pgembed._state(e, fault, pending, failed);
+        state := pgembed._state(e, pgembed._fault(e), pending, failed) || coalesce('; not counted: ' || trouble, '');
         RETURN NEXT;
     END LOOP;
 END;
@@ -156,7 +170,46 @@ SELECT
     s.state
 FROM pgembed._status() AS s;
 COMMENT ON VIEW pgembed.embedding_status IS
-'Each embedding: rows of its source, how many have a vector, wait or failed, how long the oldest waits, the rate of the last minute, its index. Counted exactly, so it reads the sources.';
+'Each embedding: rows of its source, how many have a vector, wait or failed, how long the oldest waits, the rate of the last minute, its index. Counted exactly, so it reads the sources; those that its reader may not see whole, or that are locked, it leaves uncounted, and state says why.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._is_built_in(kind oid)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    WITH RECURSIVE base AS (
+        SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type AS t WHERE t.oid = kind
+        UNION ALL
+        SELECT t.oid, t.typbasetype
+        FROM base AS b
+        INNER JOIN pg_catalog.pg_type AS t ON t.oid = b.typbasetype
+    )
+    SELECT b.oid < 16384 FROM base AS b WHERE b.typbasetype = 0
+);
+COMMENT ON FUNCTION pgembed._is_built_in(oid) IS
+'Whether a type, or what a domain is over, is PostgreSQL''s own: only such a type has no casts that users made.';
+
+
+-- A cast of the type's owner would run as whoever looks; an output function is a superuser's.
+CREATE OR REPLACE FUNCTION pgembed._key_object(relation regclass, columns text[], alias text)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT format('jsonb_build_object(%s)', string_agg(
+        format(
+            CASE WHEN pgembed._is_built_in(a.atttypid) THEN '%1$L, %2$s.%3$I'
+                ELSE '%1$L, format(''%%s'', %2$s.%3$I)' END,
+            a.attname, alias, a.attname
+        ),
+        ', ' ORDER BY array_position(columns, a.attname::text)
+    ))
+    FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = relation AND a.attname = ANY (columns) AND NOT a.attisdropped
+);
+COMMENT ON FUNCTION pgembed._key_object(regclass, text[], text) IS
+'SQL: the columns of a key as a jsonb object; values of types that are not built in are text, as their output functions write them.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._failures(
@@ -172,14 +225,15 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     e pgembed.embedding;
+    job regclass;
 BEGIN
     FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' ORDER BY n.name LOOP
-        CONTINUE WHEN has_table_privilege(to_regclass(pgembed._job_table(e.id)), 'SELECT') IS NOT TRUE;
-        RETURN QUERY EXECUTE format('SELECT $1, jsonb_build_object(%s), j.pgembed_attempts::integer, '
+        job := to_regclass(pgembed._job_table(e.id));
+        CONTINUE WHEN has_table_privilege(job, 'SELECT') IS NOT TRUE;
+        RETURN QUERY EXECUTE format('SELECT $1, %s, j.pgembed_attempts::integer, '
             'j.pgembed_error, j.pgembed_changed_at FROM %s AS j '
             'WHERE j.pgembed_available_at IS NULL AND j.pgembed_error IS NOT NULL',
-            (SELECT string_agg(format('%L, j.%I', k, k), ', ') FROM unnest(e.key_columns) AS k),
-            pgembed._job_table(e.id)) USING e.name;
+            pgembed._key_object(job, e.key_columns, 'j'), job) USING e.name;
     END LOOP;
 END;
 $$;
@@ -204,14 +258,31 @@ RETURNS TABLE (name text, pending bigint, failed bigint, age double precision)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    e pgembed.embedding;
+    waits interval;
 BEGIN
-    RETURN QUERY
-    SELECT e.name, j.pending, j.failed, coalesce(extract(epoch FROM j.oldest_pending), 0)::double precision
-    FROM pgembed.embedding AS e
-    CROSS JOIN LATERAL pgembed._count_jobs(e) AS j
-    WHERE e.kind = 'kept' AND to_regclass(pgembed._job_table(e.id)) IS NOT NULL
-    ORDER BY e.name;
+    FOR e IN
+        SELECT n.* FROM pgembed.embedding AS n
+        WHERE n.kind = 'kept' AND to_regclass(pgembed._job_table(n.id)) IS NOT NULL
+        ORDER BY n.name
+    LOOP
+        BEGIN
+            SELECT j.pending, j.failed, j.oldest_pending INTO pending, failed, waits
+            FROM pgembed._count_jobs(e) AS j;
+            IF NOT e.enqueued THEN
+                SELECT c.rows, now() - e.created_at INTO pending, waits FROM pgembed._count_rows(e) AS c;
+            END IF;
+        EXCEPTION
+            -- One that is locked must not hide the others.
+            WHEN OTHERS THEN
+                CONTINUE;
+        END;
+        name := e.name;
+        age := CASE WHEN pending > 0 THEN extract(epoch FROM waits) ELSE 0 END;
+        RETURN NEXT;
+    END LOOP;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._queue_depths() IS
-'Of each kept embedding: rows that wait, rows that failed, and for how many seconds the first has waited. Cheaper than embedding_status, which counts the rows of the sources.';
+'Of each kept embedding that can be read at once: rows that wait, rows that failed, and for how many seconds the first has waited. Cheaper than embedding_status: it counts the rows of a source only as long as they are not enqueued.';

@@ -65,6 +65,12 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    tell_password CONSTANT text := format('tell it one: CREATE SERVER pgembed_calls FOREIGN DATA WRAPPER dblink_fdw '
+        'OPTIONS (host ''localhost'', dbname %L); CREATE USER MAPPING FOR %I '
+        'SERVER pgembed_calls OPTIONS (user %L, password ''...'');',
+        current_database(), current_user, current_user);
+    reason text;
 BEGIN
     IF pgembed._call_server() THEN
         PERFORM @extschema:dblink@.dblink_connect(connection, 'pgembed_calls');
@@ -74,10 +80,7 @@ BEGIN
         RAISE EXCEPTION 'role % cannot open the second session that a call needs', quote_ident(current_user)
             USING ERRCODE = 'insufficient_privilege',
             DETAIL = 'The owner of pgembed''s functions is not a superuser, so dblink asks for a password.',
-            HINT = format('Tell it one: CREATE SERVER pgembed_calls FOREIGN DATA WRAPPER dblink_fdw '
-                'OPTIONS (host ''localhost'', dbname %L); CREATE USER MAPPING FOR %I '
-                'SERVER pgembed_calls OPTIONS (user %L, password ''...'');',
-                current_database(), current_user, current_user);
+            HINT = upper(left(tell_password, 1)) || substr(tell_password, 2);
     END IF;
     PERFORM @extschema:dblink@.dblink_exec(connection,
         'SET search_path = pg_catalog, pg_temp; '
@@ -85,6 +88,12 @@ BEGIN
         'SET default_transaction_read_only = off; SET synchronous_commit = off; '
         'SET statement_timeout = 0; SET lock_timeout = 2000; SET idle_session_timeout = 0; '
         'SET client_min_messages = error; SET client_connection_check_interval = 1000');
+EXCEPTION
+    WHEN sqlclient_unable_to_establish_sqlconnection THEN
+        GET STACKED DIAGNOSTICS reason = PG_EXCEPTION_DETAIL;
+        RAISE EXCEPTION 'the second session that a call needs cannot be opened'
+            USING ERRCODE = 'sqlclient_unable_to_establish_sqlconnection', DETAIL = reason,
+            HINT = 'If the server asks role ' || quote_ident(current_user) || ' for a password, ' || tell_password;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._connect(text) IS
@@ -97,7 +106,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    connection text := 'pgembed';
+    connection text := 'pgembed kept';
 BEGIN
     IF connection = ANY (@extschema:dblink@.dblink_get_connections()) THEN
         RETURN connection;
@@ -187,6 +196,26 @@ COMMENT ON FUNCTION pgembed._await_over(text, bigint, timestamptz, interval, boo
 'Wait for an answer and fetch it over a dblink connection.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._withdraw(connection text, call_id bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF @extschema:dblink@.dblink_is_busy(connection) = 0 THEN
+        PERFORM FROM @extschema:dblink@.dblink(connection,
+            format('SELECT a.answered FROM pgembed._fetch_answer(%s, true, false) AS a', call_id)) AS a (answered boolean);
+    END IF;
+EXCEPTION
+    WHEN OTHERS THEN
+        -- It expires by itself, only later.
+        RETURN;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._withdraw(text, bigint) IS
+'Take a call away for whose answer its caller does not wait any longer, so that no worker goes on with it.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._call(
     kind text, model text, contents text[], timeout interval
 )
@@ -215,7 +244,7 @@ BEGIN
     IF NOT answer.answered THEN
         answer := pgembed._await_over(connection, call_id, started, timeout, leave);
     END IF;
-    IF connection <> 'pgembed' THEN
+    IF connection <> 'pgembed kept' THEN
         PERFORM pgembed._hang_up(connection);
     END IF;
     IF NOT answer.answered THEN
@@ -229,6 +258,7 @@ BEGIN
     RETURN answer.vectors::@extschema:vector@.vector[];
 EXCEPTION
     WHEN query_canceled OR OTHERS THEN
+        PERFORM pgembed._withdraw(connection, call_id);
         PERFORM pgembed._hang_up(connection);
         RAISE;
 END;

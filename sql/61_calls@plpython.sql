@@ -23,7 +23,7 @@ if "line" not in SD:
     GREETING, VECTORS, ERROR, LEFT = 0, 16, 17, 18
     KINDS = {"document": 1, "query": 2, "add_model": 3}
     LONGEST = 1 << 30
-    LATE = 2.0  # seconds for a greeting, where another worker may be quicker
+    LATE = 1.0  # seconds for a greeting, where another worker may be quicker
     PLACE = """
         SELECT i.socket_dir AS directory, s.system_identifier || '-' || d.oid || '-' AS prefix
         FROM pgembed.installation AS i, pg_catalog.pg_control_system() AS s,
@@ -40,6 +40,7 @@ if "line" not in SD:
             self.under_way = False
             self.number = 0
             self.format = {}
+            self.silent = set()
 
         def ask(self, kind, model, model_hash, contents, timeout, reads_itself):
             if self.under_way:
@@ -104,23 +105,26 @@ if "line" not in SD:
         def dial(self, end):
             """Connect to a worker that greets; a busy one does so after a while."""
             if self.socket is not None:
-                if not self.alone and time.monotonic() > self.dialled + LATE:
+                if time.monotonic() > self.dialled + LATE and self.names() != [self.name]:
+                    self.silent.add(self.name)
                     raise OSError("a worker did not greet within %g s" % LATE)
                 return self.greet(end)
-            place = plpy.execute(PLACE)[0]
-            directory = place["directory"]
+            self.place = plpy.execute(PLACE)[0]
+            directory = self.place["directory"]
             status = os.stat(directory)
             if status.st_mode & 0o007:
                 raise OSError("everybody may enter %s: run chmod o= on it" % directory)
-            names = [n for n in os.listdir(directory) if n.startswith(place["prefix"])]
+            names = self.names()
             random.shuffle(names)
-            self.trouble = "there is no worker's socket in %s" % directory
-            self.alone = len(names) == 1
-            for name in names:
+            if self.silent.issuperset(names):
+                self.silent.clear()
+            names.sort(key=self.silent.__contains__)
+            self.trouble = None if names else "there is no worker's socket in %s" % directory
+            for self.name in names:
                 self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 try:
                     self.limit(end)
-                    self.socket.connect(os.path.join(directory, name))
+                    self.socket.connect(os.path.join(directory, self.name))
                     self.require_trusted(status)
                     self.received = bytearray()
                     self.dialled = time.monotonic()
@@ -128,15 +132,18 @@ if "line" not in SD:
                 except socket.timeout:
                     raise
                 except OSError as error:
-                    self.trouble = "%s: %s" % (name, error)
+                    self.trouble = "%s: %s" % (self.name, error)
                 self.hang_up()
             raise OSError(self.trouble)
+
+        def names(self):
+            return [n for n in os.listdir(self.place["directory"]) if n.startswith(self.place["prefix"])]
 
         def greet(self, end):
             kind = self.receive(end)[0]
             if kind != GREETING:
                 raise OSError("a worker sent frame %d before its greeting" % kind)
-            self.greeted = True
+            self.greeted, self.trouble = True, None
 
         def require_trusted(self, directory):
             raw = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)

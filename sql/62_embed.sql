@@ -50,15 +50,18 @@ BEGIN
             USING ERRCODE = 'program_limit_exceeded',
             HINT = 'A model reads only the beginning of a long text: pass left(content, 100000).';
     END IF;
+    IF getdatabaseencoding() = 'SQL_ASCII' THEN
+        PERFORM convert_from(convert_to(t, 'SQL_ASCII'), 'UTF8') FROM unnest(contents) AS t;
+    END IF;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._check_call(text[]) IS
-'An error when the texts of a call are too many or too long.';
+'An error when the texts of a call are too many or too long, or are no UTF-8.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._no_answer(timeout interval, trouble text DEFAULT NULL)
 RETURNS void
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql VOLATILE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -72,7 +75,7 @@ BEGIN
         USING ERRCODE = 'object_not_in_prerequisite_state',
         DETAIL = coalesce('Workers that answer calls: ' || alive || '.',
             'No worker that answers calls is running for this database.')
-            || coalesce(format(' From here: %s.', trouble), ''),
+            || coalesce(' From here: ' || trouble || '.', ''),
         HINT = CASE
             WHEN alive IS NOT NULL AND trouble IS NOT NULL THEN
                 'A worker must run on the database''s machine and share its socket directory; ''pgembed doctor'' says more.'
@@ -83,7 +86,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._no_answer(interval, text) IS
-'The error of a call that nobody answered: says whether a worker is there, and how to start one. trouble: what kept the caller from reaching it.';
+'The error of a call that nobody answered: says whether a worker is there, and how to start one. trouble: what kept the caller from reaching it. VOLATILE: it must see workers that came since its caller''s statement began.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._embed_text(kind text, model text, content text)
@@ -188,6 +191,13 @@ BEGIN
     IF name !~ '\S' THEN
         RAISE EXCEPTION 'the name of a model is empty'
             USING ERRCODE = 'invalid_name', HINT = 'Give it one: pgembed.add_model(''minilm'', ''minilm'').';
+    ELSIF octet_length(name) > 255 THEN
+        RAISE EXCEPTION 'the name of the model, %..., has % bytes', quote_literal(left(name, 40)), octet_length(name)
+            USING ERRCODE = 'invalid_name', HINT = 'Choose one of at most 255 bytes.';
+    END IF;
+    IF jsonb_typeof(options) <> 'object' THEN
+        RAISE EXCEPTION 'the options of a model are %, but must be an object', left(options::text, 100)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Write them as {"max_tokens": 256}, or leave them out.';
     END IF;
     IF source !~ '^(pypi:)?[A-Za-z0-9][A-Za-z0-9._-]*([/=]=?[A-Za-z0-9][A-Za-z0-9._-]*)?(@[A-Za-z0-9._/-]+)?$' THEN
         RAISE EXCEPTION 'a worker does not read the model source %', quote_literal(source)

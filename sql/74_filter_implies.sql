@@ -11,7 +11,7 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT e.key, t.word, t.value
-    FROM jsonb_each(filter) AS e
+    FROM jsonb_each(CASE jsonb_typeof(filter) WHEN 'object' THEN filter ELSE '{}' END) AS e
     CROSS JOIN LATERAL (
         SELECT CASE jsonb_typeof(e.value) WHEN 'array' THEN 'in' ELSE 'eq' END AS word, e.value
         WHERE jsonb_typeof(e.value) <> 'object' AND e.key NOT IN ('and', 'or', 'not')
@@ -64,7 +64,9 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    choices jsonb := CASE given_word WHEN 'in' THEN given WHEN 'eq' THEN jsonb_build_array(given) END;
+    choices jsonb := CASE
+        WHEN given_word = 'in' AND jsonb_typeof(given) = 'array' THEN given
+        WHEN given_word = 'eq' THEN jsonb_build_array(given) END;
 BEGIN
     IF given_word = word AND given = value THEN
         RETURN true;

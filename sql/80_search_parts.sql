@@ -78,6 +78,19 @@ COMMENT ON FUNCTION pgembed._search_embedding(regclass, text) IS
 'The embedding to search: the one of that name, or the only one of the table.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._check_searched(kind regtype, embedding text)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgembed._check_fits(pgembed._search_embedding(pgembed._source_relation(kind), embedding));
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_searched(regtype, text) IS
+'After the error of a search: one that says why, when its embedding no longer fits its table.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._query_vector(source regtype, query text, embedding text)
 RETURNS @extschema:vector@.vector
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE

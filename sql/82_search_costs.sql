@@ -103,7 +103,9 @@ DECLARE
     size record := pgembed._table_size(relation);
     per_page integer := greatest(1, ceil(size.rows / greatest(size.pages, 1)));
 BEGIN
-    IF size.rows < 20000 OR (SELECT c.relkind FROM pg_catalog.pg_class AS c WHERE c.oid = relation) <> 'r' THEN
+    IF size.rows < 20000 OR NOT has_column_privilege(relation, 'ctid', 'SELECT')
+        OR (SELECT c.relkind FROM pg_catalog.pg_class AS c WHERE c.oid = relation) <> 'r'
+    THEN
         share := 0;
         RETURN;
     END IF;
@@ -116,4 +118,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._sentinels(regclass) IS
-'A sample of the places of a table''s rows, and the share of the rows that it is; NULL and 0 for a table too small, or one with partitions. A graph index that loses its way returns rows that are all too far: then many of these are nearer.';
+'A sample of the places of a table''s rows, and the share of the rows that it is; NULL and 0 for a table too small, one with partitions, or one of which the caller may read columns, but not places, which GRANT SELECT on the table or on its ctid allows. A graph index that loses its way returns rows that are all too far: then many of these are nearer.';

@@ -1,7 +1,7 @@
 -- How a search is carried out: exactly, or through a vector index, whichever is cheaper.
 
 CREATE OR REPLACE FUNCTION pgembed._estimate(
-    probe text, query @extschema:vector@.vector, k integer, arguments text[]
+    probe text, query @extschema:vector@.vector, k integer, arguments text[], sentinels tid[] DEFAULT NULL
 )
 RETURNS json
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -10,12 +10,12 @@ DECLARE
     plan pg_catalog.json;
 BEGIN
     -- A loop, because a loop takes one statement and no more.
-    FOR plan IN EXECUTE probe USING query, k, arguments, k LOOP
+    FOR plan IN EXECUTE probe USING query, k, arguments, k OPERATOR(pg_catalog.*) 8, sentinels LOOP
         RETURN plan;
     END LOOP;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._estimate(text, @extschema:vector@.vector, integer, text[]) IS
+COMMENT ON FUNCTION pgembed._estimate(text, @extschema:vector@.vector, integer, text[], tid[]) IS
 'The plan of an EXPLAIN (FORMAT JSON), made under the caller''s search_path, as the search will be.';
 
 
@@ -191,7 +191,7 @@ BEGIN
             index := usable;
             settings := s.settings;
             IF method = 'hnsw' AND NOT partial THEN
-                SELECT g.places, 3 + g.share * wanted / passing INTO sentinels, nearer
+                SELECT g.places, 3 + g.share * wanted / nullif(passing, 0) INTO sentinels, nearer
                 FROM pgembed._sentinels(e.target) AS g WHERE g.share > 0;
             END IF;
         END IF;

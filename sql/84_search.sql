@@ -39,6 +39,31 @@ COMMENT ON FUNCTION pgembed._run_search(anyelement, @extschema:vector@.vector, i
 'Runs the statement of a search under its settings, which are over when it returns.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._read_index(
+    embedding text, meant regclass, query @extschema:vector@.vector, k integer,
+    statement text, settings jsonb, arguments text[], sentinels tid[]
+)
+RETURNS regclass
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(embedding);
+    plan pg_catalog.json;
+BEGIN
+    IF meant IS NULL OR pg_catalog.pg_partition_root(e.target) IS NOT NULL THEN
+        RETURN meant;
+    END IF;
+    settings := pgembed._apply_settings(settings);
+    plan := pgembed._estimate(
+        pg_catalog.concat('EXPLAIN (FORMAT JSON) ', statement), query, k, arguments, sentinels);
+    PERFORM pgembed._apply_settings(settings);
+    RETURN (SELECT p.index FROM pgembed._planned_index(e, plan) AS p);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._read_index(text, regclass, @extschema:vector@.vector, integer, text, jsonb, text[], tid[]) IS
+'The vector index that a search reads: PostgreSQL need not choose the one that was meant. Of partitions, which have their own, only that is told.';
+
+
 CREATE OR REPLACE FUNCTION pgembed.search(
     source anyelement,
     query @extschema:vector@.vector,
@@ -57,18 +82,24 @@ DECLARE
     before pg_catalog.jsonb;
     complete pg_catalog.bool;
 BEGIN
-    p := pgembed._plan_search(pg_catalog.pg_typeof(source), query, k, filter, predicate, embedding, mode, recall);
+    BEGIN
+        p := pgembed._plan_search(pg_catalog.pg_typeof(source), query, k, filter, predicate, embedding, mode, recall);
+        before := pgembed._apply_settings(p.settings);
+        RETURN QUERY EXECUTE p.statement
+        USING query, k, p.arguments, k OPERATOR(pg_catalog.*) 8, p.sentinels;
+        complete := FOUND OR p.index IS NULL;
+        PERFORM pgembed._apply_settings(before);
+        IF NOT complete THEN
+            RETURN QUERY EXECUTE pgembed._fallback_statement(p.name, p.condition)
+            USING query, k, p.arguments;
+        END IF;
+    EXCEPTION
+        WHEN undefined_column OR syntax_error OR cardinality_violation OR null_value_not_allowed THEN
+            PERFORM pgembed._check_searched(pg_catalog.pg_typeof(source), embedding);
+            RAISE;
+    END;
     IF filter IS NOT NULL AND pgembed._records_filter() THEN
         PERFORM pgembed._record_filter(p.id, filter);
-    END IF;
-    before := pgembed._apply_settings(p.settings);
-    RETURN QUERY EXECUTE p.statement
-    USING query, k, p.arguments, k OPERATOR(pg_catalog.*) 8, p.sentinels;
-    complete := FOUND OR p.index IS NULL;
-    PERFORM pgembed._apply_settings(before);
-    IF NOT complete THEN
-        RETURN QUERY EXECUTE pgembed._fallback_statement(p.name, p.condition)
-        USING query, k, p.arguments;
     END IF;
 END;
 $$;
@@ -118,7 +149,7 @@ DECLARE
     p pg_catalog.record;
     found_rows pg_catalog.int8;
     times pg_catalog.timestamptz[];
-    fell_back pg_catalog.bool := false;
+    fallback pg_catalog.text;
 BEGIN
     times[1] := pg_catalog.clock_timestamp();
     p := pgembed._plan_search(pg_catalog.pg_typeof(source), query, k, filter, predicate, embedding, mode, recall);
@@ -126,18 +157,24 @@ BEGIN
     SELECT pg_catalog.count(*) INTO found_rows FROM pgembed._run_search(
         source, query, k, p.statement, p.settings, p.arguments, p.sentinels) AS r;
     IF found_rows OPERATOR(pg_catalog.=) 0 AND p.index IS NOT NULL THEN
-        fell_back := true;
-        p.statement := pgembed._fallback_statement(p.name, p.condition);
+        fallback := pgembed._fallback_statement(p.name, p.condition);
         SELECT pg_catalog.count(*) INTO found_rows FROM pgembed._run_search(
-            source, query, k, p.statement, '{}', p.arguments, NULL) AS r;
+            source, query, k, fallback, '{}', p.arguments, NULL) AS r;
     END IF;
     times[3] := pg_catalog.clock_timestamp();
+    p.index := pgembed._read_index(
+        p.name, p.index, query, k, p.statement, p.settings, p.arguments, p.sentinels);
+    p.statement := COALESCE(fallback, p.statement);
     RETURN pgembed._search_report(
-        pg_catalog.to_jsonb(p), k, found_rows, fell_back, times);
+        pg_catalog.to_jsonb(p), k, found_rows, fallback IS NOT NULL, times);
+EXCEPTION
+    WHEN undefined_column OR syntax_error OR cardinality_violation OR null_value_not_allowed THEN
+        PERFORM pgembed._check_searched(pg_catalog.pg_typeof(source), embedding);
+        RAISE;
 END;
 $$;
 COMMENT ON FUNCTION pgembed.explain_search(anyelement, @extschema:vector@.vector, integer, jsonb, text, text, text, float8) IS
-'Runs a search and tells how: strategy and reason, rows expected to pass the filter, rows returned, whether an index came back short and the exact search followed, index, settings, statement, milliseconds.';
+'Runs a search and tells how: strategy and reason, rows expected to pass the filter, rows returned, whether an index came back short and the exact search followed, the index that was read, settings, statement, milliseconds.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.explain_search(

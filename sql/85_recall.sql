@@ -26,30 +26,37 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    known text[] := pgembed._columns(workload);
-    vector text := format('t.%I', e.target_column);
+    relation regclass := coalesce(workload, e.target);
+    name text := CASE WHEN workload IS NULL THEN e.target_column ELSE 'embedding' END;
+    vector text := format('t.%I', name);
 BEGIN
-    IF workload IS NOT NULL THEN
-        IF NOT known @> ARRAY['embedding'] THEN
-            RAISE EXCEPTION 'the workload % has no column embedding', workload
-                USING ERRCODE = 'undefined_column',
-                HINT = 'It takes query vectors in embedding, and optionally a jsonb filter each.';
-        END IF;
-        RETURN format('SELECT w.embedding::@extschema:vector@.vector, %s FROM %s AS w '
-            'WHERE w.embedding IS NOT NULL ORDER BY random() LIMIT %s',
-            CASE WHEN 'filter' = ANY (known) THEN 'w.filter::jsonb' ELSE 'NULL::jsonb' END,
-            workload, sample);
-    ELSIF e.storage = 'bit' THEN
+    IF e.target_column <> ALL (pgembed._columns(e.target)) THEN
+        PERFORM pgembed._check_fits(e);
+    ELSIF name <> ALL (pgembed._columns(relation)) THEN
+        RAISE EXCEPTION 'the workload % has no column embedding', workload
+            USING ERRCODE = 'undefined_column',
+            HINT = 'It takes query vectors in embedding, and optionally a jsonb filter each.';
+    ELSIF EXISTS (
+        SELECT FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = relation AND a.attname = name
+            AND a.atttypid IN ('bit'::regtype, 'varbit'::regtype))
+    THEN
         vector := format('(''['' || rtrim(replace(replace(%s::text, ''1'', ''1,''), ''0'', ''-1,''), '','') || '']'')',
             vector);
     END IF;
-    RETURN format('SELECT %s::@extschema:vector@.vector, NULL::jsonb FROM %s AS t '
-        'WHERE t.%I IS NOT NULL ORDER BY random() LIMIT %s',
-        vector, e.target, e.target_column, sample);
+    vector := vector || '::@extschema:vector@.vector';
+    RETURN format('SELECT %s, %s FROM %s AS t WHERE t.%I IS NOT NULL%s ORDER BY random() LIMIT %s',
+        vector,
+        CASE WHEN 'filter' = ANY (pgembed._columns(workload)) THEN 't.filter::jsonb' ELSE 'NULL::jsonb' END,
+        relation, name,
+        -- Searches refuse vectors without a direction.
+        CASE WHEN e.distance = 'cosine' AND e.storage <> 'bit'
+            THEN format(' AND @extschema:vector@.vector_norm(%s) <> 0', vector) ELSE '' END,
+        sample);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._sample_queries(pgembed.embedding, integer, regclass) IS
-'SQL: query vectors and their filters, drawn from a workload, or vectors of the table itself.';
+'SQL: query vectors and their filters, drawn from a workload, or vectors of the table itself; under cosine distance none of length zero.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.recall(
@@ -80,6 +87,8 @@ DECLARE
     answer float8[];
     times timestamptz[];
     seen jsonb := '[]';
+    -- Measuring is no workload.
+    before jsonb := pgembed._apply_settings('{"pgembed.record_filters": "0"}');
 BEGIN
     IF sample IS NULL OR sample NOT BETWEEN 1 AND 100000 THEN
         RAISE EXCEPTION 'sample is %, but must be from 1 to 100000', coalesce(sample::text, 'NULL')
@@ -87,6 +96,10 @@ BEGIN
     END IF;
     FOR query, given IN EXECUTE pgembed._sample_queries(e, sample, workload) LOOP
         given := coalesce(given, filter, '{}');
+        IF given = '[]' THEN
+            PERFORM pgembed._refuse_filter('an object, or a list of objects, is expected, not []',
+                'Write {"column": value}, or leave it out.');
+        END IF;
         FOR one IN SELECT f.value FROM jsonb_array_elements(
             CASE jsonb_typeof(given) WHEN 'array' THEN given ELSE jsonb_build_array(given) END) AS f (value)
         LOOP
@@ -109,10 +122,11 @@ BEGIN
     FROM jsonb_to_recordset(seen) AS r (
         shape jsonb, recall float8, short boolean, ms float8, exact_ms float8)
     GROUP BY r.shape ORDER BY r.shape;
+    PERFORM pgembed._apply_settings(before);
 END;
 $$;
 COMMENT ON FUNCTION pgembed.recall(text, integer, integer, jsonb, regclass, text, float8) IS
-'Measures searches against exact ones on the live table, per shape of filter: mean and worst recall, answers that came back short, and the median milliseconds of both. The queries are vectors of the table (which flatters: each finds itself), or those of a workload table with columns embedding and, optionally, filter. filter: one filter, or a list of filters to try each query with.';
+'Measures searches against exact ones on the live table, per shape of filter: mean and worst recall, answers that came back short, and the median milliseconds of both. The queries are vectors of the table (which flatters: each finds itself), or those of a workload table with columns embedding and, optionally, filter; under cosine distance none of length zero. Nothing of it is recorded. filter: one filter, or a list of filters to try each query with.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._recall_of(answer float8[], truth float8[])

@@ -16,6 +16,33 @@ COMMENT ON FUNCTION pgembed._lexemes(regconfig, text) IS
 'The words of a text as a text search configuration reads them, each as a query; at most a hundred.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._document_words(language regconfig, document text)
+RETURNS tsvector
+LANGUAGE plpgsql IMMUTABLE PARALLEL UNSAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    fitting integer;
+BEGIN
+    -- The words of so short a document surely fit into a tsvector.
+    IF octet_length(document) < 100000 THEN
+        RETURN to_tsvector(language, document);
+    END IF;
+    fitting := length(document);
+    LOOP
+        BEGIN
+            RETURN to_tsvector(language, left(document, fitting));
+        EXCEPTION
+            WHEN program_limit_exceeded THEN
+                fitting := fitting / 4 * 3;
+        END;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._document_words(regconfig, text) IS
+'The words of a document; of one with more than a tsvector can hold, those from its beginning that fit, to three quarters at least.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._words_document(e pgembed.embedding, words text, lexical text)
 RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -27,7 +54,7 @@ DECLARE
         SELECT a.attname::text FROM pg_catalog.pg_attribute AS a
         WHERE a.attrelid = e.source AND a.attnum > 0 AND NOT a.attisdropped
             AND a.atttypid = 'tsvector'::regtype);
-    read text := CASE lexical WHEN 'trigram' THEN '%s' ELSE 'pg_catalog.to_tsvector($6, %s)' END;
+    read text := CASE lexical WHEN 'trigram' THEN '%s' ELSE 'pgembed._document_words($6, %s)' END;
 BEGIN
     IF lexical = 'trigram' AND words = ANY (vectors) THEN
         RAISE EXCEPTION 'column % is a tsvector, which has no trigrams', quote_ident(words)
@@ -68,16 +95,16 @@ DECLARE
 BEGIN
     -- The inverse document frequency of each word, over the rows that pass, times how
     -- often the row says it (with diminishing returns), for the row's length.
-    RETURN format('SELECT %1$s, pg_catalog.sum(m.tf OPERATOR(pg_catalog.*) '
-        'pg_catalog.ln(1::pg_catalog.float8 OPERATOR(pg_catalog.+) ((GREATEST($14, m.df) '
-        'OPERATOR(pg_catalog.-) m.df OPERATOR(pg_catalog.+) 0.5::pg_catalog.float8) OPERATOR(pg_catalog./) '
-        '(m.df OPERATOR(pg_catalog.+) 0.5::pg_catalog.float8)))) AS pgembed_score '
-        'FROM (SELECT s.*, pg_catalog.ts_rank(s.pgembed_document, l.term, 1)::pg_catalog.float8 AS tf, '
-        '(pg_catalog.count(*) OVER (PARTITION BY l.term))::pg_catalog.float8 AS df '
+    RETURN format('SELECT %1$s, pg_catalog.sum(m.pgembed_tf OPERATOR(pg_catalog.*) '
+        'pg_catalog.ln(1::pg_catalog.float8 OPERATOR(pg_catalog.+) ((GREATEST($14, m.pgembed_df) '
+        'OPERATOR(pg_catalog.-) m.pgembed_df OPERATOR(pg_catalog.+) 0.5::pg_catalog.float8) OPERATOR(pg_catalog./) '
+        '(m.pgembed_df OPERATOR(pg_catalog.+) 0.5::pg_catalog.float8)))) AS pgembed_score '
+        'FROM (SELECT s.*, pg_catalog.ts_rank(s.pgembed_document, l.term, 1)::pg_catalog.float8 AS pgembed_tf, '
+        '(pg_catalog.count(*) OVER (PARTITION BY l.term))::pg_catalog.float8 AS pgembed_df '
         'FROM pgembed._lexemes($6, $5) AS l INNER JOIN (%2$s%3$s) AS s '
         'ON s.pgembed_document OPERATOR(pg_catalog.@@) l.term) AS m '
         'GROUP BY %1$s ORDER BY pgembed_score DESC, %1$s LIMIT $2',
-        keys, pgembed._search_rows(e, condition, document), CASE WHEN document LIKE 'pg_catalog.to_tsvector(%' THEN ' OFFSET 0' ELSE '' END);
+        keys, pgembed._search_rows(e, condition, document), CASE WHEN document LIKE 'pgembed._document_words(%' THEN ' OFFSET 0' ELSE '' END);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._words_statement(pgembed.embedding, text, text) IS
@@ -217,6 +244,10 @@ BEGIN
         COALESCE(language, pg_catalog.get_current_ts_config()),
         filter, predicate, e.name, mode, recall, word_weight, vector_weight,
         (SELECT t.rows FROM pgembed._table_size(e.source) AS t);
+EXCEPTION
+    WHEN undefined_column OR syntax_error OR cardinality_violation OR null_value_not_allowed THEN
+        PERFORM pgembed._check_fits(e);
+        RAISE;
 END;
 $$;
 COMMENT ON FUNCTION pgembed.hybrid_search(

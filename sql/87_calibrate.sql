@@ -62,6 +62,7 @@ DECLARE
     measured jsonb;
     m record;
 BEGIN
+    PERFORM pgembed._check_fits(e);
     EXECUTE format('SELECT array_agg(q.v) FROM (%s) AS q (v, f)', pgembed._sample_queries(e, 20, NULL))
     INTO queries;
     IF size.rows < 1000 OR queries IS NULL OR e.target <> e.source THEN

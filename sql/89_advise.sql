@@ -101,7 +101,7 @@ COMMENT ON FUNCTION pgembed._index_row_bytes(pgembed.embedding) IS
 
 
 CREATE OR REPLACE FUNCTION pgembed._advice_filters(e pgembed.embedding, workload regclass, k integer, recall float8)
-RETURNS TABLE (filter jsonb, weight float8, rows float8, us float8)
+RETURNS TABLE (filter jsonb, searches float8, weight float8, rows float8, us float8)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -113,8 +113,8 @@ DECLARE
         THEN '{"enable_indexonlyscan": "off"}'::jsonb ELSE '{}' END);
 BEGIN
     RETURN QUERY
-    SELECT w.filter, w.searches::float8, s.estimated_rows, least(s.exact_us, coalesce(s.index_us, s.exact_us))
-    FROM pgembed._workload_filters(e, workload) AS w
+    SELECT w.filter, w.searches, w.weight, s.estimated_rows, least(s.exact_us, coalesce(s.index_us, s.exact_us))
+    FROM pgembed._workload_filters(e, workload, 200) AS w
     CROSS JOIN LATERAL pgembed._filter_estimate(e, w.filter) AS p
     LEFT JOIN pgembed._usable_index(e, '{}') AS i ON true
     CROSS JOIN LATERAL pgembed._search_strategy(
@@ -124,7 +124,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._advice_filters(pgembed.embedding, regclass, integer, float8) IS
-'The filters of a workload, how many rows pass each and what a search costs without advised indexes, in microseconds.';
+'The filters of a workload or 200 that stand for them, how many rows pass each and what a search costs without advised indexes, in microseconds.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._partial_savings(
@@ -138,15 +138,20 @@ AS $$
 BEGIN
     RETURN QUERY
     WITH f AS MATERIALIZED (
-        SELECT * FROM jsonb_to_recordset(filters) AS a (filter jsonb, weight float8, rows float8, us float8)
+        SELECT * FROM jsonb_to_recordset(filters) AS a (
+            filter jsonb, searches float8, weight float8, rows float8, us float8)
     ), c AS MATERIALIZED (
         SELECT n.filter, p.rows
         FROM pgembed._advice_candidates((SELECT array_agg(f.filter) FROM f)) AS n
         CROSS JOIN LATERAL pgembed._filter_estimate(e, n.filter) AS p
         -- For fewer rows an index on the columns does as well.
-        WHERE p.rows >= 20 * k
+        WHERE p.rows >= 20 * k AND pgembed._indexable_filter(e.source, n.filter) AND pgembed._indexable_vectors(e)
     )
-    SELECT c.filter, c.rows, f.filter, f.weight, s.cost
+    SELECT c.filter, c.rows, f.filter,
+        -- The filter by which a candidate came into the sample does not stand for others like it.
+        CASE row_number() OVER (PARTITION BY c.filter ORDER BY f.weight - f.searches DESC, f.filter)
+            WHEN 1 THEN f.searches ELSE f.weight END,
+        s.cost
     FROM c INNER JOIN f ON pgembed._filter_implies(f.filter, c.filter)
     CROSS JOIN LATERAL pgembed._index_settings(
         e, 'hnsw', 0, c.rows, k, recall, least(1, f.rows / greatest(c.rows, 1))) AS s
@@ -272,7 +277,7 @@ CREATE OR REPLACE FUNCTION pgembed.advise(
 )
 RETURNS TABLE (
     index_name text, filter jsonb, columns text[], searches float8, rows bigint, bytes bigint,
-    saved_ms float8, speedup float8, present boolean, statement text
+    saved_ms float8, speedup float8, present boolean, statement text, comment text
 )
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -280,16 +285,17 @@ AS $$
 #variable_conflict use_column
 DECLARE
     e pgembed.embedding := pgembed._find_embedding(embedding);
-    budget float8 := coalesce(budget_mb * 1048576,
-        pgembed._index_row_bytes(e) * (pgembed._table_size(e.target)).rows);
-    filters jsonb := (
-        SELECT jsonb_agg(to_jsonb(f)) FROM pgembed._advice_filters(e, workload, k, recall) AS f);
-    savings jsonb := (
-        SELECT jsonb_agg(to_jsonb(s)) FROM pgembed._advice_savings(e, filters, k, recall) AS s);
+    budget float8;
+    filters jsonb;
+    savings jsonb;
     total record;
     chosen record;
 BEGIN
     PERFORM pgembed._check_advice(e, budget_mb, k, recall);
+    budget := coalesce(budget_mb * 1048576,
+        pgembed._index_row_bytes(e) * (pgembed._table_size(e.target)).rows);
+    filters := (SELECT jsonb_agg(to_jsonb(f)) FROM pgembed._advice_filters(e, workload, k, recall) AS f);
+    savings := (SELECT jsonb_agg(to_jsonb(s)) FROM pgembed._advice_savings(e, filters, k, recall) AS s);
     SELECT sum(f.weight) AS searches, sum(f.weight * f.us) AS us, sum(f.weight * f.us) AS left_us,
         jsonb_object_agg(f.filter::text, f.us) AS costs
     INTO total FROM jsonb_to_recordset(filters) AS f (filter jsonb, weight float8, us float8);
@@ -321,12 +327,14 @@ BEGIN
         speedup := total.us / total.left_us;
         present := to_regclass(pgembed._in_schema_of(e.target, index_name)) IS NOT NULL;
         statement := pgembed._advised_statement(e, index_name, filter, columns);
+        comment := format('COMMENT ON INDEX %s IS %L', pgembed._in_schema_of(e.target, index_name),
+            coalesce('pgembed: ' || filter::text, 'pgembed''s covering index'));
         RETURN NEXT;
     END LOOP;
 END;
 $$;
 COMMENT ON FUNCTION pgembed.advise(text, float8, regclass, integer, float8) IS
-'Indexes that would make searches faster, for the filters that were recorded (SET pgembed.record_filters = 0.01) or those of a workload table with a column filter: partial HNSW indexes (filter) and btree indexes on columns of filters that include the vectors (columns), greedily by benefit per byte, within a budget (default: the size of an index over all rows). searches is the share of the searches that an index serves, saved_ms what it saves on average over all, speedup that of the workload with this index and those before it, by the cost model; statement creates it, outside a transaction.';
+'Indexes that would make searches faster, for the filters that were recorded (SET pgembed.record_filters = 0.01) or those of a workload table with a column filter: partial HNSW indexes (filter) and btree indexes on columns of filters that include the vectors (columns), greedily by benefit per byte, within a budget (default: the size of an index over all rows). searches is the share of the searches that an index serves, saved_ms what it saves on average over all, speedup that of the workload with this index and those before it, by the cost model; statement creates it, outside a transaction, and comment notes then what it serves, for pgembed.advised_indexes.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._check_advice(
@@ -337,6 +345,7 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM pgembed._check_fits(e);
     IF e.target <> e.source
         OR (SELECT c.relkind FROM pg_catalog.pg_class AS c WHERE c.oid = e.target) <> 'r'
     THEN

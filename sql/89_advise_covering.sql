@@ -11,6 +11,7 @@ BEGIN
     RETURN EXISTS (
         SELECT FROM pg_catalog.pg_attribute AS a
         WHERE a.attrelid = e.source AND a.attname = name AND a.attnum > 0 AND NOT a.attisdropped
+            AND a.attgenerated <> 'v'
             AND CASE
                 WHEN a.atttypid IN ('varchar'::regtype, 'bpchar'::regtype) THEN a.atttypmod BETWEEN 5 AND 36
                 WHEN a.atttypid = 'numeric'::regtype THEN a.atttypmod >= 4 AND (a.atttypmod - 4) >> 16 <= 100
@@ -19,7 +20,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._coverable(pgembed.embedding, text) IS
-'Whether a column can be in a covering index: it has an order, and its values never take more than 128 bytes. A row too long for an index could not be inserted into the table.';
+'Whether a column can be in a covering index: it is stored, has an order, and its values never take more than 128 bytes. A row too long for an index could not be inserted into the table.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._covering_row_bytes(e pgembed.embedding, columns text[])

@@ -35,15 +35,19 @@ AS $$
 DECLARE
     e pgembed.embedding := pgembed._find_embedding(embedding);
 BEGIN
+    IF NOT pgembed._exists(e.target) THEN
+        PERFORM pgembed._check_fits(e);
+    END IF;
     RETURN QUERY
     WITH given AS MATERIALIZED (SELECT w.* FROM pgembed._workload_filters(e, workload) AS w)
     SELECT pgembed._in_schema_of(e.target, a.name), a.filter, a.columns, pg_relation_size(a.index),
         pg_stat_get_numscans(a.index),
-        coalesce((SELECT sum(g.searches)::bigint FROM given AS g
-                  WHERE coalesce(pgembed._filter_implies(g.filter, a.filter), pgembed._covers(a.columns, g.filter))), 0),
+        CASE WHEN a.filter IS NOT NULL OR a.columns IS NOT NULL THEN coalesce((
+            SELECT sum(g.searches)::bigint FROM given AS g
+            WHERE coalesce(pgembed._filter_implies(g.filter, a.filter), pgembed._covers(a.columns, g.filter))), 0) END,
         a.valid
     FROM pgembed._advised(e) AS a;
 END;
 $$;
 COMMENT ON FUNCTION pgembed.advised_indexes(text, regclass) IS
-'The indexes that were created on advice, partial ones (filter) and covering ones (columns), how often they were read, and how many searches of the workload (those recorded, or those of a table) they serve.';
+'The indexes that were created on advice, partial ones (filter) and covering ones (columns), how often they were read, and how many searches of the workload (those recorded, or those of a table) they serve. Of a partial index without the comment that pgembed.advise gives, filter and searches are NULL.';

@@ -113,11 +113,16 @@ BEGIN
         END IF;
         parts := pg_catalog.array_prepend(pg_catalog.current_schema()::pg_catalog.text, parts);
     END IF;
+    IF pg_catalog.starts_with(parts[1], 'pg_temp') THEN
+        RAISE EXCEPTION 'table % would be temporary, so that it would be gone with the worker''s session', results
+            USING ERRCODE = 'feature_not_supported',
+            HINT = 'Use an ordinary table; CREATE UNLOGGED TABLE is as fast.';
+    END IF;
     RETURN pg_catalog.format('%I.%I', VARIADIC parts);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._results_table(text) IS
-'The qualified name of a table for results, which need not exist.';
+'The qualified name of a table for results, which need not exist; an error for one that is, or would be, temporary.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._batch_table(relation regclass)

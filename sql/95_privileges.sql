@@ -29,16 +29,17 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'search explain_search hybrid_search recall embed embed_query embed_batch '
         -- What these call as their caller.
-        '_advised_index _advised_name _apply_settings _array_text _check_arguments _check_hybrid '
-        '_check_json_order _check_option _check_query _column_list _columns _comparison '
-        '_compile_filter _content_expression _cost _distance_expression _distance_operator '
-        '_estimate _estimated _exact_cost _exact_statement _fallback_statement _filter_column '
+        '_advised_index _advised_name _apply_settings _array_text _check_arguments _check_fits '
+        '_check_hybrid _check_json_order _check_option _check_query _check_searched _column_list '
+        '_columns _comparison _compile_filter _content_expression _cost _distance_expression '
+        '_distance_operator _document_words _estimate _estimated _exact_cost _exact_statement '
+        '_exists _fallback_statement _fault _filter_column '
         '_filter_comparison _filter_contains _filter_in _filter_json _filter_json_part '
         '_filter_list _filter_node _filter_operand _filter_pattern _filter_shape _filter_term '
         '_filter_value _find_embedding _frequent_value _has_partial_index _hybrid_statement _index_condition '
-        '_index_settings _indexed_statement _json_as _json_value _key_match _lexemes '
+        '_index_settings _indexed_statement _json_as _json_value _key_columns _key_list _key_match _lexemes '
         '_like_pattern _named_column _nearest_statement _operator_class _pages_read _pattern_operator '
-        '_plan_search _planned_index _query_vector _read_value _recall_of _record_filter _records_filter '
+        '_plan_search _planned_index _query_vector _read_index _read_value _recall_of _record_filter _records_filter '
         '_refuse_filter _refuse_source _refuse_term _run_search _same_key _sample_queries _search_condition '
         '_search_distances _search_embedding _search_report _search_rows _search_statement '
         '_search_strategy _sentinels _setting _source_relation _table_name _table_size '
@@ -75,7 +76,7 @@ BEGIN
     RETURN QUERY
     SELECT r FROM pgembed._routines(
         'search_batch knn_join build_layout drop_layout await_batch cancel_batch '
-        '_batch_table _finish_batch _kept_settings _layout_changes _memory_bytes _post_batch '
+        '_batch_table _finish_batch _kept_settings _layout_changes _layout_fault _memory_bytes _post_batch '
         '_results_table '
         '_template_tokens') AS r;
 END;
@@ -113,9 +114,9 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'drop_embedding '
         '_add_missing_jobs _administers _attached_index _by_statement _captured_events '
-        '_captures_wrongly _column_list _column_text _columns _content_expression _count_jobs '
+        '_captures_wrongly _column_list _column_text _columns _content_expression _count_jobs _count_rows '
         '_delete_leftovers _drop_capture _enable_capture _exists _fault _find_embedding _firing '
-        '_fits _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _in_schema_of '
+        '_fits _former_owner _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _in_schema_of '
         '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
         '_key_list _key_match _live _operator_class _owner _owns _queue_depths '
         '_refuse_stranger _revoke_source _source_privileges _template_expression '
@@ -138,10 +139,10 @@ BEGIN
         'create_embedding adopt_vectors pause_embedding resume_embedding retry_failed reconcile '
         '_add_vector_column _adopted_type _change_condition _check_chunking _check_declared '
         '_check_free _check_indexable _check_key _check_name _check_option _check_source '
-        '_column_type _content_columns _count_rows _create_capture _create_chunk_table '
+        '_column_type _content_columns _create_capture _create_chunk_table '
         '_create_trigger _create_truncate_trigger _delete_twins _failures _find_kept '
-        '_find_model _follow_key _forget_all _index_name _is_moved_out _key_changed '
-        '_key_definitions _present_index _queue_stale _rate _rename_keys _shorten _state '
+        '_find_model _follow_key _forget_all _index_name _is_built_in _is_moved_out _key_changed '
+        '_key_definitions _key_object _most_dimensions _present_index _queue_stale _rate _rename_keys _shorten _state '
         '_status _vector_type _wake_trigger') AS r
     UNION
     SELECT r FROM pgembed._shared_routines() AS r;
@@ -234,6 +235,39 @@ COMMENT ON FUNCTION pgembed.grant_worker(regrole) IS
 'Let a role run workers: it takes jobs, reads the columns that embeddings read and writes those that they write, answers calls, and carries out batches in sessions of their callers. It owns nothing. Call it again after an upgrade.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._revoke_from_public()
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    granted text;
+BEGIN
+    FOR granted IN
+        SELECT o.kind || o.name
+        FROM (
+            SELECT 'ROUTINE ', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
+            FROM pg_catalog.pg_proc AS p
+            WHERE p.pronamespace = 'pgembed'::regnamespace
+            UNION ALL
+            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END, c.oid::regclass::text, c.relowner, c.relacl
+            FROM pg_catalog.pg_class AS c
+            WHERE c.relnamespace = 'pgembed'::regnamespace
+            UNION ALL
+            SELECT 'SCHEMA ', n.nspname, n.nspowner, n.nspacl
+            FROM pg_catalog.pg_namespace AS n
+            WHERE n.nspname = 'pgembed'
+        ) AS o (kind, name, owner, acl)
+        WHERE pg_has_role(o.owner, 'USAGE') AND EXISTS (SELECT FROM aclexplode(o.acl) AS a WHERE a.grantee = 0)
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM PUBLIC', granted);
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._revoke_from_public() IS
+'Take from PUBLIC what it has in schema pgembed, as it does after a restore without privileges.';
+
+
 CREATE OR REPLACE FUNCTION pgembed.create_roles()
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -257,13 +291,14 @@ BEGIN
                         'CREATE ROLE pgembed_worker; and call this again.';
         END;
     END LOOP;
+    PERFORM pgembed._revoke_from_public();
     PERFORM pgembed.grant_search('pgembed_user');
     PERFORM pgembed.grant_owner('pgembed_owner');
     PERFORM pgembed.grant_worker('pgembed_worker');
 END;
 $$;
 COMMENT ON FUNCTION pgembed.create_roles() IS
-'Create the roles pgembed_user (searches), pgembed_owner (declares embeddings on its tables) and pgembed_worker, where they are missing, and grant them their rights in this database: GRANT them to the roles that log in. Doing it again changes nothing.';
+'Create the roles pgembed_user (searches), pgembed_owner (declares embeddings on its tables) and pgembed_worker, where they are missing, and grant them their rights in this database, and nothing to PUBLIC: GRANT them to the roles that log in. Doing it again changes nothing.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._refresh_roles()

@@ -7,21 +7,23 @@ ones are read, and join the posting lists they belong to.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pgembed.batch import freshness, kmeans, store
+from pgembed.batch import codes, freshness, kmeans, store
 from pgembed.batch.predicates import Listing
-from pgembed.batch.rows import RowIds, RowMap, Tables, look_up
+from pgembed.batch.rows import RowIds, RowMap, Tables, fetch
 from pgembed.batch.source import Source
 from pgembed.batch.vectors import (
+    NO_KEYS,
     Spool,
     Vectors,
+    chosen_keys,
     directions,
     read_blocks,
-    squared_norms,
 )
 from pgembed.postgres.connection import Connection, fetch_one
 
@@ -71,6 +73,8 @@ class Corpus:
 
     vectors: Vectors
     ids: RowIds
+    keys: Ints
+    """(n,), or (0,) unless the key is one column of integers."""
     positions: Ints
     """(m,): the position of each row of the listing."""
     segments: Segments | None
@@ -106,14 +110,17 @@ def read_table(
 ) -> Corpus:
     """Read all vectors."""
     spool = Spool(source.dimensions, memory // 4, len(listing.ids))
-    parts = [np.empty(0, np.uint64)]
+    parts, keys = [np.empty(0, np.uint64)], [NO_KEYS]
     for block in read_blocks(connection, source, tables, memory // 4):
         spool.add(block.values)
         parts.append(block.ids)
+        keys.append(block.keys)
     ids = np.concatenate(parts)
     places = RowMap(ids)
     positions = places.positions(listing.ids)
-    return Corpus(spool.finish(), ids, positions, None, 0, (places,), None)
+    return Corpus(
+        spool.finish(), ids, np.concatenate(keys), positions, None, 0, (places,), None
+    )
 
 
 def find_layout(
@@ -133,12 +140,24 @@ def find_layout(
         place = store.folder(source.embedding, database, root)
     found = store.open_store(place, row[0])
     if found is None:
-        return f"its files are not, or not whole, in {place} (built on {row[2]})"
-    if found.origin["column"] != [source.target, source.vector, source.dimensions]:
-        return "it was built for another column"
+        return (
+            f"its files are not in {place}, or not whole, or of another version of "
+            f"pgembed (built on {row[2]})"
+        )
+    # The caller needs the right to read them, also where no row has changed; and from
+    # here on, nobody can rewrite the table.
+    copied = [source.vector, *source.keys]
+    statement = f"SELECT {', '.join(copied)} FROM {source.target} LIMIT 0"  # noqa: S608
+    fetch(connection, statement)
+    tables = found.origin["tables"]
+    if found.origin["dimensions"] != source.dimensions or found.origin[
+        "columns"
+    ] != freshness.columns(connection, tables, copied):
+        return "it was built for another column, or for another key"
     if not freshness.still_holds(connection, found.origin):
         return "the table was rewritten since it was built"
-    return found
+    known = codes.known(connection, source, tables, found.codes)
+    return dataclasses.replace(found, codes=known)
 
 
 def from_layout(
@@ -147,6 +166,7 @@ def from_layout(
     tables: Tables,
     listing: Listing,
     layout: store.Store,
+    memory: int,
 ) -> Corpus | None:
     """Take the vectors from *layout*; None when too many rows have changed.
 
@@ -162,41 +182,97 @@ def from_layout(
         return None
     live = np.zeros(len(layout.ids), bool)
     live[positions[same]] = True
-    ids = listing.ids[newer]
-    values = fetch_vectors(connection, source, tables, ids)
-    numbers = _nearest_lists(layout, values, source.distance)
-    order = np.argsort(numbers, kind="stable")
     base = len(layout.ids)
-    positions[newer[order]] = base + np.arange(len(newer))
-    counts = np.bincount(numbers, minlength=len(layout.lists))
-    extra = base + np.concatenate([[0], np.cumsum(counts)])
-    norms = np.concatenate([layout.norms, squared_norms(values[order])])
+    read = _read_newer(connection, source, tables, listing.ids[newer], layout, memory)
+    positions[newer] = base + read.places.positions(listing.ids[newer])
     return Corpus(
-        Vectors([layout.vectors, values[order]], norms, layout.rounding),
-        np.concatenate([layout.ids, ids[order]]),
+        Vectors(
+            [layout.vectors, *read.vectors.parts],
+            np.concatenate([layout.norms, read.vectors.norms]),
+            layout.rounding,
+        ),
+        np.concatenate([layout.ids, read.ids]),
+        np.concatenate([layout.keys, read.keys]),
         positions,
-        Segments(layout.lists, extra),
+        Segments(layout.lists, base + read.starts),
         len(newer),
-        (places, RowMap(ids[order])),
+        (places, read.places),
         live,
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Newer:
+    """Rows that a layout does not have, in the order of its lists."""
+
+    vectors: Vectors
+    ids: RowIds
+    keys: Ints
+    starts: Ints
+    """(c + 1,): where those of each list start."""
+
+    @functools.cached_property
+    def places(self) -> RowMap:
+        """Positions by id."""
+        return RowMap(self.ids)
+
+
+def _read_newer(
+    connection: Connection,
+    source: Source,
+    tables: Tables,
+    ids: RowIds,
+    layout: store.Store,
+    memory: int,
+) -> _Newer:
+    spool = Spool(source.dimensions, memory // 8, len(ids))
+    wanted = RowMap(ids)
+    read, keys = [ids[:0]], [NO_KEYS]
+    for block in read_blocks(connection, source, tables, memory // 8, ids):
+        chosen = np.flatnonzero(wanted.positions(block.ids) >= 0)
+        spool.add(block.values[chosen])
+        read.append(block.ids[chosen])
+        keys.append(chosen_keys(block.keys, chosen))
+    vectors = spool.finish()
+    lists = _nearest_lists(layout, vectors, source.distance)
+    order = np.argsort(lists, kind="stable")
+    counts = np.bincount(lists, minlength=len(layout.lists))
+    return _Newer(
+        _ordered(vectors, order, memory // 8),
+        np.concatenate(read)[order],
+        chosen_keys(np.concatenate(keys), order),
+        np.concatenate([[0], np.cumsum(counts)]),
+    )
+
+
+def _ordered(vectors: Vectors, order: Ints, memory: int) -> Vectors:
+    spool = Spool(vectors.dimensions, memory, len(order))
+    for values in vectors.in_order(order):
+        spool.add(values)
+    return spool.finish()
+
+
 def fetch_vectors(
-    connection: Connection, source: Source, tables: Tables, ids: RowIds
+    connection: Connection, source: Source, tables: Tables, ids: RowIds, memory: int
 ) -> Float32:
     """Read the vectors (n, d) of the rows *ids* (n,) as the table has them."""
     values = np.zeros((len(ids), source.dimensions), np.float32)
-    for place, vector in look_up(connection, source, tables, ids, f"t.{source.vector}"):
-        values[place] = vector
+    rows = RowMap(ids)
+    for block in read_blocks(connection, source, tables, memory, ids):
+        found = rows.positions(block.ids)
+        values[found[found >= 0]] = block.values[found >= 0]
     return values
 
 
-def _nearest_lists(layout: store.Store, values: Float32, distance: str) -> Ints:
-    if not len(values) or not len(layout.lists):
-        return np.zeros(len(values), np.int64)
-    space = values
-    if distance == "cosine":
-        space = directions(values, squared_norms(values))
-    lists, _ = kmeans.assign(layout.lists.centres, len(space), space.__getitem__, 1)
+def _nearest_lists(layout: store.Store, vectors: Vectors, distance: str) -> Ints:
+    if not len(vectors) or not len(layout.lists):
+        return np.zeros(len(vectors), np.int64)
+
+    def space(part: slice) -> Float32:
+        values = vectors.slice(part.start, part.stop)
+        if distance != "cosine":
+            return values
+        return directions(values, vectors.norms[part])
+
+    lists, _ = kmeans.assign(layout.lists.centres, len(vectors), space, 1)
     return lists

@@ -23,7 +23,8 @@ Rows = slice | Ints
 _SCORES = 1 << 17
 """Scores in a block: with the vectors, what fits a core's cache (measured)."""
 _QUERIES = 256
-_MOST_ROWS = 16_384
+_MOST_BYTES = 8 << 20
+"""Vectors that a thread copies at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,28 +60,35 @@ def cores() -> int:
 
 def load_kernels() -> None:
     """Begin to load what a scan needs, which takes a third of a second."""
-    name = "pgembed.batch.kernels"
-    if name not in sys.modules:
-        threading.Thread(target=importlib.import_module, args=[name]).start()
+    for name in ("pgembed.batch.kernels", "pgembed.batch.products"):
+        if name not in sys.modules:
+            threading.Thread(target=importlib.import_module, args=[name]).start()
 
 
 class Scan:
     """Tasks carried out by threads, each with candidates of its own."""
 
     def __init__(
-        self, metric: Metric, width: int, *, tests: Tests | None, threads: int
+        self,
+        metric: Metric,
+        width: int,
+        *,
+        asked: Ints,
+        tests: Tests | None,
+        threads: int,
     ) -> None:
+        """Prepare for the queries *asked* (m,), *width* candidates of each."""
         self.metric, self.tests = metric, tests or _NO_TESTS
         self.threads = max(1, threads)
         count = len(metric.queries)
-        self.tops = [TopK(count, width) for _ in range(self.threads)]
+        self.tops = [TopK(count, width, asked) for _ in range(self.threads)]
         self.threshold = np.full(count, -np.inf, np.float32)
         self.products = 0
         """Scores computed so far."""
-        # Not with this module: it loads a compiler, of 70 MB.
-        from pgembed.batch import kernels
+        # Not with this module: they load a compiler, of 70 MB, and ONNX Runtime.
+        from pgembed.batch import kernels, products
 
-        self._offer = kernels.offer
+        self._offer, self._multiply = kernels.offer, products.products
 
     def run(
         self, tasks: Iterable[Task], tick: Callable[[], None] | None = None
@@ -109,54 +117,54 @@ class Scan:
         return best_of(self.tops, queries)
 
     def _work(self, queue: _Shared, top: TopK, tick: Callable[[], None] | None) -> None:
-        room = np.empty(_SCORES, np.float32)
         try:
             for task in queue:
-                for rows in _parts(task):
-                    self._compare(task, rows, top, room)
+                self._carry_out(task, top)
                 if tick is not None:
                     tick()
         except BaseException:
             queue.close()
             raise
 
-    def _compare(self, task: Task, rows: Rows, top: TopK, room: Float32) -> None:
-        """Offer the rows as candidates; *room* (s,) is for their scores."""
+    def _carry_out(self, task: Task, top: TopK) -> None:
         metric, tests = self.metric, self.tests
-        if isinstance(rows, slice):
-            values = metric.vectors.slice(rows.start, rows.stop)
-            first, places = rows.start, _NO_ROWS
-        else:
-            values = metric.vectors.take(rows)
-            first, places = 0, rows
-        scale, bias = metric.factors(rows)
-        for start in range(0, len(task.queries), _QUERIES):
-            queries = task.queries[start : start + _QUERIES]
-            shape = (len(queries), len(values))
-            scores = room[: shape[0] * shape[1]].reshape(shape)
-            np.matmul(metric.scan_queries[queries], values.T, out=scores)
-            self._offer(
-                scores,
-                scale,
-                bias,
-                queries,
-                first,
-                places,
-                tests.words,
-                tests.masks,
-                tests.values,
-                task.tested,
-                top.scores,
-                top.positions,
-                self.threshold,
-            )
-        self.products += len(task.queries) * len(values)
+        blocks = [
+            task.queries[start : start + _QUERIES]
+            for start in range(0, len(task.queries), _QUERIES)
+        ]
+        vectors = [metric.scan_queries[queries] for queries in blocks]
+        for rows in _parts(task, metric.vectors.dimensions):
+            if isinstance(rows, slice):
+                values = metric.vectors.slice(rows.start, rows.stop)
+                first, places = rows.start, _NO_ROWS
+            else:
+                values = metric.vectors.take(rows)
+                first, places = 0, rows
+            scale, bias = metric.factors(rows)
+            for queries, asking in zip(blocks, vectors, strict=True):
+                self._offer(
+                    self._multiply(values, asking),
+                    scale,
+                    bias,
+                    queries,
+                    first,
+                    places,
+                    tests.words,
+                    tests.masks,
+                    tests.values,
+                    task.tested,
+                    top.scores,
+                    top.positions,
+                    self.threshold,
+                )
+            self.products += len(task.queries) * len(values)
 
 
-def _parts(task: Task) -> Iterator[Rows]:
-    """Cut the rows of a task so that scores fit a block."""
+def _parts(task: Task, dimensions: int) -> Iterator[Rows]:
+    """Cut the rows of a task so that scores fit a block, and copies into memory."""
     rows = task.rows
-    size = min(_MOST_ROWS, _SCORES // min(len(task.queries), _QUERIES))
+    most = max(1, _MOST_BYTES // (4 * dimensions))
+    size = min(most, _SCORES // min(len(task.queries), _QUERIES))
     if isinstance(rows, slice):
         for start in range(rows.start, rows.stop, size):
             yield slice(start, min(rows.stop, start + size))

@@ -19,12 +19,12 @@ from pgembed.batch.corpus import (
     read_table,
 )
 from pgembed.batch.engine import load_kernels
-from pgembed.batch.metric import Metric, check_queries
+from pgembed.batch.metric import Metric, check_queries, overflows
 from pgembed.batch.passing import Conditions, Passing
 from pgembed.batch.predicates import Listing
 from pgembed.batch.ranking import Ranking, first_width
 from pgembed.batch.result import BatchResult, Report
-from pgembed.batch.rows import RowIds, Tables, look_up, rank_by_key
+from pgembed.batch.rows import RowIds, Tables, look_up, rank_by_key, readable
 from pgembed.batch.source import Source
 from pgembed.batch.steady import until_steady
 from pgembed.batch.store import Store
@@ -56,7 +56,7 @@ class Options:
     steady: bool = False
     """Whether each statement may see other rows: READ COMMITTED."""
     keys: bool = True
-    """Whether the keys of the rows found are wanted, or only their places."""
+    """Whether keys are wanted that have to be looked up, or only places."""
 
 
 class Batch:
@@ -77,26 +77,20 @@ class Batch:
     def run(self) -> BatchResult:
         """Return the answer."""
         check_queries(self.workload, self.source)
+        options = self.options
+        layout = self._layout() if len(self.workload) else None
         with self.report.stage("compiling"):
             conditions = Conditions(
                 self.connection,
                 self.source,
                 self.workload.conditions,
-                self.options.threads,
+                options.threads,
+                layout.codes if layout is not None else (),
             )
         if not len(self.workload):
-            none = np.empty((0, 0), np.int64)
-            return self._result(np.empty(0, np.uint64), none, none.astype(float))
-        layout = self._layout()
-        options = self.options
+            return self._nothing()
         if self._singly(layout):
-            return singly.answer(
-                self.connection,
-                self.source,
-                self.workload,
-                options.recall,
-                self.report,
-            )
+            return self._one_by_one()
         if not options.steady:
             return self._together(conditions, layout)
         return until_steady(
@@ -106,6 +100,24 @@ class Batch:
             rows=self._rows(layout),
             memory=options.memory,
         )
+
+    def _one_by_one(self) -> BatchResult:
+        return singly.answer(
+            self.connection,
+            self.source,
+            self.workload,
+            self.options.recall,
+            self.report,
+            keys=self.options.keys,
+        )
+
+    def _overflows(self, corpus: Corpus) -> bool:
+        """Whether only SQL can say which distances count as infinite.
+
+        It cannot be asked for chunks, whose vectors a model made.
+        """
+        queries, norms = self.workload.queries, corpus.vectors.norms
+        return not self.source.chunked and overflows(queries, norms)
 
     def _together(self, conditions: Conditions, layout: Store | None) -> BatchResult:
         load_kernels()
@@ -117,6 +129,14 @@ class Batch:
         self._say("reading", 0)
         with self.report.stage("reading"):
             corpus = self._vectors(layout, listing)
+        if self._overflows(corpus):
+            return self._one_by_one()
+        listed = corpus.positions
+        if layout is not None and corpus.segments is None:
+            with self.report.stage("predicates"):
+                conditions.without_codes()
+                listing = conditions.listing(self.tables, rounds[0])
+                listed = corpus.find(listing.ids)
         workload = self.workload
         most = int(workload.k.max())
         positions = np.full((len(workload), most), -1, np.int64)
@@ -127,22 +147,15 @@ class Batch:
             with self.report.stage("predicates"):
                 if number:
                     listing = conditions.listing(self.tables, part)
-                passing = conditions.passing(
-                    part,
-                    listing,
-                    corpus.find(listing.ids) if number else corpus.positions,
-                    len(corpus.vectors),
-                    self.tables,
-                    corpus.find,
-                    corpus.by_list,
-                )
+                    listed = corpus.find(listing.ids)
+                passing = conditions.passing(part, listing, listed, corpus, self.tables)
             for chosen in self._portions([*part.shared, *part.alone]):
                 found, far = self._answer(workload.part(chosen), corpus, passing)
                 positions[chosen, : found.shape[1]] = found
                 distances[chosen, : far.shape[1]] = far
                 done += len(chosen)
                 self._count(done)
-        return self._result(corpus.ids, positions, distances)
+        return self._result(corpus, positions, distances)
 
     def _singly(self, layout: Store | None) -> bool:
         with self.report.stage("planning"):
@@ -179,11 +192,12 @@ class Batch:
 
     def _vectors(self, layout: Store | None, listing: Listing) -> Corpus:
         arguments = (self.connection, self.source, self.tables, listing)
-        corpus = from_layout(*arguments, layout) if layout is not None else None
+        memory = self.options.memory
+        corpus = None if layout is None else from_layout(*arguments, layout, memory)
         if corpus is None:
             if layout is not None:
                 self.report.layout = "not used: too many rows have changed"
-            return read_table(*arguments, self.options.memory)
+            return read_table(*arguments, memory)
         self.report.changed = corpus.changed
         return corpus
 
@@ -198,8 +212,9 @@ class Batch:
         classes = np.ceil(np.log2(k)).astype(np.int64).clip(4)
         for size in np.unique(classes[chosen]):
             members = np.flatnonzero(chosen & (classes == size))
-            heaps = TopK.bytes_for(1, first_width(k[members])) * self.options.threads
-            each = heaps + 8 * self.source.dimensions
+            threads = self.options.threads
+            heaps = TopK.bytes_for(1, first_width(k[members])) * threads
+            each = heaps + (8 + 4 * threads) * self.source.dimensions
             most = max(1, self.options.memory // 6 // each)
             portions += np.array_split(members, -(-len(members) // most))
         return portions
@@ -213,7 +228,11 @@ class Batch:
             self.report.fetched += len(positions)
             with self.report.stage("fetching"):
                 return fetch_vectors(
-                    self.connection, self.source, self.tables, corpus.ids[positions]
+                    self.connection,
+                    self.source,
+                    self.tables,
+                    corpus.ids[positions],
+                    options.memory // 8,
                 )
 
         with self.report.stage("preparing"):
@@ -242,18 +261,19 @@ class Batch:
         self.report.repeated += ranking.repeated
         return ranking.positions, ranking.distances
 
-    def _result(self, ids: RowIds, positions: Ints, distances: Float64) -> BatchResult:
+    def _nothing(self) -> BatchResult:
+        keys, places = np.empty((0, 0), np.int64), np.empty((0, 0), np.uint64)
+        distances, counts = np.empty((0, 0)), np.empty(0, np.int64)
+        return BatchResult(keys, distances, counts, self.report, places)
+
+    def _result(
+        self, corpus: Corpus, positions: Ints, distances: Float64
+    ) -> BatchResult:
+        there = positions >= 0
+        places = np.zeros(positions.shape, np.uint64)
+        places[there] = corpus.ids[positions[there]]
         with self.report.stage("keys"):
-            there = positions >= 0
-            distinct, inverse = np.unique(positions[there], return_inverse=True)
-            places = np.zeros(positions.shape, np.uint64)
-            places[there] = ids[distinct][inverse]
-            keys: NDArray[Any] = np.empty((len(positions), 0), np.int64)
-            if self.options.keys:
-                values = self._keys(ids[distinct])
-                nothing = None if values.dtype == object else 0
-                keys = np.full(positions.shape, nothing, values.dtype)
-                keys[there] = values[inverse]
+            keys = self._keys(corpus, positions, there)
         return BatchResult(
             keys,
             distances,
@@ -263,9 +283,26 @@ class Batch:
             tuple(self.tables.oids),
         )
 
-    def _keys(self, ids: RowIds) -> NDArray[Any]:
+    def _keys(
+        self, corpus: Corpus, positions: Ints, there: NDArray[np.bool_]
+    ) -> NDArray[Any]:
+        if self.source.whole_key:
+            numbers = np.zeros(positions.shape, np.int64)
+            numbers[there] = corpus.keys[positions[there]]
+            return numbers
+        if not self.options.keys:
+            return np.empty((len(positions), 0), np.int64)
+        distinct, inverse = np.unique(positions[there], return_inverse=True)
+        values = self._looked_up(corpus.ids[distinct])
+        nothing = None if values.dtype == object else 0
+        keys = np.full(positions.shape, nothing, values.dtype)
+        keys[there] = values[inverse]
+        return keys
+
+    def _looked_up(self, ids: RowIds) -> NDArray[Any]:
         columns = self.source.key_values("t")
-        rows = look_up(self.connection, self.source, self.tables, ids, columns)
+        with readable(self.source):
+            rows = look_up(self.connection, self.source, self.tables, ids, columns)
         keys = np.empty(len(ids), object)
         for place, *key in rows:
             keys[place] = key[0] if len(key) == 1 else tuple(key)

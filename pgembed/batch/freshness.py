@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pgembed.errors import PgembedError
-from pgembed.postgres.connection import Connection, fetch_one
+from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 
 _MOST_TRANSACTIONS = 1 << 31
 _FLUSH_SECONDS = 10.0
@@ -51,6 +51,29 @@ def origin(connection: Connection, oids: Sequence[int]) -> dict[str, Any]:
         "tables": list(oids),
         "filenodes": row[2],
     }
+
+
+def columns(
+    connection: Connection, oids: Sequence[int], names: Sequence[str]
+) -> list[list[int]]:
+    """Return number, type and collation of the columns *names* of the tables *oids*.
+
+    Those of the first table come first.
+    Rows stay what they are when a column takes the name of another. *names* are quoted.
+    """
+    rows = fetch_all(
+        connection,
+        """
+        SELECT a.attnum::int, a.atttypid::int8, a.attcollation::int8
+        FROM unnest(%s::int8[]) WITH ORDINALITY AS t (oid, place)
+        CROSS JOIN unnest(%s::text[]) WITH ORDINALITY AS u (name, place)
+        LEFT JOIN pg_catalog.pg_attribute AS a
+            ON a.attrelid = t.oid::oid AND pg_catalog.quote_ident(a.attname) = u.name
+        ORDER BY t.place, u.place
+        """,
+        [list(oids), list(names)],
+    )
+    return [list(row) for row in rows]
 
 
 def still_holds(connection: Connection, then: dict[str, Any]) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,15 @@ from pgembed.batch.execute import Batch, Options
 from pgembed.batch.join import Join
 from pgembed.batch.result import Report
 from pgembed.batch.source import describe
-from pgembed.batch.tables import (
-    Asked,
-    Embed,
-    read_queries,
-    read_texts,
-    write_results,
-)
+from pgembed.batch.tables import Embed, read_queries, read_texts
 from pgembed.batch.workload import Filter, Workload
-from pgembed.postgres.connection import Connection, fetch_one, require_idle
+from pgembed.batch.writing import Asked, write_results
+from pgembed.postgres.connection import (
+    Connection,
+    fetch_one,
+    require_idle,
+    stay_idle,
+)
 from pgembed.settings import Settings
 
 
@@ -61,22 +62,21 @@ def run_batch(
     """
     require_idle(connection, "run a batch")
     frame = frame or Frame()
+    # Keys are read where they are written: in SQL.
+    options = dataclasses.replace(options, keys=False)
     # No transaction is open while a model runs.
     embed = _embedder(connection, embedding, queries, frame)
-    with connection.transaction():
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        frame.begin(connection)
+    with _transaction(connection, frame):
         source = describe(connection, embedding)
         workload, table = read_queries(
             connection,
             queries,
             k=k,
             dimensions=source.dimensions,
+            distance=source.distance,
             embed=embed,
         )
-        # Keys are read where they are written: in SQL.
-        wanted = dataclasses.replace(options, keys=False)
-        batch = Batch(connection, source, workload, wanted)
+        batch = Batch(connection, source, workload, options)
         answer = batch.run()
         with batch.report.stage("writing"):
             asked = Asked.by_table(table, source)
@@ -104,9 +104,8 @@ def run_join(
     """
     require_idle(connection, "run a join")
     frame = frame or Frame()
-    with connection.transaction():
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        frame.begin(connection)
+    options = dataclasses.replace(options, keys=False)
+    with _transaction(connection, frame):
         join = Join.of(
             connection,
             embedding,
@@ -116,12 +115,21 @@ def run_join(
             filter=filter,
             predicate=predicate,
         )
-        ids, answer = join.run()
+        askers, answer = join.run()
         with answer.report.stage("writing"):
-            asked = Asked.by_rows(join.asking, join.source, ids, join.tables.oids)
+            asked = Asked.by_rows(join.asking, join.source, askers, join.tables.oids)
             rows = write_results(connection, join.source, asked, results, answer)
         frame.finish(connection, rows, answer.report)
     return rows, answer.report
+
+
+@contextlib.contextmanager
+def _transaction(connection: Connection, frame: Frame) -> Iterator[None]:
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        stay_idle(connection)
+        frame.begin(connection)
+        yield
 
 
 def read_workload(connection: Connection, embedding: str, queries: str) -> Workload:

@@ -24,11 +24,13 @@ from pgembed.batch.rows import (
     fetch,
     look_up,
     rank_by_key,
+    rank_together,
+    readable,
     unpack,
 )
 from pgembed.batch.singly import typed
 from pgembed.batch.source import Source, describe
-from pgembed.batch.vectors import Spool, read_blocks
+from pgembed.batch.vectors import NO_KEYS, Spool, chosen_keys, read_blocks
 from pgembed.batch.workload import MAX_K, Condition, Filter, Workload, canonical
 from pgembed.errors import SettingError, VectorError
 from pgembed.postgres.connection import Connection
@@ -51,6 +53,21 @@ class JoinResult:
     def report(self) -> Report:
         """What it took."""
         return self.related.report
+
+
+@dataclasses.dataclass(frozen=True)
+class Askers:
+    """The rows that ask: ids (q,), and keys (q,), if that is one column of integers.
+
+    Otherwise the keys are (0,).
+    """
+
+    ids: RowIds
+    keys: Ints
+
+    def take(self, chosen: Ints) -> Askers:
+        """Return the *chosen* rows (m,)."""
+        return Askers(self.ids[chosen], chosen_keys(self.keys, chosen))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +114,10 @@ class Join:
         """Whether the rows that ask are rows of the table that is searched."""
         return self.source.relation == self.asking.relation
 
-    def run(self) -> tuple[RowIds, BatchResult]:
-        """Return the ids (q,) of the rows that asked, and their answers."""
-        ids, vectors = self._read()
+    def run(self) -> tuple[Askers, BatchResult]:
+        """Return the rows that asked, and their answers."""
+        askers, vectors = self._read()
+        ids = askers.ids
         conditions, members = self._conditions(ids)
         wanted = self.k + self.reflexive
         workload = Workload(
@@ -110,34 +128,49 @@ class Join:
         )
         answer = Batch(self.connection, self.source, workload, options).run()
         if self.reflexive:
-            answer = _without(answer, self._own(ids, answer), self.k)
+            answer = _without(answer, self._own(askers, answer), self.k)
         if self.asking.chunked:
-            return self._by_row(ids, answer)
-        return ids, answer
+            return self._by_row(askers, answer)
+        return askers, answer
 
-    def keys(self, ids: RowIds) -> NDArray[Any]:
+    def keys(self, askers: Askers) -> NDArray[Any]:
         """Return the keys (q,) of rows that asked."""
-        found = np.empty((len(ids), 1), object)
-        columns = self.asking.key_list("t")
-        for place, *key in look_up(
-            self.connection, self.asking, self.tables, ids, columns
-        ):
+        if self.asking.whole_key:
+            return askers.keys
+        found = np.empty((len(askers.ids), 1), object)
+        columns = self.asking.key_values("t")
+        with readable(self.asking):
+            rows = look_up(
+                self.connection, self.asking, self.tables, askers.ids, columns
+            )
+        for place, *key in rows:
             found[place, 0] = key[0] if len(key) == 1 else tuple(key)
-        return typed(found, np.ones(len(ids), np.int64))[:, 0]
+        return typed(found, np.ones(len(found), np.int64))[:, 0]
 
-    def _own(self, ids: RowIds, answer: BatchResult) -> NDArray[np.bool_]:
+    def _own(self, askers: Askers, answer: BatchResult) -> NDArray[np.bool_]:
         """Return (q, k): whether what was found is the row that asked."""
-        if self.source.chunked or self.asking.chunked:
-            return np.asarray(answer.keys == self.keys(ids)[:, None], bool)
-        own = _renumbered(ids, self.tables.oids, answer.tables)
-        return np.asarray(answer.places == own[:, None])
+        if not (self.source.chunked or self.asking.chunked):
+            mine = _renumbered(askers.ids, self.tables.oids, answer.tables)
+            return np.asarray(answer.places == mine[:, None])
+        there = np.arange(answer.distances.shape[1]) < answer.counts[:, None]
+        distinct, inverse = np.unique(answer.places[there], return_inverse=True)
+        asking, found = rank_together(
+            self.connection,
+            (self.asking, self.tables, askers.ids),
+            (self.source, Tables(answer.tables), distinct),
+        )
+        own = np.zeros(there.shape, bool)
+        own[there] = found[inverse] == asking[np.nonzero(there)[0]]
+        return own
 
-    def _by_row(self, ids: RowIds, answer: BatchResult) -> tuple[RowIds, BatchResult]:
+    def _by_row(
+        self, askers: Askers, answer: BatchResult
+    ) -> tuple[Askers, BatchResult]:
         """Draw the answers to the chunks of a row together."""
         there = np.arange(answer.distances.shape[1]) < answer.counts[:, None]
         chunk, column = np.nonzero(there)
         _, first, row = np.unique(
-            rank_by_key(self.connection, self.asking, self.tables, ids),
+            rank_by_key(self.connection, self.asking, self.tables, askers.ids),
             return_index=True,
             return_inverse=True,
         )
@@ -151,11 +184,13 @@ class Join:
         found = chunk[chosen], column[chosen]
 
         def placed(values: NDArray[Any], beyond: Any) -> NDArray[Any]:
+            if not values.shape[1]:  # keys, where places will do
+                return values[: len(first)]
             result = np.full(shape, beyond, values.dtype)
             result[rows, columns] = values[found]
             return result
 
-        return ids[first], dataclasses.replace(
+        return askers.take(first), dataclasses.replace(
             answer,
             keys=placed(answer.keys, _nothing(answer.keys)),
             distances=placed(answer.distances, np.inf),
@@ -163,18 +198,21 @@ class Join:
             counts=np.bincount(rows, minlength=len(first)),
         )
 
-    def _read(self) -> tuple[RowIds, NDArray[np.float32]]:
+    def _read(self) -> tuple[Askers, NDArray[np.float32]]:
         """Read the rows that have a vector, and a distance to others."""
         memory = self.options.memory // 4
         spool = Spool(self.asking.dimensions, memory)
-        parts = [np.empty(0, np.uint64)]
+        ids, keys = [np.empty(0, np.uint64)], [NO_KEYS]
         for block in read_blocks(self.connection, self.asking, self.tables, memory):
             chosen = np.arange(len(block.ids))
             if self.source.distance == "cosine":
                 chosen = np.flatnonzero(block.values.any(axis=1))
             spool.add(block.values[chosen])
-            parts.append(block.ids[chosen])
-        return np.concatenate(parts), np.asarray(spool.finish().parts[0])
+            found = Askers(block.ids, block.keys).take(chosen)
+            ids.append(found.ids)
+            keys.append(found.keys)
+        askers = Askers(np.concatenate(ids), np.concatenate(keys))
+        return askers, np.asarray(spool.finish().parts[0])
 
     def _conditions(self, ids: RowIds) -> tuple[tuple[Condition, ...], Ints]:
         """Return the distinct conditions, and for each row (q,) which is its own."""
@@ -249,6 +287,8 @@ def _without(answer: BatchResult, own: NDArray[np.bool_], k: int) -> BatchResult
     counts = np.minimum(answer.counts - mine.sum(axis=1), k)
 
     def taken(values: NDArray[Any], beyond: Any) -> NDArray[Any]:
+        if not values.shape[1]:  # keys, where places will do
+            return values
         kept = np.take_along_axis(values, order, axis=1)
         kept[np.arange(kept.shape[1]) >= counts[:, None]] = beyond
         return kept

@@ -1,6 +1,6 @@
 """Machine code for what would take NumPy many passes, and Python's lock in each.
 
-Compiled when first imported, which takes a second, and kept in a cache then: beside
+Compiled when first imported, which takes a second or two, and kept in a cache: beside
 this file, or in the user's cache directory, or where NUMBA_CACHE_DIR says.
 """
 
@@ -66,6 +66,33 @@ def _meets(words: Words, masks: Words, values: Words, place: int, query: int) ->
     return True
 
 
+@_compiled(types.void(types.float32[::1], types.int32[::1], types.float32, types.int64))
+def _replace_lowest(
+    heap: Float32, places: NDArray[np.int32], score: float, place: int
+) -> None:
+    """Put a score, and its place, where the lowest of a heap is now."""
+    # The children move up until the score fits.
+    hole, child, width = 0, 1, len(heap)
+    while child < width:
+        if child + 1 < width and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= score:
+            break
+        heap[hole], places[hole] = heap[child], places[child]
+        hole = child
+        child = 2 * hole + 1
+    heap[hole], places[hole] = score, place
+
+
+@_compiled(types.boolean(types.float32[::1], types.float32[::1]))
+def _any_above(scores: Float32, least: Float32) -> bool:
+    # A known number of steps and no way out: these become vector instructions.
+    above = np.int32(0)
+    for number in range(_STRIDE):
+        above = above if scores[number] <= least[number] else np.int32(1)
+    return bool(above)
+
+
 @_compiled(_OFFER)
 def offer(
     scores: Float32,
@@ -82,7 +109,7 @@ def offer(
     positions: NDArray[np.int32],
     threshold: Float32,
 ) -> None:
-    """Offer the scores (m, r) of *queries* (m,) to their heaps.
+    """Offer the *scores* (r, m) of rows to the heaps of *queries* (m,).
 
     A score counts as score * *scale* (r,) + *bias* (r,), where they are not empty; its
     position is that in *rows* (r,), or counts from *first* if that is empty. If
@@ -92,42 +119,41 @@ def offer(
     *best* (q, width) and *positions* are a heap for each query, the lowest score at
     its root; *threshold* (q,) is the highest root that any thread has seen.
     """
-    width = best.shape[1]
-    for row in range(len(queries)):
-        query = queries[row]
-        heap, places, line = best[query], positions[query], scores[row]
-        if len(scale):
-            for column in range(len(line)):
-                line[column] *= scale[column]
-        if len(bias):
-            for column in range(len(line)):
-                line[column] += bias[column]
-        least = max(heap[0], threshold[query])
-        for start in range(0, len(line), _STRIDE):
-            end = min(start + _STRIDE, len(line))
-            above = 0
-            for column in range(start, end):
-                above += line[column] > least
-            if above == 0:
+    count = len(queries)
+    # Few queries: several rows are looked at together.
+    together = -(-_STRIDE // count)
+    least = np.empty(together * count, np.float32)
+    for number in range(len(least)):
+        query = queries[number % count]
+        least[number] = max(best[query, 0], threshold[query])
+    for start in range(0, len(scores), together):
+        end = min(start + together, len(scores))
+        line = scores[start:end].reshape(-1)
+        for row in range(start, end):
+            if len(scale):
+                for column in range(count):
+                    scores[row, column] *= scale[row]
+            if len(bias):
+                for column in range(count):
+                    scores[row, column] += bias[row]
+        for left in range(0, len(line), _STRIDE):
+            right = min(left + _STRIDE, len(line))
+            if len(line) >= _STRIDE and not _any_above(
+                line[right - _STRIDE : right], least[right - _STRIDE : right]
+            ):
                 continue
-            for column in range(start, end):
-                score = line[column]
-                if not score > least:
+            for number in range(left, right):
+                score = line[number]
+                if not score > least[number]:
                     continue
-                place = rows[column] if len(rows) else first + column
+                query, row = queries[number % count], start + number // count
+                place = rows[row] if len(rows) else first + row
                 if tested and not _meets(words, masks, values, place, query):
                     continue
-                # The lowest makes room: its children move up until the score fits.
-                hole = 0
-                child = 1
-                while child < width:
-                    if child + 1 < width and heap[child + 1] < heap[child]:
-                        child += 1
-                    if heap[child] >= score:
-                        break
-                    heap[hole], places[hole] = heap[child], places[child]
-                    hole = child
-                    child = 2 * hole + 1
-                heap[hole], places[hole] = score, place
-                least = max(least, heap[0])
-        threshold[query] = max(threshold[query], least)
+                _replace_lowest(best[query], positions[query], score, place)
+                lowest = best[query, 0]
+                for other in range(number % count, len(least), count):
+                    least[other] = max(least[other], lowest)
+    for number in range(count):
+        query = queries[number]
+        threshold[query] = max(threshold[query], least[number])

@@ -73,8 +73,10 @@ def assign(
     def block(start: int) -> None:
         part = slice(start, min(rows, start + _BLOCK))
         found = values(part)
-        scores = found @ centres.T
-        scores -= halves
+        # With vectors that are so long, batches do not look into lists.
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = found @ centres.T
+            scores -= halves
         best = scores.argmax(axis=1)
         lists[part] = best
         nearest = np.take_along_axis(scores, best[:, None], axis=1)[:, 0]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pgembed.batch import freshness, kmeans, regions, store
+from pgembed.batch import codes, freshness, kmeans, regions, store
+from pgembed.batch.codes import Codes
 from pgembed.batch.cuts import Demand
 from pgembed.batch.limits import thread_count
 from pgembed.batch.metric import check_queries
@@ -29,14 +32,16 @@ from pgembed.batch.qdtree import Leaf, Tree, grow
 from pgembed.batch.rows import RowMap, Tables
 from pgembed.batch.source import Source, describe, one_snapshot
 from pgembed.batch.vectors import (
+    NO_KEYS,
     Spool,
     Vectors,
+    chosen_keys,
     directions,
     read_blocks,
     squared_norms,
 )
 from pgembed.batch.workload import Condition, Workload
-from pgembed.errors import SettingError
+from pgembed.errors import PgembedError, SettingError
 from pgembed.postgres.borrowed import borrowed
 from pgembed.postgres.connection import Connection, fetch_one, require_idle
 from pgembed.settings import memory_bytes
@@ -50,7 +55,6 @@ _PROBED_LISTS = 8
 _REGION_PROBES = 2
 """Rows around a coarse centroid on average, in those of the probed lists (measured)."""
 _MOST_REGIONS = 64
-_COPY_ROWS = 16_384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +97,9 @@ def build_layout(
     halfvec). *memory*, *threads*: as in search_batch. *root*: the folder for layouts;
     default: beside the cache of models. *recorder*: the connection that records what
     was built, if the reader may not. Raises PgembedError when the connection is in a
-    transaction, SettingError when an argument makes no sense, FilterError for a bad
-    condition, VectorError for a value that does not fit *precision* and for queries of
-    other dimensions.
+    transaction and when the files cannot be written, SettingError when an argument
+    makes no sense, FilterError for a bad condition, VectorError for a value that does
+    not fit *precision* and for queries of other dimensions.
     """
     check_precision(precision)
     for name, value in (("list_rows", list_rows), ("least_rows", least_rows)):
@@ -109,21 +113,34 @@ def build_layout(
             source = describe(own, embedding)
             position = freshness.written_position(own)
             builder.read(source)
-            if workload is not None:
+            if workload is not None and len(workload):
                 builder.cut(workload)
             origin = freshness.origin(own, builder.tables.oids)
-            origin["column"] = [source.target, source.vector, source.dimensions]
+            copied = [source.vector, *source.keys]
+            origin["columns"] = freshness.columns(own, origin["tables"], copied)
+            origin["dimensions"] = source.dimensions
         # Not by the reader's word: its search_path is its own.
         database = freshness.database_name(recorder or own)
         place = store.folder(source.embedding, database, root)
         builder.partition()
-        with store.Writer(place, precision) as writer:
+        with _storing(place), store.Writer(place, precision) as writer:
             size = builder.write(writer, origin)
             freshness.await_flush(own, position)
             layout = builder.summary(writer.version, size, origin)
             _record(recorder or own, source, layout, place)
-    store.remove(place, keep=layout.version)
+            writer.remove_others()
     return layout
+
+
+@contextlib.contextmanager
+def _storing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PgembedError(
+            f"the layout cannot be written to {place}: {error}; make room there, or "
+            "set PGEMBED_CACHE_DIR to another folder, beside which layouts will lie"
+        ) from error
 
 
 def drop_layout(
@@ -163,12 +180,14 @@ class Builder:
         self.seconds: dict[str, float] = {}
         self.tree: Tree | None = None
         self.conditions: tuple[Condition, ...] = ()
+        self.codes: list[Codes] = []
 
     def read(self, source: Source) -> None:
         """Read all rows that have a vector."""
         start = time.perf_counter()
         spool = Spool(source.dimensions, self.memory // 4)
         ids, xmins = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+        keys = [NO_KEYS]
         for block in read_blocks(
             self.connection, source, self.tables, self.memory // 4
         ):
@@ -176,10 +195,12 @@ class Builder:
             self.rounding |= measure(block.values, self.precision)
             ids.append(block.ids)
             xmins.append(block.xmins)
+            keys.append(block.keys)
         self.source = source
         self.vectors: Vectors = spool.finish()
         check_rounding(self.rounding, source.distance, self.vectors.norms)
         self.ids, self.xmins = np.concatenate(ids), np.concatenate(xmins)
+        self.keys = np.concatenate(keys)
         self.seconds["reading"] = time.perf_counter() - start
 
     def cut(self, workload: Workload) -> None:
@@ -193,9 +214,18 @@ class Builder:
             self.connection,
             self.source,
             self.tables,
-            Packing(compiled),
+            Packing.of(compiled),
             rows=len(self.ids),
             memory=self.memory // 8,
+        )
+        terms = [term for condition in compiled for term in condition.terms]
+        self.codes = codes.read(
+            self.connection,
+            self.source,
+            self.tables,
+            terms,
+            self.ids,
+            self.memory // 8,
         )
         words = np.zeros(len(self.ids), np.uint64)
         words[RowMap(self.ids).positions(listing.ids)] = listing.words[0]
@@ -297,18 +327,22 @@ class Builder:
         start = time.perf_counter()
         order = np.argsort(self.lists, kind="stable")
         counts = np.bincount(self.lists, minlength=len(self.centres))
-        for first in range(0, len(order), _COPY_ROWS):
-            writer.add(self.vectors.take(order[first : first + _COPY_ROWS]))
+        for values in self.vectors.in_order(order):
+            writer.add(values)
         norms = self.vectors.norms
         arrays: dict[str, NDArray[Any]] = {
             "ids": self.ids[order],
             "xmins": self.xmins[order],
+            "keys": chosen_keys(self.keys, order),
             "norms": norms[order],
             "starts": np.concatenate([[0], np.cumsum(counts)]),
             "leaves": self.leaves,
             "centres": self.centres,
         }
-        size = writer.finish(self.source.dimensions, arrays, origin, self.rounding)
+        coded = [dataclasses.replace(c, rows=c.rows[order]) for c in self.codes]
+        size = writer.finish(
+            self.source.dimensions, arrays, origin, self.rounding, coded
+        )
         self.seconds["writing"] = time.perf_counter() - start
         return size
 

@@ -7,9 +7,12 @@ row, however many there are.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
+
+import psycopg
 
 from pgembed.batch.rows import fetch
 from pgembed.batch.source import Source
@@ -19,12 +22,13 @@ from pgembed.postgres.connection import Connection
 TERMS = 4
 """Comparisons that take as long as a lookup (measured)."""
 _MANY = 64
-_NAME = r'(?:"(?:[^"]|"")*"|\w+)'
+NAME = r'(?:"(?:[^"]|"")*"|\w+)'
+"""A quoted identifier, as a regular expression."""
 _CONTENT = r"\(\$1::pg_catalog\._text\)\[1\]"
 _EQUALITY = re.compile(
-    rf"\((?P<column>{_NAME}\.{_NAME}) OPERATOR\(pg_catalog\.=\) "
-    rf"(?:\({_CONTENT}\)::(?P<cast>pg_catalog\.{_NAME})"
-    rf"|pgembed\._value\({_CONTENT}, NULL::(?P<read>pg_catalog\.{_NAME})\))\)"
+    rf"\((?P<column>{NAME}\.{NAME}) OPERATOR\(pg_catalog\.=\) "
+    rf"(?:\({_CONTENT}\)::(?P<cast>pg_catalog\.{NAME})"
+    rf"|pgembed\._value\({_CONTENT}, NULL::(?P<read>pg_catalog\.{NAME})\))\)"
 )
 """What pgembed._compile_filter makes of ``{"column": value}`` for built-in types."""
 
@@ -93,11 +97,15 @@ def find(
     if not several:
         return ()
     blurred = _blurred(connection, source)
-    return tuple(
-        _lookup(connection, column, value, several[column, value])
-        for column, value in several
-        if column not in blurred
-    )
+    lookups = []
+    for (column, value), alike in several.items():
+        if column in blurred:
+            continue
+        # Values of types that have no order, such as xid, cannot be numbered.
+        unordered = psycopg.errors.FeatureNotSupported
+        with contextlib.suppress(unordered), connection.transaction():
+            lookups.append(_lookup(connection, column, value, alike))
+    return tuple(lookups)
 
 
 def _value(found: re.Match[str]) -> str:

@@ -6,6 +6,7 @@ pgvector's distance in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -22,8 +23,11 @@ Ints = NDArray[np.int64]
 Fetch = Callable[[Ints], Float32]
 Tile = tuple[slice, slice]
 
+ZERO = "has length zero, which has no cosine distance: pass vectors with a direction"
 _NONE = np.empty(0, np.float32)
 _UNIT = 2.0**-24
+_LONGEST = 2.0**62
+"""The square of the distance between two vectors of this length fits a float32."""
 _EXACT_BYTES = 4 << 20
 """What stays in a cache, and in memory that is used again (measured)."""
 _FETCH_BYTES = 16 << 20
@@ -148,6 +152,16 @@ def _taker(values: Float32) -> Fetch:
     return lambda positions: values.take(positions, axis=0)
 
 
+def overflows(queries: Float32, norms: Float32) -> bool:
+    """Whether a distance between *queries* (q, d) and others may exceed a float32.
+
+    *norms* (n,) are the squared lengths of the others.
+    """
+    largest = max(float(queries.max(initial=0)), -float(queries.min(initial=0)))
+    longest = largest * math.sqrt(queries.shape[1])
+    return max(longest, math.sqrt(norms.max(initial=0))) > _LONGEST
+
+
 def check_queries(workload: Workload, source: Source) -> None:
     """Raise VectorError for queries that have no distance to what *source* holds."""
     found = workload.queries.shape[1]
@@ -158,7 +172,4 @@ def check_queries(workload: Workload, source: Source) -> None:
         )
     zero = np.flatnonzero(~workload.queries.any(axis=1))
     if len(zero) and source.distance == "cosine":
-        raise VectorError(
-            f"query {zero[0]} has length zero, which has no cosine distance: "
-            "pass vectors with a direction"
-        )
+        raise VectorError(f"query {zero[0]} {ZERO}")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pgembed.batch import lookups
+from pgembed.batch import codes, failing, lookups
+from pgembed.batch.codes import Codes
+from pgembed.batch.corpus import Corpus
 from pgembed.batch.lookups import Lookup
-from pgembed.batch.packing import WORD, Packing, Test
+from pgembed.batch.packing import WORD, Field, Packing, Test, Unit, bits_of
 from pgembed.batch.predicates import (
     SHARED_MS,
     Alone,
@@ -21,8 +23,9 @@ from pgembed.batch.predicates import (
     compile_conditions,
     read_listing,
     read_matching,
+    refusals,
 )
-from pgembed.batch.rows import RowIds, Tables
+from pgembed.batch.rows import RowIds, RowMap, Tables
 from pgembed.batch.source import Source
 from pgembed.batch.terms import Term
 from pgembed.batch.workload import Condition
@@ -75,10 +78,6 @@ class Passing:
         return np.flatnonzero(self.met(condition))
 
 
-Unit = Term | Lookup
-"""What is evaluated at once: a term, or all terms of a lookup."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Round:
     """Conditions whose rows fit into memory together, and how the shared are told."""
@@ -97,9 +96,11 @@ class Conditions:
         source: Source,
         conditions: Sequence[Condition],
         threads: int = 1,
+        coded: Sequence[Codes] = (),
     ) -> None:
+        """Take also the columns that are *coded* by a layout."""
         self._connection, self._source = connection, source
-        self._threads = threads
+        self._conditions, self._threads = conditions, threads
         self._compiled, found = compile_conditions(connection, source, conditions)
         self._units: dict[Term, Unit] = {
             term: term for condition in self._compiled for term in condition.terms
@@ -110,6 +111,21 @@ class Conditions:
             {self._units[term] for term in condition.terms}
             for condition in self._compiled
         ]
+        self._coded = self._by_codes(coded)
+
+    def _by_codes(self, coded: Sequence[Codes]) -> dict[Field, Codes]:
+        """Return what the values of one column decide, which are known."""
+        known = {each.column.name: each for each in coded}
+        columns = {u: codes.column_of(u, self._source) for u in self._units.values()}
+        return {
+            unit: known[name]
+            for unit, name in columns.items()
+            if name in known and known[name].decides(unit)
+        }
+
+    def without_codes(self) -> None:
+        """Ask PostgreSQL for each row."""
+        self._coded = {}
 
     def rounds(self, rows: int, memory: int) -> list[Round]:
         """Cut the conditions into rounds; there are about *rows* rows."""
@@ -138,7 +154,8 @@ class Conditions:
     def _shared(self, found: Sequence[Alone | None]) -> set[Unit]:
         """Return what is evaluated together: by need, or because a lookup pays."""
         pairs = list(zip(self._needs, found, strict=True))
-        shared = set().union(*(needs for needs, each in pairs if each is None))
+        shared = {unit for unit in self._units.values() if unit in self._coded}
+        shared.update(*(needs for needs, each in pairs if each is None))
         saved: dict[Unit, float] = {}
         for needs, each in pairs:
             missing = needs - shared
@@ -160,60 +177,62 @@ class Conditions:
         bits = 0
         for number in conditions:
             needs = self._needs[number]
-            bits += sum(map(_bits, needs - known))
+            bits += sum(map(bits_of, needs - known))
             known |= needs
             if not parts or bits > most:
                 parts.append([])
                 known = set(needs)
-                bits = sum(map(_bits, known))
+                bits = sum(map(bits_of, known))
             parts[-1].append(number)
         return parts
 
     def _packing(self, conditions: Sequence[int]) -> Packing:
         terms = [term for i in conditions for term in self._compiled[i].terms]
         units = dict.fromkeys(self._units[term] for term in terms)
-        return Packing(
-            [unit for unit in units if isinstance(unit, Term)],
-            [unit for unit in units if isinstance(unit, Lookup)],
-        )
+        # Those that rows are asked for come first: the server need not send the others.
+        return Packing.of(sorted(units, key=lambda unit: unit in self._coded))
 
     def listing(self, tables: Tables, part: Round) -> Listing:
         """Read the rows, with the bits of the shared conditions of a round."""
-        return read_listing(
-            self._connection,
-            self._source,
-            tables,
-            part.packing,
-            rows=self._rows,
-            memory=min(self._memory // 8, _MOST_BYTES),
-        )
+
+        def read(packing: Packing) -> Listing:
+            return read_listing(
+                self._connection,
+                self._source,
+                tables,
+                packing,
+                rows=self._rows,
+                memory=min(self._memory // 8, _MOST_BYTES),
+            )
+
+        conditions = {
+            term: self._conditions[i]
+            for i in part.shared
+            for term in self._compiled[i].terms
+        }
+        asked = part.packing.only(lambda field: field not in self._coded)
+        return failing.evaluate(self._connection, asked, conditions, read)
 
     def passing(
         self,
         part: Round,
         listing: Listing,
         positions: Ints,
-        total: int,
+        corpus: Corpus,
         tables: Tables,
-        find: Callable[[RowIds], Ints],
-        by_list: Callable[[Ints], Ints],
     ) -> Passing:
-        """Evaluate the rest of a round, and put all in terms of positions.
+        """Evaluate the rest of a round, and put all in terms of positions in *corpus*.
 
-        *positions* are those of the listed rows; *find* returns those of row ids, and
-        *by_list* how many of some positions each posting list has.
+        *positions* are those of the listed rows.
         """
+        total = len(corpus.vectors)
         apart = {
-            number: np.sort(
-                find(
-                    read_matching(
-                        self._connection, self._source, tables, self._compiled[number]
-                    )
-                )
-            )
+            number: np.sort(corpus.find(self._matching(tables, number)))
             for number in part.alone
         }
-        bits = _Bits(total, len(self._compiled), listing.words, positions)
+        bits = _Bits(total, len(self._compiled), part.packing.count)
+        bits.add_listed(listing.words, positions)
+        self._add_coded(part.packing, bits, corpus, tables)
         tests = part.packing.tests()
         apart |= self._few(part.shared, bits, tests)
         for number in part.shared:
@@ -223,7 +242,7 @@ class Conditions:
         for number in part.alone:
             if len(apart[number]) * _FEW > total:
                 bits.add_one(number, apart.pop(number))
-        none = by_list(np.empty(0, np.int64))
+        none = corpus.by_list(np.empty(0, np.int64))
         count = len(self._compiled)
         passing = Passing(
             total,
@@ -238,12 +257,41 @@ class Conditions:
         def count_rows(number: int) -> None:
             found = passing.positions(number)
             passing.counts[number] = len(found)
-            passing.in_lists[number] = by_list(found)
+            passing.in_lists[number] = corpus.by_list(found)
 
         with ThreadPoolExecutor(self._threads) as pool:
             for _ in pool.map(count_rows, (*part.shared, *part.alone)):
                 pass
         return passing
+
+    def _matching(self, tables: Tables, number: int) -> RowIds:
+        with refusals(f"{self._conditions[number]}: "):
+            return read_matching(
+                self._connection, self._source, tables, self._compiled[number]
+            )
+
+    def _add_coded(
+        self, packing: Packing, bits: _Bits, corpus: Corpus, tables: Tables
+    ) -> None:
+        """Add what the codes of rows say, and PostgreSQL of rows without."""
+        packed = packing.only(self._coded.__contains__)
+        by_column: dict[str, list[Field]] = {}
+        for field, _ in packed.placed:
+            by_column.setdefault(self._coded[field].column.name, []).append(field)
+        for fields in by_column.values():
+            coded = self._coded[fields[0]]
+            own = packed.only(fields.__contains__)
+            by_code = coded.words(self._connection, self._source, own)
+            bits.add_coded(by_code, coded.rows)
+        newer = corpus.ids[len(corpus.ids) - corpus.changed :]
+        if len(newer) and packed.placed:
+            found = read_listing(
+                self._connection, self._source, tables, packed, ids=newer
+            )
+            positions = RowMap(newer).positions(found.ids)
+            there = positions >= 0
+            first = len(corpus.ids) - corpus.changed
+            bits.add(found.words[:, there], first + positions[there])
 
     def _few(
         self, conditions: Sequence[int], bits: _Bits, tests: dict[Term, Test]
@@ -262,14 +310,10 @@ class Conditions:
             test = tests[terms[0]]
             if unit not in by_code:
                 by_code[unit] = _ByCode(bits.words[test.word], test.mask)
-            positions = by_code[unit].positions(test.value)
+            positions = bits.listed(by_code[unit].positions(test.value))
             if len(positions) * _FEW <= len(bits.words[0]):
                 found[number] = positions
         return found
-
-
-def _bits(unit: Unit) -> int:
-    return unit.bits if isinstance(unit, Lookup) else 1
 
 
 class _ByCode:
@@ -294,17 +338,32 @@ class _ByCode:
 class _Bits:
     """Bits (w, total) of rows, and by which of them *conditions* are known."""
 
-    def __init__(
-        self, total: int, conditions: int, words: NDArray[np.uint64], positions: Ints
-    ) -> None:
-        """Take the *words* (w, m) of rows at *positions*, which all are listed."""
-        self.words = np.zeros((max(1, len(words)), total), np.uint64)
+    def __init__(self, total: int, conditions: int, words: int) -> None:
+        self.words = np.zeros((max(1, words), total), np.uint64)
+        self.masks = np.zeros((conditions, len(self.words)), np.uint64)
+        self.values = np.zeros_like(self.masks)
+        self._free = words * WORD
+
+    def add_listed(self, words: NDArray[np.uint64], positions: Ints) -> None:
+        """Set the first *words* (w, m) of rows at *positions*, which all are listed."""
         for word, bits in zip(self.words, words, strict=False):
             word[positions] = bits
         self.words[0, positions] |= _LISTED
-        self.masks = np.zeros((conditions, len(self.words)), np.uint64)
-        self.values = np.zeros_like(self.masks)
-        self._free = len(words) * WORD
+
+    def listed(self, positions: Ints) -> Ints:
+        """Return those of *positions* whose rows are listed."""
+        return np.asarray(positions[self.words[0, positions] & _LISTED != 0])
+
+    def add(self, words: NDArray[np.uint64], positions: Ints) -> None:
+        """Add the bits of *words* (w, m) to rows at *positions*."""
+        for word, bits in zip(self.words, words, strict=False):
+            word[positions] |= bits
+
+    def add_coded(self, by_code: NDArray[np.uint64], rows: NDArray[np.uint16]) -> None:
+        """Add bits (w, codes) to the first rows, which have the codes *rows* (n,)."""
+        for word, bits in zip(self.words, by_code, strict=False):
+            if bits.any():
+                word[: len(rows)] |= bits[rows]
 
     def choose(self, condition: int, tests: Sequence[Test]) -> bool:
         """Say what rows of a condition pass; return whether any can, and else nothing.

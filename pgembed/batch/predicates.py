@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from pgembed.batch import lookups
 from pgembed.batch.lookups import Lookup
 from pgembed.batch.packing import Packing
-from pgembed.batch.rows import RowIds, Tables, fetch, unpack
+from pgembed.batch.rows import RowIds, Tables, TidArray, at_a_time, fetch, unpack
 from pgembed.batch.source import Source
 from pgembed.batch.terms import REFERENCE, Term
 from pgembed.batch.workload import Condition
 from pgembed.errors import FilterError
 from pgembed.postgres.connection import Connection, fetch_one
 
-_NOTHING = Packing()
+_NOTHING = Packing.of()
 Filters = dict[str | None, tuple[str | None, list[str]]]
 """Filters as SQL, and the values that they refer to."""
 SHARED_MS = 2e-5
@@ -106,11 +106,16 @@ def refusals(where: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        if error.sqlstate is None or error.sqlstate[:2] not in ("22", "42"):
+        if not is_refusal(error):
             raise
         message = error.diag.message_primary or str(error)
         lines = [f"{where}{message}", error.diag.message_hint]
         raise FilterError("\n".join(line for line in lines if line)) from None
+
+
+def is_refusal(error: psycopg.Error) -> bool:
+    """Whether PostgreSQL cannot read a condition, or evaluate it on some row."""
+    return error.sqlstate is not None and error.sqlstate[:2] in ("0A", "22", "42")
 
 
 def _compile_term(
@@ -122,10 +127,14 @@ def _compile_term(
     if part.predicate is not None:
         # Once outside parentheses: there, one that closes ours is an error. The plan
         # then has it within them: there, a clause that follows WHERE is one.
-        fetch(
-            connection,
-            f"EXPLAIN SELECT FROM {source.relation} WHERE {part.predicate}",
-        )
+        statement = f"EXPLAIN SELECT FROM {source.relation} WHERE {part.predicate}"
+        try:
+            fetch(connection, statement)
+        except psycopg.errors.ProtocolViolation:
+            raise FilterError(
+                f"{part}: there is no parameter $1: write values into the predicate, "
+                "or what users give into a filter"
+            ) from None
     return Term(sql, part.predicate, tuple(values))
 
 
@@ -224,10 +233,12 @@ def read_listing(
     *,
     rows: int = 0,
     memory: int = 1 << 29,
+    ids: RowIds | None = None,
 ) -> Listing:
     """Read which rows have a vector, and the words of what each of them meets.
 
-    With about *rows* rows, no answer of the server is to exceed *memory* bytes.
+    With about *rows* rows, no answer of the server is to exceed *memory* bytes. With
+    *ids* (n,), only those rows, and others in the same place of other tables.
     """
     words = packing.words()
     packed = [
@@ -235,23 +246,29 @@ def read_listing(
         f"pg_catalog.xidsend({source.row}.xmin)",
         *(f"pg_catalog.int8send({source.computed(i, w)})" for i, w in enumerate(words)),
     ]
-    pieces = 1 + rows * (10 + 8 * len(words)) // memory
+    parts: Iterable[tuple[str, list[Any]]]
+    if ids is None:
+        pieces = 1 + rows * (10 + 8 * len(words)) // memory
+        parts = [(where, []) for where in _ranges(connection, source, pieces)]
+    else:
+        place = f" AND {source.row}.ctid = ANY (${1 + len(packing.parameters)})"
+        parts = [(place, [TidArray(some)]) for some in at_a_time(ids)]
     fields = [("xmin", ">u4"), *((f"word_{i}", ">u8") for i in range(len(words)))]
-    ids, xmins, bits = [], [], []
-    for where in _ranges(connection, source, pieces):
+    found_ids, xmins, bits = [], [], []
+    for where, parameters in parts:
         for oid, data in _aggregate(
             connection,
             source,
             " || ".join(packed),
             source.rows(computed=words, joins=packing.joins()) + where,
-            packing.parameters,
+            [*packing.parameters, *parameters],
         ):
             found = unpack(data, fields)
-            ids.append(tables.ids(oid, found))
+            found_ids.append(tables.ids(oid, found))
             xmins.append(found["xmin"].astype(np.uint32))
             bits.append([found[f"word_{i}"] for i in range(len(words))])
     joined = [_join([part[i] for part in bits], np.uint64) for i in range(len(words))]
-    listed = _join(ids, np.uint64)
+    listed = _join(found_ids, np.uint64)
     return Listing(
         listed,
         _join(xmins, np.uint32),

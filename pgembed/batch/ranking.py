@@ -46,9 +46,12 @@ class Ranking:
         """Fill ``positions`` and ``distances`` (q, k); -1 and infinity: no more."""
         total = len(self._metric.vectors)
         queries, width = np.arange(len(self._k)), first_width(self._k)
+        most = len(queries) * width
         while len(queries) and total:
             width = min(width, total)
-            queries = self._round(queries, width)
+            # Fewer at once as each needs more memory.
+            parts = np.array_split(queries, -(-len(queries) * width // most))
+            queries = np.concatenate([self._round(part, width) for part in parts])
             self.repeated += len(queries)
             width *= 4
 

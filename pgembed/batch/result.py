@@ -70,7 +70,7 @@ class BatchResult:
     keys: NDArray[Any]
     """(q, k): int64 for one integer key column, else objects; tuples for several.
 
-    (q, 0) where only places were wanted."""
+    (q, 0) where they would have to be looked up, and only places were wanted."""
     distances: NDArray[np.float64]
     """(q, k): pgvector's distance, computed in float64."""
     counts: NDArray[np.int64]

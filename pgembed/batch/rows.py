@@ -7,7 +7,9 @@ as the table is not rewritten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +19,7 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
 from pgembed.batch.source import Source
+from pgembed.errors import PgembedError
 from pgembed.postgres.connection import Connection
 
 RowIds = NDArray[np.uint64]
@@ -66,6 +69,17 @@ class RowMap:
         return np.where(known, found, -1)
 
 
+def places(ids: RowIds) -> tuple[RowIds, RowIds]:
+    """Return the block (n,) and the offset (n,) of each row in its table."""
+    return (ids >> np.uint64(16)) & np.uint64(0xFFFFFFFF), ids & np.uint64(0xFFFF)
+
+
+def at_a_time(ids: RowIds) -> Iterator[RowIds]:
+    """Yield as many of *ids* (n,) as a statement is asked for at a time."""
+    for start in range(0, len(ids), _LOOKUP):
+        yield ids[start : start + _LOOKUP]
+
+
 class PackedArray:
     """Values (n,) to be passed as one array parameter, in binary."""
 
@@ -107,8 +121,7 @@ class TidArray(PackedArray):
     def packed(self) -> NDArray[Any]:
         """Return blocks and offsets."""
         tids = np.empty(len(self.values), _TID)
-        tids["block"] = (self.values >> np.uint64(16)) & np.uint64(0xFFFFFFFF)
-        tids["offset"] = self.values & np.uint64(0xFFFF)
+        tids["block"], tids["offset"] = places(self.values)
         return tids
 
 
@@ -132,12 +145,33 @@ _DUMPERS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Values of the type *oid* as PostgreSQL sends them, as one array parameter."""
+
+    oid: int
+    values: tuple[bytes | None, ...]
+
+
+class _ImagesDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Images) -> Buffer:
+        count = len(obj.values)
+        parts = [np.array([1, None in obj.values, obj.oid, count, 1], ">u4").tobytes()]
+        for value in obj.values:
+            size = -1 if value is None else len(value)
+            parts += [size.to_bytes(4, "big", signed=True), value or b""]
+        return b"".join(parts)
+
+
 def raw_cursor(connection: Connection) -> psycopg.RawCursor[Any]:
     """Return a cursor for $1-style SQL that sends one statement and no more."""
     cursor = psycopg.RawCursor(connection, row_factory=psycopg.rows.tuple_row)
     cursor.format = Format.BINARY
     for array, dumper in _DUMPERS.items():
         cursor.adapters.register_dumper(array, dumper)
+    cursor.adapters.register_dumper(Images, _ImagesDumper)
     return cursor
 
 
@@ -162,8 +196,8 @@ def look_up(
     Rows come in no particular order.
     """
     found: list[tuple[Any, ...]] = []
-    for start in range(0, len(ids), _LOOKUP):
-        part = ids[start : start + _LOOKUP]
+    for number, part in enumerate(at_a_time(ids)):
+        start = number * _LOOKUP
         found += [
             (row[0] - 1 + start, *row[1:])
             for row in fetch(
@@ -173,6 +207,21 @@ def look_up(
             )
         ]
     return found
+
+
+@contextlib.contextmanager
+def readable(source: Source) -> Iterator[None]:
+    """Raise PgembedError for a key of *source* in a block that Python cannot hold."""
+    try:
+        yield
+    except psycopg.DataError as error:
+        if error.sqlstate is not None:  # which only the server gives
+            raise
+        raise PgembedError(
+            f"a key of {source.relation} ({', '.join(source.keys)}) has no value in "
+            f"Python: {error}; have the answers written to a table instead, by pgembed "
+            "batch, or in SQL by pgembed.search_batch or pgembed.knn_join"
+        ) from None
 
 
 def rank_by_key(
@@ -192,15 +241,45 @@ def rank_by_key(
     return ranks
 
 
-def _look_up(source: Source, columns: str) -> str:
+def rank_together(
+    connection: Connection, *several: tuple[Source, Tables, RowIds]
+) -> list[Ints]:
+    """Return the ranks (n,) of rows, as :func:`rank_by_key`, among those of them all.
+
+    Sources have one key.
+    """
+    parts: list[str] = []
+    parameters: list[Any] = []
+    for number, (source, tables, ids) in enumerate(several):
+        keys = ", ".join(f"t.{key} AS key_{i}" for i, key in enumerate(source.keys))
+        found = _look_up(source, f"{number} AS part, {keys}", len(parameters) + 1)
+        parts.append(found)
+        parameters += _place_arrays(source, tables, ids)
+    order = ", ".join(f"a.key_{i}" for i in range(len(several[0][0].keys)))
+    rows = fetch(
+        connection,
+        f"SELECT a.part, a.place, "  # noqa: S608 - names that PostgreSQL quoted
+        f"pg_catalog.dense_rank() OVER (ORDER BY {order}) "
+        f"FROM ({' UNION ALL '.join(parts)}) AS a",
+        parameters,
+    )
+    numbers, places, values = np.array(rows, np.int64).reshape(-1, 3).T
+    ranks = [np.zeros(len(ids), np.int64) for _, _, ids in several]
+    for number, part in enumerate(ranks):
+        chosen = numbers == number
+        part[places[chosen] - 1] = values[chosen]
+    return ranks
+
+
+def _look_up(source: Source, columns: str, parameter: int = 1) -> str:
+    """Return SQL for the rows of :func:`_place_arrays`, which are ``$parameter`` …"""
+    places = f"pg_catalog.unnest(${parameter}::pg_catalog._tid)"
     if source.divided:
-        places = (
-            "ROWS FROM (pg_catalog.unnest($1::pg_catalog._tid), "
-            "pg_catalog.unnest($2::pg_catalog._int8))"
-        )
+        oids = f"pg_catalog.unnest(${parameter + 1}::pg_catalog._int8)"
+        places = f"ROWS FROM ({places}, {oids})"
         names, match = "tid, oid", " AND t.tableoid::pg_catalog.int8 = u.oid"
     else:
-        places, names, match = "pg_catalog.unnest($1::pg_catalog._tid)", "tid", ""
+        names, match = "tid", ""
     return (
         f"SELECT u.place, {columns} "  # noqa: S608 - names that PostgreSQL quoted
         f"FROM {places} WITH ORDINALITY AS u ({names}, place) "

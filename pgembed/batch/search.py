@@ -23,7 +23,7 @@ def search_batch(
     embedding: str,
     queries: ArrayLike,
     *,
-    filters: Sequence[Filter | str] | Filter = None,
+    filters: Sequence[Filter | str] | Filter | str = None,
     predicates: Sequence[str | None] | str | None = None,
     k: ArrayLike = 10,
     recall: float = 0.99,
@@ -36,9 +36,9 @@ def search_batch(
 ) -> BatchResult:
     """Search *embedding* for the nearest rows of many queries at once.
 
-    *queries*: array (q, d). *filters*: JSON filters (mappings), one per query or one
-    for all, None for none. *predicates*: the same as SQL, what follows WHERE, which
-    runs with the rights of *connection*. *k*: an integer, or one per query.
+    *queries*: array (q, d). *filters*: JSON filters (mappings, or text), one per query
+    or one for all, None for none. *predicates*: the same as SQL, what follows WHERE,
+    which runs with the rights of *connection*. *k*: an integer, or one per query.
     *recall*: the share of the true nearest rows to find; 1 is exact. *memory*: bytes,
     or '512MB', beyond mapped files. *threads*: default: one per core. *layout*: whether
     to use the layout that build_layout made; *layouts* is its folder, when it is not
@@ -108,5 +108,5 @@ def knn_join(
             filter=filter,
             predicate=predicate,
         )
-        ids, related = join.run()
-        return JoinResult(join.keys(ids), related)
+        askers, related = join.run()
+        return JoinResult(join.keys(askers), related)

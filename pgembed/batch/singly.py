@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pgembed.batch.predicates import refusals
 from pgembed.batch.result import BatchResult, Report
-from pgembed.batch.rows import Tables, fetch, unpack
+from pgembed.batch.rows import Tables, fetch, readable, unpack
 from pgembed.batch.source import Source
-from pgembed.batch.workload import Workload
+from pgembed.batch.workload import Condition, Workload
 from pgembed.postgres.connection import Connection, fetch_one
 
 _MOST_QUERIES = 256
@@ -59,23 +61,29 @@ def _estimate(
     query: int,
     recall: float,
 ) -> float:
-    condition = workload.conditions[workload.members[query]]
     ((exact, index),) = fetch(
         connection,
         "SELECT p.exact_us, "  # noqa: S608 - names PostgreSQL quoted
         "CASE p.strategy WHEN 'index' THEN p.index_us END "
         f"FROM pgembed._plan_search('{_literal(source.relation)}'::pg_catalog.regtype, "
         "$1, $2, $3::pg_catalog.jsonb, $4, $5, 'auto', $6) AS p",
-        [
-            workload.queries[query],
-            int(workload.k[query]),
-            condition.filter,
-            condition.predicate,
-            source.name,
-            recall,
-        ],
+        _arguments(source, workload, query, recall),
     )
     return float(index if index is not None else exact) / 1e6
+
+
+def _arguments(
+    source: Source, workload: Workload, query: int, recall: float
+) -> list[Any]:
+    condition = workload.conditions[workload.members[query]]
+    return [
+        workload.queries[query],
+        int(workload.k[query]),
+        condition.filter,
+        condition.predicate,
+        source.name,
+        recall,
+    ]
 
 
 def _literal(text: str) -> str:
@@ -88,26 +96,29 @@ def answer(
     workload: Workload,
     recall: float,
     report: Report,
+    *,
+    keys: bool = True,
 ) -> BatchResult:
-    """Answer each query by pgembed.search."""
+    """Answer each query by pgembed.search; *keys*: whether they are wanted."""
     report.strategy = "one by one"
     tables = Tables()
     most = int(workload.k.max())
     shape = (len(workload), most)
     distances = np.full(shape, np.inf)
     places = np.zeros(shape, np.uint64)
-    keys = np.empty(shape, object)
+    found = np.empty(shape if keys else (len(workload), 0), object)
     counts = np.zeros(len(workload), np.int64)
     with report.stage("searching"):
         for query in range(len(workload)):
-            rows = _search(connection, source, workload, query, recall)
+            rows = _search(connection, source, workload, query, recall, keys=keys)
             counts[query] = len(rows)
             for rank, (oid, tid, distance, *key) in enumerate(rows):
                 distances[query, rank] = distance
                 places[query, rank] = tables.ids(oid, unpack(tid))[0]
-                keys[query, rank] = key[0] if len(key) == 1 else tuple(key)
+                if keys:
+                    found[query, rank] = key[0] if len(key) == 1 else tuple(key)
     return BatchResult(
-        typed(keys, counts), distances, counts, report, places, tuple(tables.oids)
+        typed(found, counts), distances, counts, report, places, tuple(tables.oids)
     )
 
 
@@ -119,29 +130,31 @@ def typed(keys: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[Any]:
     return keys
 
 
+def _named(condition: Condition) -> contextlib.AbstractContextManager[None]:
+    if condition.predicate is None:
+        return contextlib.nullcontext()
+    return refusals(f"{condition}: ")
+
+
 def _search(
     connection: Connection,
     source: Source,
     workload: Workload,
     query: int,
     recall: float,
+    *,
+    keys: bool,
 ) -> list[tuple[Any, ...]]:
     condition = workload.conditions[workload.members[query]]
+    values = f", {source.key_values('t')}" if keys else ""
     match = " AND ".join(f"t.{key} = (s.item).{key}" for key in source.keys)
-    return fetch(
-        connection,
+    statement = (
         "SELECT t.tableoid::pg_catalog.int8, "  # noqa: S608 - names PostgreSQL quoted
-        "pg_catalog.tidsend(t.ctid), s.distance, "
-        f"{source.key_values('t')} "
+        f"pg_catalog.tidsend(t.ctid), s.distance{values} "
         f"FROM pgembed.search(NULL::{source.relation}, $1, $2, $3::pg_catalog.jsonb, "
         f"$4, $5, 'auto', $6) AS s INNER JOIN {source.relation} AS t ON {match} "
-        f"ORDER BY s.distance, {source.key_list('t')}",
-        [
-            workload.queries[query],
-            int(workload.k[query]),
-            condition.filter,
-            condition.predicate,
-            source.name,
-            recall,
-        ],
+        f"ORDER BY s.distance, {source.key_list('t')}"
     )
+    arguments = _arguments(source, workload, query, recall)
+    with _named(condition), readable(source):
+        return fetch(connection, statement, arguments)

@@ -35,6 +35,8 @@ class Source:
     """Whether its rows are in several tables: partitions or children."""
     key_texts: tuple[bool, ...]
     """Whether the type of each key column is one that psycopg does not know."""
+    whole_key: bool
+    """Whether the key is one column of integers."""
 
     @property
     def chunked(self) -> bool:
@@ -109,6 +111,9 @@ def describe(connection: Connection, name: str) -> Source:
                     ON a.attrelid = e.source AND a.attname = k.name
                 INNER JOIN pg_catalog.pg_type AS y ON y.oid = a.atttypid
                 ORDER BY k.place),
+            (SELECT cardinality(e.key_columns) = 1 AND a.atttypid IN (20, 21, 23)
+                FROM pg_catalog.pg_attribute AS a
+                WHERE a.attrelid = e.source AND a.attname = e.key_columns[1]),
             e.storage
         FROM pgembed._find_embedding(%s) AS e
         INNER JOIN pg_catalog.pg_class AS c ON c.oid = e.source

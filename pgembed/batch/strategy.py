@@ -57,7 +57,13 @@ class Searcher:
 
     def __call__(self, queries: Ints, width: int) -> Found:
         """Return scores and positions (m, width), and whether all rows were seen."""
-        scan = Scan(self.metric, width, tests=self._tests, threads=self.threads)
+        scan = Scan(
+            self.metric,
+            width,
+            asked=queries,
+            tests=self._tests,
+            threads=self.threads,
+        )
         thorough = np.ones(len(self.members), bool)
         probing = self.segments is not None and self.recall < 1 and not self._asked
         self._asked = True

@@ -19,10 +19,13 @@ class TopK:
     The first of each is the lowest: what does not exceed it need not be offered.
     """
 
-    def __init__(self, queries: int, width: int) -> None:
+    def __init__(self, queries: int, width: int, asked: Ints) -> None:
+        """Prepare the heaps of the queries that are *asked* (m,)."""
         self.width = width
-        self.scores = np.full((queries, width), _NONE)
-        self.positions = np.full((queries, width), -1, np.int32)
+        # Memory that is not written to is not taken.
+        self.scores = np.empty((queries, width), np.float32)
+        self.positions = np.empty((queries, width), np.int32)
+        self.scores[asked], self.positions[asked] = _NONE, -1
 
     @staticmethod
     def bytes_for(queries: int, width: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgembed.batch.precision import LOSSLESS, Rounding, widened
-from pgembed.batch.rows import RowIds, Tables, unpack
+from pgembed.batch.rows import RowIds, Tables, at_a_time, places, unpack
 from pgembed.batch.source import Source
-from pgembed.errors import VectorError
+from pgembed.errors import PgembedError, VectorError
 from pgembed.postgres.connection import Connection
 from pgembed.postgres.copying import copy_columns
 
@@ -22,6 +24,8 @@ Float32 = NDArray[np.float32]
 Kept = NDArray[np.float32] | NDArray[np.float16]
 Ints = NDArray[np.int64]
 
+NO_KEYS: Ints = np.empty(0, np.int64)
+_COPY_BYTES = 8 << 20
 _BLOCK_BYTES = 16 << 20
 """What is read at a time; memory that is touched for the first time costs more."""
 
@@ -73,6 +77,17 @@ class Vectors:
             found[inside] = widened(part.take(positions[inside] - start, axis=0))
         return found
 
+    def in_order(self, order: Ints) -> Iterator[Float32]:
+        """Yield copies of the vectors at *order* (m,), some at a time."""
+        rows = max(1, _COPY_BYTES // (4 * self.dimensions))
+        for start in range(0, len(order), rows):
+            yield self.take(order[start : start + rows])
+
+
+def chosen_keys(keys: Ints, chosen: Ints) -> Ints:
+    """Return the *chosen* of the keys (n,), or none of (0,)."""
+    return keys[chosen] if len(keys) else keys
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -81,6 +96,8 @@ class Block:
     ids: RowIds
     xmins: NDArray[np.uint32]
     values: Float32
+    keys: Ints
+    """(n,), or (0,) unless the key is one column of integers."""
 
 
 def read_blocks(
@@ -88,32 +105,67 @@ def read_blocks(
     source: Source,
     tables: Tables,
     memory: int,
-    where: str = "true",
+    ids: RowIds | None = None,
 ) -> Iterator[Block]:
     """Read the rows that have a vector, in blocks that fit into *memory* bytes.
 
-    Most blocks are smaller: they take turns in the same memory.
+    Most blocks are smaller: they take turns in the same memory. With *ids* (n,), only
+    those rows, and others in the same place of other tables. Raises VectorError for
+    vectors of other dimensions.
     """
     oid = f"{source.row}.tableoid::pg_catalog.int8"
+    packed = [
+        f"pg_catalog.tidsend({source.row}.ctid)",
+        f"pg_catalog.xidsend({source.row}.xmin)",
+    ]
+    fields = [("xmin", ">u4")]
+    if source.whole_key:
+        packed.append(f"pg_catalog.int8send({source.key_list(source.row)})")
+        fields.append(("key", ">i8"))
     query = (
-        f"SELECT {oid}, pg_catalog.tidsend({source.row}.ctid) "
-        f"|| pg_catalog.xidsend({source.row}.xmin), {source.row}.{source.vector} "
-        f"{source.rows(where)}"
+        f"SELECT {oid}, {' || '.join(packed)}, {source.row}.{source.vector} "
+        f"{source.rows()}"
     )
     # Messages, their concatenation, and two arrays live at once.
     width = 24 * source.dimensions + 400
     block_rows = int(np.clip(min(memory, _BLOCK_BYTES) // width, 256, 65_536))
-    for oids, packed, values in copy_columns(connection, query, block_rows=block_rows):
+    queries = [query] if ids is None else _among(query, source, ids)
+    for oids, found, values in itertools.chain.from_iterable(
+        copy_columns(connection, each, block_rows=block_rows) for each in queries
+    ):
         if values.shape[1] != source.dimensions:
             raise VectorError(
                 f"column {source.vector} holds a vector of {values.shape[1]} "
                 f"dimensions, but embedding {source.name!r} has {source.dimensions}"
             )
-        rows = unpack(b"".join(packed), [("xmin", ">u4")])
+        rows = unpack(b"".join(found), fields)
         ids = np.empty(len(rows), np.uint64)
         for table in np.unique(oids):
             ids[oids == table] = tables.ids(int(table), rows[oids == table])
-        yield Block(ids, rows["xmin"].astype(np.uint32), values)
+        keys = rows["key"].astype(np.int64) if source.whole_key else NO_KEYS
+        yield Block(ids, rows["xmin"].astype(np.uint32), values, keys)
+
+
+def _among(query: str, source: Source, ids: RowIds) -> Iterator[str]:
+    """Yield *query* for some of *ids* at a time."""
+    for some in at_a_time(ids):
+        blocks, offsets = places(some)
+        listed = ",".join(
+            f'"({block},{offset})"'
+            for block, offset in zip(blocks.tolist(), offsets.tolist(), strict=True)
+        )
+        yield f"{query} AND {source.row}.ctid = ANY ('{{{listed}}}'::pg_catalog._tid)"
+
+
+@contextlib.contextmanager
+def _spilling() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PgembedError(
+            "vectors that memory does not hold cannot be written to a temporary file: "
+            f"{error}; allow more memory, or set TMPDIR to a folder with room"
+        ) from error
 
 
 class Spool:
@@ -135,13 +187,14 @@ class Spool:
         self._norms.append(squared_norms(values))
         first, self._count = self._count, self._count + len(values)
         shape = (self._count, self._values.shape[1])
-        if self._file is None and 4 * math.prod(shape) > self._memory:
-            self._file = tempfile.TemporaryFile(prefix="pgembed-batch-")  # noqa: SIM115
-            self._values[:first].tofile(self._file)
-            self._values = np.empty((0, shape[1]), np.float32)
-        if self._file is not None:
-            values.tofile(self._file)
-            return
+        with _spilling():
+            if self._file is None and 4 * math.prod(shape) > self._memory:
+                self._file = tempfile.TemporaryFile(prefix="pgembed-batch-")  # noqa: SIM115
+                self._values[:first].tofile(self._file)
+                self._values = np.empty((0, shape[1]), np.float32)
+            if self._file is not None:
+                values.tofile(self._file)
+                return
         if self._count > len(self._values):
             self._values.resize(shape, refcheck=False)
         self._values[first : self._count] = values

@@ -21,6 +21,7 @@ Ints = NDArray[np.int64]
 
 MAX_K = 10_000
 """The most rows that a query may ask for."""
+INFINITE = "holds NaN or infinity, which has no distance to anything"
 _MOST_PARTS = 8
 _BETWEEN = re.compile(r"[\s,:]*")
 
@@ -82,7 +83,7 @@ class Workload:
     def of(
         cls,
         queries: ArrayLike,
-        filters: Sequence[Filter | str] | Filter = None,
+        filters: Sequence[Filter | str] | Filter | str = None,
         predicates: Sequence[str | None] | str | None = None,
         k: ArrayLike = 10,
     ) -> Workload:
@@ -94,7 +95,7 @@ class Workload:
         """
         vectors = _checked(queries)
         count = len(vectors)
-        texts = [canonical(f) for f in _each(filters, Mapping, "filters", count)]
+        texts = [canonical(f) for f in _each(filters, (Mapping, str), "filters", count)]
         clauses = _each(predicates, str, "predicates", count)
         numbers: dict[Condition, int] = {}
         members = [
@@ -126,9 +127,7 @@ def _checked(queries: ArrayLike) -> Float32:
         )
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
-        raise VectorError(
-            f"query {bad[0]} holds NaN or infinity, which has no distance to anything"
-        )
+        raise VectorError(f"query {bad[0]} {INFINITE}")
     return vectors
 
 
@@ -157,7 +156,9 @@ def _checked_k(k: ArrayLike, count: int) -> Ints:
     return np.broadcast_to(given, (count,)).astype(np.int64)
 
 
-def _each(given: Any, single: type, name: str, count: int) -> list[Any]:
+def _each(
+    given: Any, single: type | tuple[type, ...], name: str, count: int
+) -> list[Any]:
     if given is None or isinstance(given, single):
         return [given] * count
     if not isinstance(given, Iterable):

@@ -70,7 +70,7 @@ def _apply(
     *,
     quiet: bool,
 ) -> None:
-    filters = advice.workload_filters(connection, embedding, workload=workload)
+    filters = advice.sample_filters(connection, embedding, workload=workload)
     before = advice.measure(connection, embedding, filters)
     for each in found:
         if not each.present:

@@ -8,7 +8,8 @@ import click
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pgembed.cli import options, output
-from pgembed.postgres.connection import Connection, connect
+from pgembed.errors import SettingError
+from pgembed.postgres.connection import Connection, connect, fetch_one
 from pgembed.settings import memory_bytes
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def batch(
             not no_layout,
             progress=bar.say,
         )
+        _check_results(connection, arguments["results"])
         rows, report = _run(connection, embedding, arguments, given)
     seconds = sum(report.seconds.values())
     summary = {
@@ -89,6 +91,15 @@ def _check_queries(arguments: dict[str, Any]) -> None:
             raise click.UsageError(
                 f"--{name} is for --self and --rows-of: queries have a column {name}"
             )
+
+
+def _check_results(connection: Connection, results: str) -> None:
+    (parts,) = fetch_one(connection, "SELECT pg_catalog.parse_ident(%s)", [results])
+    if parts[0].startswith("pg_temp"):
+        raise SettingError(
+            f"table {results} would be temporary, and gone when this command ends: "
+            "name an ordinary table for the results"
+        )
 
 
 def _run(

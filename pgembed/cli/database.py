@@ -8,9 +8,11 @@ import sys
 import time
 
 import click
+import psycopg
 
 from pgembed.cli import options, output
-from pgembed.postgres.connection import Connection, connect
+from pgembed.errors import ConnectError
+from pgembed.postgres.connection import Connection, connect, is_transient
 from pgembed.postgres.transports import Wish
 
 
@@ -115,16 +117,29 @@ def status(dsn: str | None, as_json: bool, watch: float | None) -> None:
     Rows of the source, those that have a vector, wait or failed, how long the oldest
     waits, rows per second during the last minute, and the state of the index.
     """
-    with (
-        connect(options.settings(dsn=dsn).dsn, purpose="status") as connection,
-        contextlib.suppress(KeyboardInterrupt),
-    ):
-        _show_status(connection, as_json=as_json)
-        while watch is not None:
-            time.sleep(watch)
-            if not as_json:
-                click.clear()  # on a terminal
+    settings = options.settings(dsn=dsn)
+    with contextlib.suppress(KeyboardInterrupt):
+        with connect(settings.dsn, purpose="status") as connection:
             _show_status(connection, as_json=as_json)
+        if watch is not None:
+            _watch(settings.dsn, watch, as_json=as_json)
+
+
+def _watch(dsn: str, seconds: float, *, as_json: bool) -> None:
+    """Show it again and again; a connection that is lost is opened anew."""
+    while True:
+        time.sleep(seconds)
+        try:
+            with connect(dsn, purpose="status") as connection:
+                while True:
+                    if not as_json:
+                        click.clear()  # on a terminal
+                    _show_status(connection, as_json=as_json)
+                    time.sleep(seconds)
+        except (psycopg.Error, ConnectError) as error:
+            if not is_transient(error):
+                raise
+            click.echo(f"{str(error).splitlines()[0]}; trying again", err=True)
 
 
 def _show_status(connection: Connection, *, as_json: bool) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import click
 import psycopg
-from psycopg.abc import QueryNoTemplate
+from psycopg.abc import AdaptContext, Buffer, Loader, QueryNoTemplate
+from psycopg.pq import Format
 from psycopg.rows import dict_row
 from rich.console import Console
 from rich.table import Table
@@ -17,13 +19,35 @@ from rich.table import Table
 # Wide enough that nothing is cut when the output goes to a file or a pipe.
 _PIPE_WIDTH = 500
 
+# Types that have values which Python's have not: infinity, the year 10000, 24:00.
+_WIDER_TYPES = ("date", "time", "timetz", "timestamp", "timestamptz", "interval")
+
+
+class _WiderLoader(psycopg.adapt.Loader):
+    """Loads what Python has no value for as PostgreSQL's text."""
+
+    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
+        super().__init__(oid, context)
+        loader = cast("type[Loader]", psycopg.adapters.get_loader(oid, Format.TEXT))
+        self._loader = loader(oid, context)
+
+    def load(self, data: Buffer) -> Any:
+        try:
+            return self._loader.load(data)
+        except psycopg.DataError:
+            return bytes(data).decode()
+
 
 def console() -> Console:
-    """Return a console on standard output, wide when that is not a terminal."""
-    plain = Console(highlight=False)
-    if plain.is_terminal:
-        return plain
-    return Console(highlight=False, width=_PIPE_WIDTH, soft_wrap=True)
+    """Return a console on standard output, wide when that is not a terminal.
+
+    It prints text as it is: brackets are no markup.
+    """
+    plain = Console(highlight=False, markup=False, emoji=False)
+    if not plain.is_terminal:
+        plain.width = _PIPE_WIDTH
+        plain.soft_wrap = True
+    return plain
 
 
 def query(
@@ -33,6 +57,8 @@ def query(
 ) -> list[dict[str, Any]]:
     """Return the rows of a query, column → value."""
     with connection.cursor(row_factory=dict_row) as cursor:
+        for name in _WIDER_TYPES:
+            cursor.adapters.register_loader(name, _WiderLoader)
         return cursor.execute(statement, parameters).fetchall()
 
 
@@ -42,7 +68,8 @@ def show(
     """Print rows as a table, or as a JSON array of objects."""
     rows = list(rows)
     if as_json:
-        click.echo(json.dumps([dict(row) for row in rows], default=_jsonable, indent=2))
+        plain = [_plain(dict(row)) for row in rows]
+        click.echo(json.dumps(plain, default=_jsonable, indent=2))
     elif not rows:
         click.echo(empty)
     else:
@@ -70,7 +97,18 @@ def _cell(value: Any) -> str:
         return f"{value.total_seconds():.1f} s"
     if isinstance(value, (dict, list)):
         return json.dumps(value, ensure_ascii=False, default=_jsonable)
-    return str(value).replace("[", r"\[")
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return *value* with the floats that JSON does not know as their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _jsonable(value: Any) -> Any:

@@ -25,7 +25,7 @@ def wait_until_current(
     """
     console = output.console()
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:.0f} rows/s"),
@@ -37,10 +37,13 @@ def wait_until_current(
         task = bar.add_task(name, rate=0.0)
         while True:
             status = _status(connection, name)
+            over = _is_over(status, index=index)
+            if None in (status["rows"], status["pending"]):  # locked at the moment
+                time.sleep(_LOOK_SECONDS)
+                continue
             done = status["rows"] - status["pending"]
             rate = status["rows_per_second"]
             bar.update(task, total=status["rows"], completed=done, rate=rate)
-            over = _is_over(status, index=index)
             if not console.is_terminal and (over or time.monotonic() >= next_line):
                 console.print(
                     f"{name}: {done} of {status['rows']} rows, {rate:.0f} rows/s"

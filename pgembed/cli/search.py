@@ -65,7 +65,8 @@ def _statement(
         connection,
         "SELECT n.nspname, c.relname, ARRAY(SELECT attname::text FROM pg_attribute a "
         "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped "
-        "AND a.attname <> e.target_column ORDER BY a.attnum) AS columns "
+        "AND (a.attrelid, a.attname::text) <> (e.target, e.target_column) "
+        "ORDER BY a.attnum) AS columns "
         "FROM pgembed._find_embedding(%s) AS e "
         "JOIN pg_class AS c ON c.oid = e.source "
         "JOIN pg_namespace AS n ON n.oid = c.relnamespace",
@@ -73,17 +74,26 @@ def _statement(
     )
     if not rows:
         raise EmbeddingError(f"the source of embedding {embedding!r} was dropped")
+    table = rows[0]["relname"]
     call = sql.SQL(
         "pgembed.{function}(NULL::{table}, %(query)s::text, k => %(k)s::int, "
         "filter => %(filter_json)s::jsonb, predicate => %(where)s, "
         "embedding => %(embedding)s, mode => %(mode)s)"
     ).format(
         function=sql.Identifier("explain_search" if explain else "search"),
-        table=sql.Identifier(rows[0]["nspname"], rows[0]["relname"]),
+        table=_quoted(rows[0]["nspname"], table),
     )
     if explain:
         return sql.SQL("SELECT {} AS explain_search").format(call)
     columns = sql.SQL(", ").join(
-        sql.SQL("(s.item).{}").format(sql.Identifier(c)) for c in rows[0]["columns"]
+        sql.SQL("(s.item).{} AS {}").format(
+            _quoted(c), _quoted(f"{table}.{c}" if c == "distance" else c)
+        )
+        for c in rows[0]["columns"]
     )
     return sql.SQL("SELECT s.distance, {} FROM {} AS s").format(columns, call)
+
+
+def _quoted(*names: str) -> sql.SQL:
+    """Return an identifier for a statement with parameters, where % is doubled."""
+    return sql.SQL(sql.Identifier(*names).as_string().replace("%", "%%"))

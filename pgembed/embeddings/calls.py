@@ -77,6 +77,12 @@ def answer(
     )
 
 
+def present(connection: Connection, call_ids: Sequence[int]) -> set[int]:
+    """Return those of the calls that nobody withdrew."""
+    query = "SELECT c.id FROM pgembed.call AS c WHERE c.id = ANY (%s)"
+    return {call_id for (call_id,) in fetch_all(connection, query, (list(call_ids),))}
+
+
 def leave(connection: Connection, worker: UUID, model: str, vectors: Float32) -> int:
     """Leave vectors, float32 (n, d), for a caller to read, and return where."""
     query = "SELECT pgembed._leave_vectors(%s, %s, %s)"

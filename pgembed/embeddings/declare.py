@@ -28,8 +28,8 @@ class EmbeddingStatus:
     model: str | None
     rows: int | None
     embedded: int | None
-    pending: int
-    failed: int
+    pending: int | None
+    failed: int | None
     oldest_pending: datetime.timedelta | None
     rows_per_second: float
     index_state: str

@@ -28,6 +28,8 @@ from pgembed.models.sources import resolve
 Connection = psycopg.Connection[Any]
 Report = Callable[[str], None]
 
+_LONGEST_NAME = 255  # bytes, as pgembed.add_model() has it
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelRecord:
@@ -70,10 +72,19 @@ def add_model(
     for a source that cannot be used and ModelError when the name belongs to other
     files or options already.
     """
-    if not name:
-        raise ModelError("the name of a model is empty: give it one, minilm say")
+    _check_name(name)
     candidate = resolve(source, overrides, quantize=quantize, report=report)
     return store_model(connection, name, candidate)
+
+
+def _check_name(name: str) -> None:
+    if not name:
+        raise ModelError("the name of a model is empty: give it one, minilm say")
+    if (size := len(name.encode())) > _LONGEST_NAME:
+        raise ModelError(
+            f"the name of the model, {name[:40]!r}..., has {size} bytes: choose one of "
+            f"at most {_LONGEST_NAME}"
+        )
 
 
 def store_model(connection: Connection, name: str, candidate: Candidate) -> ModelRecord:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from pgembed.errors import PgembedError
 from pgembed.postgres import vectors
@@ -22,11 +22,16 @@ def borrowed(
 
     Both speak over the same socket and are in the same transaction, so *driver* must
     rest meanwhile. Adapters, row factory and prepared statements of *driver* stay as
-    they are. Raises PgembedError for a connection that is closed.
+    they are. Raises PgembedError for a connection that is closed or in pipeline mode.
     """
     if driver.closed:
         raise PgembedError("the connection is closed; open another")
     pgconn = driver.pgconn
+    if pgconn.pipeline_status != PipelineStatus.OFF:
+        raise PgembedError(
+            "the connection is in pipeline mode, in which it cannot wait for "
+            "answers: leave the pipeline first, or pass another connection"
+        )
     handlers = pgconn.notice_handler, pgconn.notify_handler
     own: Connection = psycopg.Connection(pgconn)
     # Names of prepared statements would be those that the driver gives its own.

@@ -129,7 +129,13 @@ def snapshot(connection: Connection) -> Iterator[Connection]:
     require_idle(connection, "take a snapshot")
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        stay_idle(connection)
         yield connection
+
+
+def stay_idle(connection: Connection) -> None:
+    """Let the open transaction, one of ours, last while this process computes."""
+    connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 def require_idle(connection: Connection, purpose: str) -> None:

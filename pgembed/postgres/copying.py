@@ -1,4 +1,4 @@
-"""COPY BINARY into NumPy arrays, a block of rows at a time.
+"""COPY BINARY into NumPy arrays and out of them, a block of rows at a time.
 
 PostgreSQL sends one message per row. The messages are strung together, and taken
 apart by NumPy: nothing but the stringing is done row by row.
@@ -84,6 +84,38 @@ def copy_columns(
             if messages.lengths:
                 yield _Block(messages).columns(columns)
         copy.read()
+
+
+def write_columns(
+    connection: Connection,
+    table: str,
+    names: Sequence[str],
+    columns: Sequence[tuple[str, Array]],
+) -> int:
+    """Append rows to *table*: for each column its type in COPY, and values (n,).
+
+    Returns how many were written, which triggers may prevent. A type is NumPy's name
+    of a number in network order, such as ">i4". *table* and *names* are quoted already.
+    """
+    fields = [("columns", ">i2")]
+    for number, (type_, _) in enumerate(columns):
+        fields += [(f"size {number}", ">i4"), (f"value {number}", type_)]
+    row = np.dtype(fields)
+    listed = ", ".join(names)
+    statement = _trusted(f"COPY {table} ({listed}) FROM STDIN (FORMAT binary)")
+    with connection.cursor() as cursor:
+        with cursor.copy(statement) as copy:
+            copy.write(_HEADER)
+            for start in range(0, len(columns[0][1]), _BLOCK_ROWS):
+                parts = [values[start : start + _BLOCK_ROWS] for _, values in columns]
+                rows = np.empty(len(parts[0]), row)
+                rows["columns"] = len(columns)
+                for number, part in enumerate(parts):
+                    rows[f"size {number}"] = row[f"value {number}"].itemsize
+                    rows[f"value {number}"] = part
+                copy.write(rows.tobytes())
+            copy.write(_TRAILER)
+        return cursor.rowcount
 
 
 def _trusted(query: str) -> sql.SQL:

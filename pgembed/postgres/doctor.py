@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from pgembed import __version__
@@ -157,28 +158,14 @@ def _privileges(connection: Connection) -> Iterator[Finding]:
             f"objects of other roles are in schema pgembed: {', '.join(foreign)}",
             "move them with ALTER … SET SCHEMA, or drop them",
         )
-    public = fetch_all(
-        connection,
-        """
-        SELECT i.identity
-        FROM pg_catalog.pg_proc AS p
-        CROSS JOIN LATERAL pg_catalog.aclexplode(
-            coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) AS a,
-            pg_catalog.pg_identify_object('pg_catalog.pg_proc'::regclass, p.oid, 0) AS i
-        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed') AND a.grantee = 0
-        UNION
-        SELECT 'schema pgembed'
-        FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS a
-        WHERE n.nspname = 'pgembed' AND a.grantee = 0 AND a.privilege_type = 'CREATE'
-        ORDER BY 1
-        """,
-    )
+    public = guards.open_to_public(connection)
     if public:
         yield warning(
             "privileges",
-            f"everybody may use {', '.join(row[0] for row in public[:3])}"
+            f"everybody may use {', '.join(public[:3])}"
             + (f" and {len(public) - 3} more" if len(public) > 3 else ""),
-            "REVOKE it FROM PUBLIC, and grant it to the roles that need it",
+            "run 'pgembed install', which revokes it, or REVOKE it FROM PUBLIC; then "
+            "grant it to the roles that need it",
         )
     elif not foreign:
         yield ok("privileges", "nothing is granted to PUBLIC")
@@ -283,7 +270,7 @@ def _models(connection: Connection) -> Iterator[Finding]:
     rows = fetch_all(
         connection,
         """
-        SELECT m.name, pg_catalog.bool_and(coalesce(b.bytes, 0) = f.bytes)
+        SELECT m.name, m.source, pg_catalog.bool_and(coalesce(b.bytes, 0) = f.bytes)
         FROM pgembed.model AS m
         LEFT JOIN pgembed.model_file AS f ON f.model = m.name
         LEFT JOIN LATERAL (
@@ -295,12 +282,13 @@ def _models(connection: Connection) -> Iterator[Finding]:
     )
     if not rows:
         yield warning("models", "there is none", "add one with 'pgembed model add'")
-    for name, complete in rows:
+    for name, source, complete in rows:
         if complete:
             yield ok(f"model {name}", "its files are complete")
         else:
             yield error(
                 f"model {name}",
                 "parts of its files are missing in the database",
-                f"run 'pgembed model remove {name}' and add it again",
+                f"add it again, with the options that it has, which puts them back: "
+                f"pgembed model add {shlex.quote(name)} {shlex.quote(source)}",
             )

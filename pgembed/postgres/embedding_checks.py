@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from psycopg import sql
+from psycopg import errors, sql
 
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 from pgembed.postgres.findings import Finding, error, ok, warning
 
 _STALE = "5 minutes"
+_LOCK_TIMEOUT = "500ms"
 
 
 class _Embedding(NamedTuple):
@@ -53,8 +54,44 @@ def check_all(connection: Connection) -> Iterator[Finding]:
     )
     for row in rows:
         embedding = _Embedding(*row)
-        findings = list(_check(connection, embedding))
-        yield from findings or [ok(embedding.subject, "well")]
+        yield from _findings(connection, embedding) or [ok(embedding.subject, "well")]
+
+
+def _findings(connection: Connection, embedding: _Embedding) -> list[Finding]:
+    holder = _lock_holder(connection, embedding)
+    if holder is not None:
+        return [_locked(embedding, f"process {holder}")]
+    try:
+        with connection.transaction():
+            connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+            return list(_check(connection, embedding))
+    except errors.LockNotAvailable:
+        return [_locked(embedding, "a process")]
+
+
+def _lock_holder(connection: Connection, embedding: _Embedding) -> int | None:
+    """Return the process that lets nobody read the embedding's tables, if one does."""
+    query = """
+        SELECT l.pid
+        FROM pgembed.embedding AS e
+        JOIN pg_catalog.pg_locks AS l ON l.relation IN
+            (e.source, e.target, pg_catalog.to_regclass('pgembed.job_' || e.id))
+        JOIN pg_catalog.pg_database AS d ON d.oid = l.database
+        WHERE e.id = %s AND d.datname = pg_catalog.current_database() AND l.granted
+            AND l.mode = 'AccessExclusiveLock' AND l.pid <> pg_catalog.pg_backend_pid()
+        LIMIT 1
+    """
+    row = fetch_one(connection, query, (embedding.id,))
+    return row and int(row[0])
+
+
+def _locked(embedding: _Embedding, holder: str) -> Finding:
+    return warning(
+        embedding.subject,
+        f"{holder} of the server has locked its tables: searches and workers wait for "
+        "it, and the rest was not looked at",
+        "see in pg_stat_activity what it does, and ask again when it has ended",
+    )
 
 
 def _check(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
@@ -97,10 +134,32 @@ def _capture(connection: Connection, embedding: _Embedding) -> Iterator[Finding]
         yield error(
             embedding.subject,
             f"its triggers for {', '.join(lost)} are missing or disabled",
-            embedding.call("reconcile"),
+            f"as the table's owner: {embedding.call('reconcile')}",
         )
     else:
+        yield from _owner(connection, embedding)
         yield from _partitions(connection, embedding)
+
+
+def _owner(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+    """Look for tables that were given to another role."""
+    query = """
+        SELECT f::pg_catalog.text, e.source::pg_catalog.text, e.target::pg_catalog.text,
+            pgembed._owner(e.source)::pg_catalog.text,
+            pgembed._owner(e.source) = pgembed._owner(e.target)
+        FROM pgembed.embedding AS e, pgembed._former_owner(e) AS f
+        WHERE e.id = %s AND f IS NOT NULL
+    """
+    for former, source, target, owner, is_one in fetch_all(
+        connection, query, (embedding.id,)
+    ):
+        give = "" if is_one else f"ALTER TABLE {target} OWNER TO {owner}; then, "
+        yield error(
+            embedding.subject,
+            f"its triggers run as role {former}, and table {source} belongs to "
+            f"{owner}: writes to it may fail",
+            f"{give}as {owner}: {embedding.call('reconcile')}",
+        )
 
 
 def _partitions(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:

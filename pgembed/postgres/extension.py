@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -35,6 +36,9 @@ schema = pgembed
 relocatable = false
 superuser = {superuser}
 """
+
+# The server reads no comments: this one is for the next time.
+_SOCKET_DIR = "# socket_dir = "
 
 _HEAD = '\\echo Use "{statement}" to load this file. \\quit'
 
@@ -154,12 +158,15 @@ def write(
     """
     resources = resources or Resources.found()
     transport = transport or _transport_of(server)
+    socket_dir = socket_dir or _socket_dir_of(server)
     control = _CONTROL.format(
         version=resources.version,
         requires=", ".join(_EXTENSIONS[transport]),
         # Only a superuser creates functions in PL/Python.
         superuser=str(transport == "plpython").lower(),
     )
+    if socket_dir is not None:
+        control += f"{_SOCKET_DIR}{json.dumps(socket_dir)}\n"
     version = resources.version
     texts = {
         f"pgembed--{version}.sql": script_for(server, transport, socket_dir, resources),
@@ -177,13 +184,22 @@ def write(
 
 def _transport_of(server: Server) -> Transport:
     """Return the transport for which the server's control file was written."""
-    try:
-        control = (server.folder / "pgembed.control").read_text(encoding="utf-8")
-    except OSError:
-        return "dblink"
-    match = re.search(r"^requires = '(.*)'$", control, re.MULTILINE)
+    match = re.search(r"^requires = '(.*)'$", _control_of(server), re.MULTILINE)
     required = tuple(match[1].split(", ")) if match else ()
     return next((t for t in _EXTENSIONS if _EXTENSIONS[t] == required), "dblink")
+
+
+def _socket_dir_of(server: Server) -> str | None:
+    """Return the folder of sockets for which the server's files were written."""
+    match = re.search(f"^{_SOCKET_DIR}(.*)$", _control_of(server), re.MULTILINE)
+    return str(json.loads(match[1])) if match else None
+
+
+def _control_of(server: Server) -> str:
+    try:
+        return (server.folder / "pgembed.control").read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _write(path: Path, text: str) -> Path:

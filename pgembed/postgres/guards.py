@@ -52,6 +52,28 @@ _FOREIGN = """
 """
 
 
+_PUBLIC = """
+    SELECT o.name
+    FROM (
+        SELECT p.oid::pg_catalog.regprocedure::pg_catalog.text, p.proowner,
+            coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
+        FROM pg_catalog.pg_proc AS p
+        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')
+        UNION ALL
+        SELECT c.oid::pg_catalog.regclass::pg_catalog.text, c.relowner, c.relacl
+        FROM pg_catalog.pg_class AS c
+        WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed')
+        UNION ALL
+        SELECT 'schema pgembed', n.nspowner, n.nspacl
+        FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pgembed'
+    ) AS o (name, owner, acl)
+    -- What belongs to owners of tables they alone can mend: pgembed.reconcile does.
+    WHERE pg_catalog.pg_has_role(o.owner, 'USAGE')
+        AND EXISTS (SELECT FROM pg_catalog.aclexplode(o.acl) AS a WHERE a.grantee = 0)
+    ORDER BY 1
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Schema:
     """The schema pgembed as it was found."""
@@ -60,6 +82,11 @@ class Schema:
     owner: str
     owner_oid: int
     installed: bool
+
+
+def open_to_public(connection: Connection) -> list[str]:
+    """Return what in schema pgembed anybody may use; of what this role may change."""
+    return [name for (name,) in fetch_all(connection, _PUBLIC)]
 
 
 def require_versions(connection: Connection) -> None:

@@ -64,6 +64,8 @@ class Plan:
     knows_revision: bool
     missing: frozenset[str]
     """Recorded routines and views that somebody dropped."""
+    is_public: bool
+    """Whether anybody may use some of it, as after a restore without privileges."""
     files: list[tuple[str, str]]
     """Name and text of the SQL files, in order, the extensions' schemas filled in."""
     schemas: Mapping[str, str]
@@ -151,6 +153,7 @@ def plan(
         head=migrate.head(migrations),
         knows_revision=revision is None or migrate.is_known(revision, migrations),
         missing=_missing(connection, found),
+        is_public=bool(guards.open_to_public(connection)),
         files=[
             (path.name, resolve_schemas(path.read_text(encoding="utf-8"), schemas))
             for path in resources.sql_files(chosen)

@@ -39,11 +39,12 @@ REVOKE = """
     DECLARE
         routine pg_catalog.regprocedure;
     BEGIN
-        -- Capture functions revoke that themselves, and may belong to tables' owners.
+        -- Capture functions may belong to tables' owners; reconcile revokes that.
         FOR routine IN
             SELECT p.oid::pg_catalog.regprocedure FROM pg_catalog.pg_proc AS p
             WHERE p.pronamespace = 'pgembed'::pg_catalog.regnamespace
-              AND NOT pg_catalog.starts_with(p.proname, '_capture_')
+              AND (NOT pg_catalog.starts_with(p.proname, '_capture_')
+                  OR pg_catalog.pg_has_role(p.proowner, 'USAGE'))
         LOOP
             EXECUTE 'REVOKE ALL ON ROUTINE ' || routine || ' FROM PUBLIC';
         END LOOP;
@@ -143,10 +144,11 @@ def install_in_transaction(
         connection, resources, transport=transport, socket_dir=socket_dir
     )
     plan.refuse_newer()
-    if not plan.is_current:
+    changed = plan.is_public or not plan.is_current
+    if changed:
         _write(connection, resources, plan)
     return InstallReport(
-        changed=not plan.is_current,
+        changed=changed,
         version=__version__,
         revision=plan.head,
         previous_version=plan.found.version if plan.found else None,

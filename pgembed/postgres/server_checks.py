@@ -38,6 +38,8 @@ def check_call(connection: Connection, models: list[str]) -> Iterator[Finding]:
                 seconds = time.perf_counter() - started
     except psycopg.Error as error:
         message = error.diag.message_primary or str(error).strip()
+        if error.diag.message_detail:
+            message += f": {error.diag.message_detail.strip()}"
         hint = error.diag.message_hint or "see the log of 'pgembed worker'"
         yield warning("call", f"pgembed.embed() fails: {message}", hint)
         return
@@ -150,7 +152,9 @@ def _cache(connection: Connection) -> Iterator[Finding]:
         connection,
         """
         SELECT coalesce((
-            SELECT sum(pg_catalog.pg_relation_size(i.indexrelid))
+            -- pg_relation_size would wait for whoever has locked the index.
+            SELECT sum(c.relpages::int8
+                * pg_catalog.current_setting('block_size')::int8)
             FROM pg_catalog.pg_index AS i
             JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
             JOIN pg_catalog.pg_am AS m ON m.oid = c.relam

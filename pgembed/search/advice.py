@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
 from typing import Any
 
-from psycopg import sql
 from psycopg.rows import class_row
 
 from pgembed.errors import EmbeddingError
@@ -33,6 +30,8 @@ class Advice:
     """Of the workload, with this index and those before it, by the cost model."""
     present: bool
     statement: str
+    comment: str
+    """SQL that notes at the index what it serves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +46,8 @@ class AdvisedIndex:
     """Those of a covering index."""
     bytes: int
     scans: int
-    searches: int
-    """How many searches of the workload it serves."""
+    searches: int | None
+    """Of the workload, those that it serves; None when its filter is not noted."""
     valid: bool
 
 
@@ -83,14 +82,7 @@ def apply(connection: Connection, advice: Advice) -> None:
     if not _is_valid(connection, name):
         connection.execute(b"DROP INDEX CONCURRENTLY IF EXISTS " + name.encode())
         connection.execute(advice.statement.encode())
-    comment = sql.Literal(
-        "pgembed's covering index"
-        if advice.filter is None
-        else "pgembed: " + json.dumps(advice.filter)
-    )
-    connection.execute(
-        sql.SQL("COMMENT ON INDEX {} IS {}").format(_trusted(name), comment)
-    )
+    connection.execute(advice.comment.encode())
 
 
 def advised_indexes(
@@ -114,7 +106,7 @@ def drop_unused(
     """
     require_idle(connection, "drop an index concurrently")
     known = advised_indexes(connection, embedding, workload=workload)
-    unused = [index for index in known if not index.searches or not index.valid]
+    unused = [index for index in known if index.searches == 0 or not index.valid]
     if known and not any(index.searches for index in known):
         _require_workload(connection, embedding, workload)
     for index in unused:
@@ -124,52 +116,63 @@ def drop_unused(
 
 
 def measure(
-    connection: Connection,
-    embedding: str,
-    filters: Sequence[dict[str, Any]],
-    *,
-    sample: int = 5,
+    connection: Connection, embedding: str, filters: str, *, sample: int = 5
 ) -> tuple[float, float]:
     """Return the mean recall and milliseconds of searches under some filters.
 
-    Each of *sample* vectors of the table is searched for under each filter.
+    *filters* is JSON: a filter, or a list of them. Each of *sample* vectors of the
+    table is searched for under each filter.
     """
-    if not filters:
-        return 1.0, 0.0
     rows = fetch_all(
         connection,
         "SELECT queries, recall, ms FROM pgembed.recall(%s, sample => %s, "
         "filter => %s::jsonb)",
-        (embedding, sample, json.dumps(list(filters))),
+        (embedding, sample, filters),
     )
     queries = sum(row[0] for row in rows)
+    if not queries:
+        return 1.0, 0.0
     return (
         sum(row[0] * row[1] for row in rows) / queries,
         sum(row[0] * row[2] for row in rows) / queries,
     )
 
 
-def workload_filters(
+def sample_filters(
     connection: Connection,
     embedding: str,
     *,
     workload: str | None = None,
     count: int = 20,
-) -> list[dict[str, Any]]:
-    """Return the filters that the workload uses most."""
+) -> str:
+    """Return filters that stand for the workload, as JSON; the empty one without any.
+
+    JSON, in which numbers keep their digits: a list, or one filter. Filters that the
+    table no longer understands are left out.
+    """
     rows = fetch_all(
         connection,
-        "SELECT w.filter FROM pgembed._workload_filters("
-        "pgembed._find_embedding(%s), %s::text::regclass) AS w LIMIT %s",
+        "SELECT coalesce(jsonb_agg(w.filter), '{}')::text "
+        "FROM pgembed._find_embedding(%s) AS e "
+        "CROSS JOIN LATERAL pgembed._workload_filters("
+        "e, %s::text::regclass, %s) AS w "
+        "CROSS JOIN LATERAL pgembed._filter_estimate(e, w.filter) AS p "
+        "WHERE p.rows IS NOT NULL",
         (embedding, workload, count),
     )
-    return [row[0] for row in rows]
+    return str(rows[0][0])
 
 
 def _require_workload(
     connection: Connection, embedding: str, workload: str | None
 ) -> None:
-    if not workload_filters(connection, embedding, workload=workload, count=1):
+    rows = fetch_all(
+        connection,
+        "SELECT FROM pgembed._workload_filters("
+        "pgembed._find_embedding(%s), %s::text::regclass, 1)",
+        (embedding, workload),
+    )
+    if not rows:
         raise EmbeddingError(
             f"no filters are recorded for embedding {embedding!r}, so nothing can be "
             "called unused: SET pgembed.record_filters = 0.01 for a while, or name a "
@@ -199,8 +202,3 @@ def _is_valid(connection: Connection, name: str) -> bool:
         (name,),
     )
     return bool(rows and rows[0][0])
-
-
-def _trusted(name: str) -> sql.SQL:
-    """Return a name that the database quoted as SQL."""
-    return sql.SQL(name)

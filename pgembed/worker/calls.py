@@ -41,6 +41,9 @@ class Transport(Protocol):
     def answer(self, answers: Sequence[AnsweredCall]) -> None:
         """Answer calls of one group with vectors, float32 (n, d), or with errors."""
 
+    def has_caller(self, call: Call) -> bool:
+        """Whether the caller is still there, as far as is known."""
+
 
 class _LongCall:
     """A call of many texts, answered slice by slice."""
@@ -132,7 +135,7 @@ class CallServer:
 
     def step(self) -> None:
         """Answer the short calls whose model is loaded, and a slice of a long one."""
-        self._pending.drop_expired()
+        self._pending.drop(self._is_over)
         for group in self._pending.groups():
             model = self._model(group)
             if model is None:
@@ -194,10 +197,14 @@ class CallServer:
         except Exception as error:
             self._answer([(call, _message(error))])
 
+    def _is_over(self, call: Call) -> bool:
+        """Whether nobody waits for the answer any longer."""
+        return call.deadline < time.monotonic() or not self._transport.has_caller(call)
+
     def _go_on(self, long: _LongCall) -> None:
         answer: Float32 | str | None = None
         try:
-            if long.call.deadline < time.monotonic():
+            if self._is_over(long.call):
                 self._long = None
             elif long.step():
                 answer = long.vectors

@@ -73,11 +73,28 @@ def _server(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
         thread.join()
 
 
+_UP = "pgembed_database_up", "Whether the database answers."
+_QUEUE = (
+    ("pgembed_queue_rows", "Rows that wait for their vector."),
+    ("pgembed_failed_rows", "Rows in pgembed.failures."),
+    ("pgembed_queue_age_seconds", "How long the oldest row has waited."),
+)
+_MEMORY = (
+    "pgembed_process_resident_memory_bytes",
+    "Resident memory of a worker's process, its models included.",
+)
+
+
 class QueueCollector(Collector):
     """What the database knows, of all workers' work; asked at every scrape."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
+
+    def describe(self) -> Iterator[Metric]:
+        """Return the names: a scrape of others does not wait for the database."""
+        for name, help_text in (_UP, *_QUEUE):
+            yield GaugeMetricFamily(name, help_text)
 
     def collect(self) -> Iterator[Metric]:
         """Return the gauges; of an unreachable database only that it is so."""
@@ -85,15 +102,10 @@ class QueueCollector(Collector):
             rows = self._rows()
         except (psycopg.Error, ConnectError) as error:
             _log.warning("metrics without the queue: %s", str(error).splitlines()[0])
-            yield _gauge("pgembed_database_up", "Whether the database answers.", 0)
+            yield GaugeMetricFamily(*_UP, 0)
             return
-        yield _gauge("pgembed_database_up", "Whether the database answers.", 1)
-        gauges = (
-            ("pgembed_queue_rows", "Rows that wait for their vector."),
-            ("pgembed_failed_rows", "Rows in pgembed.failures."),
-            ("pgembed_queue_age_seconds", "How long the oldest row has waited."),
-        )
-        for position, (name, help_text) in enumerate(gauges, 1):
+        yield GaugeMetricFamily(*_UP, 1)
+        for position, (name, help_text) in enumerate(_QUEUE, 1):
             family = GaugeMetricFamily(name, help_text, labels=["embedding"])
             for row in rows:
                 family.add_metric([row[0]], float(row[position]))
@@ -117,20 +129,16 @@ class MemoryCollector(Collector):
     def __init__(self, processes: Callable[[], Iterable[Process]]) -> None:
         self._processes = processes
 
+    def describe(self) -> Iterator[Metric]:
+        """Return the name, by which it can be asked for alone."""
+        yield GaugeMetricFamily(*_MEMORY)
+
     def collect(self) -> Iterator[Metric]:
         """Return the gauge; where there is no /proc it has no values."""
-        family = GaugeMetricFamily(
-            "pgembed_process_resident_memory_bytes",
-            "Resident memory of a worker's process, its models included.",
-            labels=["role", "pid"],
-        )
+        family = GaugeMetricFamily(*_MEMORY, labels=["role", "pid"])
         page = os.sysconf("SC_PAGE_SIZE")
         for process in self._processes():
             with contextlib.suppress(OSError):  # it has just ended
                 pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
                 family.add_metric([process.role, str(process.pid)], int(pages) * page)
         yield family
-
-
-def _gauge(name: str, help_text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, help_text, value)

@@ -61,10 +61,9 @@ class PendingCalls:
         """Return the groups of the calls that wait, the oldest first."""
         return list(dict.fromkeys(call.group for call in self._calls))
 
-    def drop_expired(self) -> None:
-        """Forget the calls for which nobody waits any longer."""
-        now = time.monotonic()
-        self._take(lambda call: call.deadline < now)
+    def drop(self, unwanted: Callable[[Call], bool]) -> None:
+        """Forget calls."""
+        self._take(unwanted)
 
     def all_of(self, group: Group) -> list[Call]:
         """Remove and return the calls of a group."""

@@ -245,9 +245,7 @@ def _layout_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prepare(session: Connection) -> None:
-    # The pauses of the transaction are this process at work, and when it is killed,
-    # a statement that still runs is for nobody.
-    session.execute("SET idle_in_transaction_session_timeout = 0")
+    # When this process is killed, a statement that still runs is for nobody.
     with contextlib.suppress(psycopg.Error):  # not on every platform
         session.execute("SET client_connection_check_interval = 1000")
 

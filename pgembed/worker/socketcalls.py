@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pgembed.errors import WorkerError
 from pgembed.postgres.vectors import Float32
 from pgembed.worker.frames import (
     GREETING_BYTES,
@@ -97,6 +98,7 @@ class SocketCalls:
         self.other_is_ready = False
         """Whether the file descriptor given to take() could be read."""
         self._listener, self.path = place.listen()
+        self._is_lost = False
         self._callers: dict[int, _Caller] = {}
         self._held = 0
         self._added: queue.SimpleQueue[tuple[_Reply, str | None]] = queue.SimpleQueue()
@@ -122,7 +124,7 @@ class SocketCalls:
                 self.other_is_ready = True
             elif descriptor in self._callers:
                 calls += self._serve(self._callers[descriptor], event)
-        self._drop_slow()
+        self._look_around()
         return calls
 
     def brought(self, call: Call) -> bool:
@@ -134,6 +136,11 @@ class SocketCalls:
         for call, answer in answers:
             assert isinstance(call.reply_to, _Reply)  # noqa: S101 - made here
             self._reply(call.reply_to, answer)
+
+    def has_caller(self, call: Call) -> bool:
+        """Whether the caller neither hung up nor gave the call up."""
+        assert isinstance(call.reply_to, _Reply)  # noqa: S101 - made here
+        return call.reply_to.caller.number == call.reply_to.number
 
     def close(self) -> None:
         """End all connections and remove the socket."""
@@ -298,11 +305,34 @@ class SocketCalls:
         if idle:
             self._drop(min(idle, key=lambda each: each.moved))
 
-    def _drop_slow(self) -> None:
+    def _look_around(self) -> None:
         now = time.monotonic()
         if now < self._next_check:
             return
         self._next_check = now + self._slow_seconds / 10
+        self._drop_slow(now)
+        if not os.path.exists(self.path):
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """Open another socket: somebody deleted the file of this one."""
+        try:
+            listener, path = self._place.listen()
+        except WorkerError as error:
+            if not self._is_lost:
+                _log.warning("%s", error)
+            self._is_lost = True
+            return
+        self._is_lost = False
+        _log.warning(
+            "%s was deleted; callers now find this worker at %s", self.path, path
+        )
+        self._poll.unregister(self._listener)
+        self._listener.close()
+        self._listener, self.path = listener, path
+        self._poll.register(listener, select.EPOLLIN)
+
+    def _drop_slow(self, now: float) -> None:
         for caller in list(self._callers.values()):
             if caller.is_between and caller.moved < now - self._slow_seconds:
                 _log.warning("a caller was cut off: its frame did not move on")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import os
 import secrets
 import socket
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -72,9 +74,10 @@ class SocketPlace:
         """
         try:
             self._prepare()
-            self._remove_stale()
-            path = self.folder / f"{self.prefix}{secrets.token_hex(4)}"
-            return self._bind(path), path
+            with self._alone():
+                self._remove_stale()
+                path = self.folder / f"{self.prefix}{secrets.token_hex(4)}"
+                return self._bind(path), path
         except OSError as error:
             raise WorkerError(
                 f"no socket for SQL functions in {self.folder}: {error}. Let the "
@@ -95,6 +98,16 @@ class SocketPlace:
             raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
         if mode & 0o007:
             raise PermissionError(errno.EPERM, "everybody may enter it: run chmod o=")
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other workers out: a socket that does not listen yet seems dead."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def _remove_stale(self) -> None:
         for path in self.folder.glob(f"{self.prefix}*"):

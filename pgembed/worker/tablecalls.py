@@ -49,6 +49,8 @@ class TableCalls:
         self._spoke = True
         self._locked: set[int] = set()
         """Calls that were taken with a lock, whose release wakes the caller."""
+        self._waiting: set[int] = set()
+        """Calls that were taken and, at the last look, not withdrawn."""
 
     @property
     def due(self) -> float:
@@ -73,6 +75,7 @@ class TableCalls:
             self._expire()
         if now >= self._next_poll:
             self._next_poll = now + _POLL_SECONDS
+            self._forget_withdrawn()
             return self._taken(None)
         if ids:
             return self._taken(ids)
@@ -93,6 +96,11 @@ class TableCalls:
             for start in range(0, len(mine), _MOST_ANSWERS):
                 self._send(worker, mine[start : start + _MOST_ANSWERS])
 
+    def has_caller(self, call: Call) -> bool:
+        """Whether the call was not withdrawn until the last look."""
+        assert isinstance(call.reply_to, _Row)  # noqa: S101 - made by _call
+        return call.reply_to.call_id in self._waiting
+
     def leave(self, model: str, vectors: Float32) -> int | None:
         """Put vectors of a call that came another way where its caller reads them.
 
@@ -109,7 +117,14 @@ class TableCalls:
     def _send(self, worker: UUID, given: list[calls.Answer]) -> None:
         locked = self._locked.intersection(each.call_id for each in given)
         self._locked -= locked
+        self._waiting.difference_update(each.call_id for each in given)
         self._link.run(lambda c: calls.answer(c, worker, given, locked=list(locked)))
+
+    def _forget_withdrawn(self) -> None:
+        if self._waiting:
+            self._spoke = True
+            waiting = list(self._waiting)
+            self._waiting = self._link.run(lambda c: calls.present(c, waiting))
 
     def _expire(self) -> None:
         self._link.run(calls.expire)
@@ -127,6 +142,7 @@ class TableCalls:
                 self._other(request)
                 continue
             call = _call(request, worker)
+            self._waiting.add(request.id)
             if ids is not None:
                 self._locked.add(request.id)
             if request.model_hash is None:

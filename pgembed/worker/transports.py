@@ -33,3 +33,9 @@ class TableAndSocket:
         self._sockets.answer(by_socket)
         by_table = [each for each in answers if not self._sockets.brought(each[0])]
         self._table.answer(by_table)
+
+    def has_caller(self, call: Call) -> bool:
+        """Whether the caller is still there, as far as is known."""
+        if self._sockets.brought(call):
+            return self._sockets.has_caller(call)
+        return self._table.has_caller(call)

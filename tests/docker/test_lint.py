@@ -89,6 +89,7 @@ def test_the_health_check_reads_the_metrics() -> None:
             for s in family.samples
         )
 
+    assert module("healthcheck")._METRIC in lines("embed")
     missing = module("healthcheck").missing
     assert missing(lines("embed", "calls")) == []
     assert missing(lines("embed")) == ["calls"]

@@ -243,8 +243,8 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
     ),
     (
         lambda s: batch(s.open, "items_v", ONE, filters="nonsense"),
-        SettingError,
-        "8 filters for 1 queries: give one per query, or one for all",
+        FilterError,
+        "the filter 'nonsense' is no JSON: Expecting value: line 1 co",
     ),
     (
         lambda s: batch(s.open, "items_v", ONE, filters={"absent": 1}),

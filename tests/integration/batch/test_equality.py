@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pgembed.batch.search import search_batch
+from pgembed.batch.layout import build_layout
+from pgembed.batch.search import knn_join, search_batch
 from tests.integration.batch.oracle import nearest
 from tests.integration.batch.tables import KEYS, create, vectors
 from tests.integration.search.support import Connection, adopt, unsafe, vector_text
@@ -167,3 +169,43 @@ def test_many_equal_rows(connection: Connection) -> None:
     )
     result = search_batch(connection, name, queries, recall=1.0)
     assert result.keys.tolist() == [list(range(0, 20, 2)), list(range(1, 20, 2))]
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2", "inner_product"])
+@pytest.mark.parametrize("ordinary", [0, 30])
+def test_vectors_whose_distances_overflow(
+    connection: Connection, tmp_path: Path, distance: str, ordinary: int
+) -> None:
+    """Some distances are infinite, or no number, in SQL."""
+    connection.execute("CREATE TABLE e (id int PRIMARY KEY, n int, v vector(2))")
+    connection.execute(
+        "INSERT INTO e SELECT 50 - i, i %% 2, format('[%%se19,-3e18]', i)::vector "
+        "FROM generate_series(1, 30) AS i UNION ALL "
+        "SELECT 100 + i, i %% 2, format('[%%s,1]', i)::vector "
+        "FROM generate_series(1, %s) AS i",
+        [ordinary],
+    )
+    name = adopt(connection, "e", distance=distance)
+    queries = np.array([[1, 1], [-3e20, 1], [4e19, 2e19]], np.float32)
+    build_layout(connection, name, root=tmp_path)
+    for layout in (False, True):
+        result = search_batch(
+            connection,
+            name,
+            queries,
+            filters=[None, {"n": 1}, None],
+            k=40,
+            recall=1.0,
+            layout=layout,
+            layouts=tmp_path,
+            few_by_sql=False,
+        )
+        for i, where in enumerate(("true", "n = 1", "true")):
+            expected = nearest(
+                connection, "e", queries[i], where=where, k=40, distance=distance
+            )
+            assert result[i] == expected
+    related = knn_join(connection, name, k=60, recall=1.0)
+    assert len(related) == 30 + ordinary
+    for key, answer in zip(related.keys.tolist(), related.related.keys, strict=True):
+        assert key not in answer.tolist()

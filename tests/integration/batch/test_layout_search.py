@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 import shutil
+import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,27 @@ import numpy as np
 import psycopg
 import pytest
 from numpy.typing import NDArray
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 from pgembed.batch import strategy
+from pgembed.batch.corpus import find_layout
 from pgembed.batch.layout import build_layout, drop_layout
 from pgembed.batch.search import knn_join, search_batch
+from pgembed.batch.source import describe
 from pgembed.batch.workload import Workload
 from pgembed.errors import PgembedError, VectorError
 from pgembed.postgres.connection import fetch_one
 from tests.conftest import Connect
+from tests.harness.roles import ordinary_role
 from tests.integration.batch.oracle import nearest, same
-from tests.integration.search.support import Connection, adopt, unsafe, vector_text
+from tests.integration.search.support import (
+    Connection,
+    adopt,
+    create_items,
+    unsafe,
+    vector_text,
+)
 
 ROWS, WIDTH = 6000, 24
 FILTERS: list[dict[str, Any] | None] = [None, {"n": {"lt": 50}}, {"n": 7}]
@@ -191,6 +204,162 @@ def test_a_rewritten_table_is_read_again(
     assert report.layout.startswith("not used")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE p RENAME v TO old; ALTER TABLE p RENAME w TO v",
+        "ALTER TABLE p DROP v; ALTER TABLE p ADD v vector(24) DEFAULT {!r}",
+        "ALTER TABLE p DROP CONSTRAINT p_pkey, DROP id; "
+        "ALTER TABLE p RENAME m TO id; ALTER TABLE p ADD PRIMARY KEY (id)",
+    ],
+    ids=["renamed", "default", "key"],
+)
+def test_a_column_that_takes_the_name_of_another(
+    connection: Connection, tmp_path: Path, change: str
+) -> None:
+    """Rows keep their places and their transactions."""
+    name = create(connection)
+    connection.execute(
+        "ALTER TABLE p ADD w vector(24), ADD m int; UPDATE p SET w = v * v, m = -id"
+    )
+    build_layout(connection, name, root=tmp_path)
+    connection.execute(unsafe(change.format(vector_text(np.ones(WIDTH, np.float32)))))
+    report = check(connection, name, Points(2).take(6), tmp_path)
+    assert report.layout == (
+        "not used: it was built for another column, or for another key"
+    )
+    assert advice(connection).startswith("rebuild: it was built for another column")
+
+
+def test_a_key_of_another_type(connection: Connection, tmp_path: Path) -> None:
+    """Without a rewrite, after which integers are the keys."""
+    connection.execute("CREATE DOMAIN number AS int")
+    name = create(connection)
+    connection.execute("ALTER TABLE p ALTER id TYPE number")
+    build_layout(connection, name, root=tmp_path)
+    connection.execute("ALTER TABLE p ALTER id TYPE int")
+    report = check(connection, name, Points(2).take(6), tmp_path)
+    assert "for another key" in report.layout
+
+
+def test_nobody_rewrites_a_table_whose_layout_was_found(
+    connection: Connection, dsn: str, connect: Connect, tmp_path: Path
+) -> None:
+    name = create(connection)
+    build_layout(connection, name, root=tmp_path)
+    other = connect(dsn)
+    with connection.transaction():
+        found = find_layout(connection, describe(connection, name), tmp_path)
+        assert not isinstance(found, str)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            other.execute("BEGIN; LOCK TABLE p IN ACCESS EXCLUSIVE MODE NOWAIT")
+    other.close()
+
+
+def test_changed_rows_of_other_dimensions_are_refused(
+    connection: Connection, tmp_path: Path
+) -> None:
+    """As they are without a layout, and in SQL."""
+    name = create(connection)
+    build_layout(connection, name, root=tmp_path)
+    connection.execute("ALTER TABLE p ALTER v TYPE vector")
+    connection.execute("INSERT INTO p VALUES (-1, 0, '[7]')")
+    with pytest.raises(VectorError, match="of 1 dimensions"):
+        search_batch(connection, name, Points(2).take(6), layouts=tmp_path)
+
+
+def test_a_table_of_another_name_keeps_its_layout(
+    connection: Connection, tmp_path: Path
+) -> None:
+    name = create(connection)
+    layout = build_layout(connection, name, root=tmp_path)
+    queries = Points(2).take(6)
+    before = search_batch(connection, name, queries, layouts=tmp_path)
+    connection.execute("ALTER TABLE p RENAME TO q")
+    after = search_batch(connection, name, queries, layouts=tmp_path)
+    assert before.report.layout == after.report.layout == layout.version
+    assert (before.keys == after.keys).all()
+
+
+@pytest.mark.parametrize(
+    ("statement", "changed", "told", "used"),
+    [
+        ("SELECT 1", 0, "current", True),
+        ("UPDATE items SET n = 2 WHERE id < 1500", 1500, "a rebuild pays", True),
+        ("DELETE FROM items WHERE id < 2500", 0, "current", True),
+        ("UPDATE items SET n = 2 WHERE id < 2500", 2500, "rebuild: too much", False),
+        ("UPDATE items SET v = NULL WHERE id < 2500", 0, "current", True),
+        ("VACUUM FULL items", None, "rebuild: the table was rewritten", False),
+        ("ALTER TABLE items RENAME v TO w", None, "rebuild: it was built for", False),
+    ],
+)
+def test_the_advice_says_what_batches_do(
+    connection: Connection,
+    tmp_path: Path,
+    statement: str,
+    changed: int | None,
+    told: str,
+    used: bool,
+) -> None:
+    vectors = np.random.default_rng(0).standard_normal((3000, 2)).astype(np.float32)
+    create_items(connection, "items", vectors, columns={"n": ("int", [1] * 3000)})
+    name = adopt(connection, "items")
+    layout = build_layout(connection, name, root=tmp_path)
+    connection.execute(unsafe(statement))
+    found = connection.execute("SELECT changed FROM pgembed.layouts").fetchone()
+    assert found == (changed,)
+    assert advice(connection).startswith(told)
+    if "RENAME" in statement:
+        connection.execute("ALTER TABLE items ADD v vector(2)")
+    report = search_batch(
+        connection, name, vectors[:2], layouts=tmp_path, few_by_sql=False
+    ).report
+    assert (report.layout == layout.version) == used
+
+
+def test_advice_to_a_role_that_may_post_batches(
+    connection: Connection, dsn: str, connect: Connect, tmp_path: Path
+) -> None:
+    build_layout(connection, create(connection), root=tmp_path)
+    with ordinary_role(dsn, may_create=False) as role:
+        user = conninfo_to_dict(role)["user"]
+        connection.execute(unsafe(f"SELECT pgembed.grant_batch('{user}')"))
+        theirs = connect(role)
+        assert advice(theirs) == "unknown: this role may not read table p"
+        connection.execute(unsafe(f"GRANT SELECT (v, xmin) ON p TO {user}"))
+        assert advice(theirs) == "current"
+        theirs.close()
+
+
+def test_keys_are_refused_to_those_who_may_not_read_them(
+    connection: Connection, dsn: str, connect: Connect, tmp_path: Path
+) -> None:
+    """Also those that the layout knows."""
+    name = create(connection)
+    build_layout(connection, name, root=tmp_path)
+    with ordinary_role(dsn, may_create=False) as role:
+        user = conninfo_to_dict(role)["user"]
+        for statement in (
+            f"SELECT pgembed.grant_batch('{user}')",
+            f"GRANT SELECT (v, n, ctid, xmin) ON p TO {user}",
+        ):
+            connection.execute(unsafe(statement))
+        theirs = connect(role)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            search_batch(theirs, name, Points(2).take(60), layouts=tmp_path)
+        connection.execute(unsafe(f"GRANT SELECT (id) ON p TO {user}"))
+        answer = search_batch(theirs, name, Points(2).take(60), layouts=tmp_path)
+        assert answer.counts.tolist() == [10] * 60
+        theirs.close()
+
+
+def advice(connection: Connection) -> str:
+    """Return what the only layout is said to need."""
+    row = connection.execute("SELECT advice FROM pgembed.layouts").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def local_workload() -> Workload:
     """Queries that ask for half of the rows around a few centres, elsewhere for all."""
     random, centres = np.random.default_rng(5), Points().centres
@@ -267,6 +436,16 @@ def test_a_lost_layout_does_no_harm(
     assert report.layout.startswith("not used")
 
 
+def test_a_workload_without_queries_is_none(
+    connection: Connection, tmp_path: Path
+) -> None:
+    name = create(connection)
+    nothing = Workload.of(np.empty((0, WIDTH)))
+    layout = build_layout(connection, name, workload=nothing, root=tmp_path)
+    assert layout.leaves == 1
+    check(connection, name, Points(2).take(6), tmp_path)
+
+
 def test_a_new_layout_replaces_the_old(connection: Connection, tmp_path: Path) -> None:
     name = create(connection)
     first = build_layout(connection, name, root=tmp_path)
@@ -276,6 +455,55 @@ def test_a_new_layout_replaces_the_old(connection: Connection, tmp_path: Path) -
     assert drop_layout(connection, name, root=tmp_path)
     assert not list(tmp_path.glob("*"))
     assert not drop_layout(connection, name, root=tmp_path)
+
+
+def test_builds_at_once_leave_one_layout(
+    connection: Connection, dsn: str, connect: Connect, tmp_path: Path
+) -> None:
+    name = create(connection)
+    with ThreadPoolExecutor(3) as pool:
+        versions = {
+            layout.version
+            for layout in pool.map(
+                lambda own: build_layout(own, name, root=tmp_path),
+                [connect(dsn) for _ in range(9)],
+            )
+        }
+    assert len(versions) == 9
+    answer = search_batch(
+        connection, name, Points(2).take(60), layouts=tmp_path, few_by_sql=False
+    )
+    assert answer.report.layout in versions
+    assert [p.name for p in tmp_path.glob("*/*")] == [answer.report.layout]
+
+
+@pytest.mark.parametrize("folder", ["a file", "full"])
+def test_files_that_cannot_be_written(
+    connection: Connection, tmp_path: Path, folder: str
+) -> None:
+    name, root = create(connection), tmp_path / "layouts"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if folder == "a file":
+        root.write_text("")
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(PgembedError, match=f"to {root}.*set PGEMBED_CACHE_DIR"):
+            build_layout(connection, name, root=root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(root.glob("*"))
+    assert connection.execute("SELECT * FROM pgembed.layout").fetchone() is None
+
+
+def test_temporary_files_that_cannot_be_written(
+    connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    name = create(connection)
+    monkeypatch.setattr("pgembed.batch.layout.memory_bytes", lambda _: 1 << 20)
+    with pytest.raises(PgembedError, match=r"temporary file: .*nowhere.* set TMPDIR"):
+        build_layout(connection, name, root=tmp_path)
 
 
 def test_a_plain_psycopg_connection(

@@ -22,9 +22,9 @@ def test_pieces_make_the_whole(connection: Connection, partitions: int) -> None:
     given = [Condition(f'{{"n": {i}}}') for i in range(70)]
     conditions, _ = compile_conditions(connection, source, given)
     tables = Tables()
-    whole = read_listing(connection, source, tables, Packing(conditions))
+    whole = read_listing(connection, source, tables, Packing.of(conditions))
     cut = read_listing(
-        connection, source, tables, Packing(conditions), rows=6000, memory=20_000
+        connection, source, tables, Packing.of(conditions), rows=6000, memory=20_000
     )
     assert len(whole.ids) == 6000
     one, other = np.argsort(whole.ids), np.argsort(cut.ids)

@@ -84,6 +84,25 @@ def test_rows_are_those_of_each_equality(connection: Connection, name: str) -> N
         assert expected
 
 
+@pytest.mark.parametrize("kind", ["xid", "cid"])
+def test_values_without_an_order_are_compared_singly(
+    connection: Connection, kind: str
+) -> None:
+    embedding = create(connection, kind, [1, 2, 3, 4, 5])
+    filters = [{"a b": str(i)} for i in range(1, 6)]
+    found = search_batch(
+        connection,
+        embedding,
+        np.ones((5, 2)),
+        filters=filters,
+        k=9,
+        few_by_sql=False,
+    )
+    for number in range(5):
+        keys = [key for key, _ in found[number]]
+        assert keys == [number + 1, number + 7, number + 13]
+
+
 @pytest.mark.parametrize("count", [5, 70, 200])
 def test_more_than_a_word_holds(connection: Connection, count: int) -> None:
     connection.execute(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,11 +19,16 @@ from pgembed.models.session import Model
 from pgembed.postgres.connection import fetch_all, fetch_one
 from pgembed.postgres.resources import Resources
 from pgembed.postgres.schema import install
+from pgembed.postgres.server_checks import check_call
+from pgembed.postgres.transports import Wish
 from tests.conftest import Connect
+from tests.harness import tiny_models
 from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
+from tests.harness.server import Databases
 from tests.integration.worker.running import (
     Connection,
+    add_tiny,
     answering,
     wait_until,
 )
@@ -203,6 +210,40 @@ def test_a_connection_is_kept_and_replaced_when_it_died(connection: Connection) 
 
 
 @over_dblink
+@pytest.mark.usefixtures("worker")
+def test_a_connection_of_the_user_s_is_left_alone(connection: Connection) -> None:
+    # It leads to another database, and has not pgembed's settings.
+    own = (
+        "SELECT dblink_connect_u('pgembed', pgembed._loopback() || ' dbname=postgres')"
+    )
+    value(connection, own)
+    assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+    with pytest.raises(errors.Error, match="not registered"):
+        connection.execute("SELECT pgembed.embed('nobody', 'a man')")
+    query = (
+        "SELECT d.name FROM dblink('pgembed', 'SELECT current_database()') "
+        "AS d (name text)"
+    )
+    assert value(connection, query) == "postgres"
+
+
+@over_dblink
+def test_a_second_session_that_is_refused_says_why(connection: Connection) -> None:
+    register_model(connection)
+    connection.execute(
+        "CREATE OR REPLACE FUNCTION pgembed._loopback() RETURNS text LANGUAGE sql "
+        "RETURN 'host=/nowhere'"
+    )
+    with pytest.raises(errors.OperationalError, match="second session") as caught:
+        connection.execute("SELECT pgembed.embed('tiny', 'a cat')")
+    assert "/nowhere" in str(caught.value.diag.message_detail)
+    assert "CREATE USER MAPPING FOR postgres" in str(caught.value.diag.message_hint)
+    finding = next(check_call(connection, ["tiny"]))
+    assert "/nowhere" in finding.message
+    assert "CREATE USER MAPPING" in finding.remedy
+
+
+@over_dblink
 @pytest.mark.usefixtures("worker", "shared")
 def test_no_connection_is_kept_that_others_could_use(connection: Connection) -> None:
     assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
@@ -372,6 +413,53 @@ def check_cancel_and_timeout(connection: Connection) -> None:
         wait_until(lambda: calls_left(connection) == 0)
 
 
+def test_the_error_says_no_more_than_is_known(connection: Connection) -> None:
+    with pytest.raises(errors.ObjectNotInPrerequisiteState) as caught:
+        connection.execute("SELECT pgembed._no_answer('5 s')")
+    assert str(caught.value.diag.message_detail).endswith("for this database.")
+
+
+@pytest.mark.usefixtures("databases")
+def test_bytes_that_are_no_utf_8_are_refused(
+    transport: str, databases: Databases, connect: Connect, tmp_path: Path
+) -> None:
+    admin = connect(databases.dsn())
+    admin.execute(
+        "CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"
+    )
+    try:
+        connection = connect(databases.dsn("ascii"))
+        wish: Wish = "plpython" if transport == "plpython" else "dblink"
+        install(connection, transport=wish, socket_dir=str(databases.socket_dir))
+        add_tiny(connection, tiny_models.good_model(tmp_path / "good"))
+        bad = "convert_from(decode('e9e820', 'hex'), 'SQL_ASCII')"
+        with answering(databases.dsn("ascii")):
+            for call in (f"embed('tiny', {bad})", f"embed_batch('tiny', ARRAY[{bad}])"):
+                with pytest.raises(errors.CharacterNotInRepertoire, match="UTF8"):
+                    connection.execute(f"SELECT pgembed.{call}".encode())
+            good = "SELECT pgembed.embed('tiny', 'é')"
+            assert value(connection, good) is not None
+    finally:
+        admin.execute("DROP DATABASE ascii WITH (FORCE)")
+
+
+def test_a_caller_that_is_cancelled_frees_the_worker(
+    dsn: str, connection: Connection, tmp_path: Path
+) -> None:
+    add_tiny(connection, tiny_models.slow_model(tmp_path / "slow", steps=5000))
+    texts = ["slow"] * 10_000
+    with answering(dsn):
+        value(connection, "SELECT pgembed.embed('tiny', 'warm')")
+        connection.execute("SET pgembed.call_timeout = '60s'")
+        connection.execute("SET statement_timeout = '1s'")
+        with pytest.raises(errors.QueryCanceled):
+            connection.execute("SELECT pgembed.embed_batch('tiny', %s)", [texts])
+        connection.execute("SET statement_timeout = '5s'")
+        wait_until(lambda: calls_left(connection) == 0)
+        query = "SELECT cardinality(pgembed.embed_batch('tiny', %s))"
+        assert value(connection, query, ["a cat"] * 6) == 6
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -389,6 +477,21 @@ def test_no_folder_is_read_for_sql(connection: Connection, source: str) -> None:
     with pytest.raises(errors.InvalidParameterValue, match="model source") as caught:
         connection.execute("SELECT pgembed.add_model('m', %s)", [source])
     assert "pgembed model add" in str(caught.value.diag.message_hint)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("'m', 'minilm', '[1]'", "are [1], but must be an object"),
+        ("'m', 'minilm', 'null'", "are null, but must be an object"),
+        ("repeat('é', 128), 'minilm'", "has 256 bytes"),
+    ],
+)
+def test_what_no_model_can_have_is_refused_at_once(
+    connection: Connection, arguments: str, message: str
+) -> None:
+    with pytest.raises(errors.Error, match=re.escape(message)):
+        connection.execute(f"SELECT pgembed.add_model({arguments})".encode())
 
 
 @pytest.mark.usefixtures("worker")

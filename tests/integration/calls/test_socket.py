@@ -36,6 +36,7 @@ from tests.integration.worker.running import (
 
 pytestmark = pytest.mark.parametrize("transport", ["plpython"], indirect=True)
 
+Unanswered = errors.ObjectNotInPrerequisiteState
 EMBED = "SELECT pgembed.embed('tiny', %s)"
 
 
@@ -195,6 +196,62 @@ def test_a_worker_that_never_greets_is_left_for_another(
     with silent, answering(dsn):
         np.testing.assert_allclose(embed(connection), wanted, atol=1e-6)
         path.unlink()
+
+
+def test_a_worker_that_comes_later_is_found_beside_a_silent_one(
+    dsn: str, connection: Connection, model: Model
+) -> None:
+    connection.execute("SET pgembed.call_timeout = '30s'")
+    silent, path = place_of(connection).listen()
+    dialled = threading.Event()
+
+    def dial() -> None:
+        with silent:
+            caller, _ = silent.accept()
+            dialled.set()
+            with caller:
+                caller.recv(1)  # until it is left
+
+    silent.setblocking(True)
+    listening = threading.Thread(target=dial)
+    listening.start()
+    answered: list[Any] = []
+    calling = threading.Thread(target=lambda: answered.append(embed(connection)))
+    calling.start()
+    assert dialled.wait(30)
+    with answering(dsn):
+        calling.join()
+    listening.join()
+    path.unlink()
+    np.testing.assert_allclose(answered[0], model.embed(["a cat"])[0], atol=1e-6)
+
+
+def test_a_silent_worker_is_tried_once(
+    dsn: str, connection: Connection, model: Model
+) -> None:
+    """However the dice fall, the second choice is another one."""
+    place = place_of(connection)
+    silent = [place.listen() for _ in range(3)]
+    with contextlib.ExitStack() as stack, answering(dsn):
+        for listener, path in silent:
+            stack.enter_context(listener)
+            stack.callback(path.unlink)
+        wait_until(lambda: len(list(place.folder.glob(f"{place.prefix}*"))) == 4)
+        connection.execute("SET pgembed.call_timeout = '4.5s'")
+        assert embed(connection) is not None
+
+
+@pytest.mark.usefixtures("model")
+def test_a_socket_that_is_there_is_not_called_missing(connection: Connection) -> None:
+    connection.execute("SET pgembed.call_timeout = '300ms'")
+    listener, path = place_of(connection).listen()
+    with listener, pytest.raises(Unanswered, match="no worker answered") as caught:
+        embed(connection)
+    path.unlink()
+    assert "socket" not in str(caught.value.diag.message_detail)
+    with pytest.raises(Unanswered, match="no worker answered") as caught:
+        embed(connection)
+    assert "no worker's socket" in str(caught.value.diag.message_detail)
 
 
 @pytest.mark.usefixtures("model")

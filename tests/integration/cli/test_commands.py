@@ -90,6 +90,31 @@ def test_status_is_watched_until_interrupted(dsn: str, docs: Connection) -> None
         assert process.wait(30) == 0
 
 
+def test_status_is_watched_across_lost_connections(dsn: str, docs: Connection) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "pgembed", "status", "--json", "--watch", "0.1"],
+        env={**os.environ, "PGEMBED_DSN": dsn},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for _ in range(2):
+            while process.stdout.readline() != "]\n":
+                continue
+        docs.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE application_name = 'pgembed status' "
+            "AND datname = current_database()"
+        )
+        assert "trying again" in process.stderr.readline()
+        while process.stdout.readline() != "]\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
 def test_status_as_a_table(run: Run, docs: Connection) -> None:
     """People read a table, and are told that no worker runs."""
     output = run("status").stdout

@@ -109,6 +109,7 @@ def test_advise_apply_and_drop(run: Run, items: psycopg.Connection[Any]) -> None
     (row,) = json.loads(run(*given, "--json").stdout)
     assert row["filter"] == {"kind": {"eq": 1}}
     assert not row["present"]
+    items.execute("INSERT INTO workload VALUES ('{\"gone\": 1}')")
     applied = run(*given, "--apply")
     assert applied.exit_code == 0, applied.output
     assert "before: " in applied.stdout

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.conftest import Connect
 from tests.harness.sql_worker import Connection, SqlWorker, rows, value
 from tests.integration.embeddings.support import declare, documents, status
 
@@ -102,6 +103,42 @@ def test_a_table_that_cannot_be_read_hides_no_other(
     assert numbers(scratch, "docs_body") == (1, 0, 1, 0)
     assert status(scratch, "other_body")["rows"] is None
     assert "permission denied" in status(scratch, "other_body")["state"]
+
+
+@pytest.mark.parametrize("lock", ["LOCK TABLE docs", "TRUNCATE docs"])
+def test_a_table_that_is_locked_hides_no_other(
+    dsn: str, db: Connection, connect: Connect, lock: str
+) -> None:
+    documents(db, "one")
+    declare(db, "docs", "body")
+    db.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    declare(db, "other", "body")
+    db.execute("SELECT pgembed._work(); SET statement_timeout = '5s'")
+    with connect(dsn, autocommit=False) as blocker:
+        blocker.execute(lock.encode())
+        found = status(db, "docs_body")
+        assert (found["rows"], found["embedded"]) == (None, None)
+        assert found["state"].endswith(
+            "; not counted: another transaction has locked its tables"
+        )
+        assert numbers(db, "other_body") == (0, 0, 0, 0)
+        depths = rows(db, "SELECT name, pending FROM pgembed._queue_depths()")
+        assert ("other_body", 0) in depths
+        assert ("docs_body", 0) not in depths
+        blocker.rollback()
+    assert numbers(db, "docs_body") == (1, 0, 1, 0)
+
+
+def test_rows_that_are_not_enqueued_wait(scratch: Connection) -> None:
+    documents(scratch, "one", "two")
+    name = declare(scratch, "docs", "body")
+    scratch.execute("SELECT pgembed.pause_embedding('docs_body')")
+    assert numbers(scratch, name) == (2, 0, 2, 0)
+    query = "SELECT pending, failed, age > 0 FROM pgembed._queue_depths()"
+    scratch.execute(
+        "UPDATE pgembed.embedding SET created_at = now() - interval '1 min'"
+    )
+    assert rows(scratch, query) == [(2, 0, True)]
 
 
 def test_workers(scratch: Connection) -> None:

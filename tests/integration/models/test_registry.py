@@ -78,6 +78,8 @@ def test_a_name_never_changes_its_files(
 def test_names(connection: Connection, folder: Path) -> None:
     with pytest.raises(ModelError, match="the name of a model is empty"):
         registry.add_model(connection, "", str(folder))
+    with pytest.raises(ModelError, match="has 256 bytes: choose"):
+        registry.add_model(connection, "é" * 128, str(folder))
     name = 'Müller\'s "model"; --'
     registry.add_model(connection, name, str(folder))
     assert registry.load(connection, name).dimensions == tiny_models.DIMENSIONS

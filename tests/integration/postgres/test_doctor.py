@@ -73,7 +73,9 @@ def test_model_with_lost_files(docs: Connection) -> None:
     docs.execute(
         "INSERT INTO pgembed.model_file VALUES ('tiny', 'model.onnx', sha256('m'), 4)"
     )
-    assert "missing in the database" in bad(docs, "model tiny")[0].message
+    [finding] = bad(docs, "model tiny")
+    assert "missing in the database" in finding.message
+    assert re.search("pgembed model add tiny [^ ]+$", finding.remedy)
     docs.execute("INSERT INTO pgembed.blob_chunk VALUES (sha256('m'), 0, 'abcd')")
     assert bad(docs, "model tiny") == []
 
@@ -128,6 +130,24 @@ def test_broken_embedding(docs: Connection, breakage: str, message: str) -> None
     assert all(finding.remedy for finding in findings)
 
 
+@pytest.mark.parametrize("lock", ["LOCK TABLE docs", "TRUNCATE docs"])
+def test_a_table_that_is_locked_hides_nothing_else(
+    dsn: str, docs: Connection, connect: Connect, lock: str
+) -> None:
+    docs.execute("CREATE INDEX ON docs USING hnsw (body_embedding vector_l2_ops)")
+    docs.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    docs.execute("SELECT pgembed.create_embedding('other', 'body', 'tiny')")
+    docs.execute("SET statement_timeout = '5s'")
+    with connect(dsn, autocommit=False) as blocker:
+        blocker.execute(lock.encode())
+        [finding] = bad(docs, "embedding docs_body")
+        pid = blocker.info.backend_pid
+        assert f"process {pid} of the server has locked its tables" in finding.message
+        assert bad(docs, "embedding other_body") == []
+        blocker.rollback()
+    assert bad(docs, "embedding docs_body") == []
+
+
 def test_invalid_index(docs: Connection) -> None:
     docs.execute(
         "CREATE INDEX broken ON docs USING hnsw (body_embedding vector_l2_ops)"
@@ -144,6 +164,7 @@ def test_grants_to_public(docs: Connection) -> None:
     [finding] = bad(docs, "privileges")
     assert "pgembed.retry_failed" in finding.message
     assert "schema pgembed" in finding.message
+    assert bad(docs, "schema") == []
 
 
 def test_objects_of_others(docs: Connection, role_dsn: str, connect: Connect) -> None:

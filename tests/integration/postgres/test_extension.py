@@ -18,10 +18,11 @@ from pgembed.postgres.resources import Transport
 from pgembed.postgres.schema import install, uninstall, verify
 from tests.conftest import Connect
 from tests.harness.extension import Files, catalog, declare_docs, extension_files
+from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
 from tests.harness.server import Databases
 from tests.harness.server import run_program as run
-from tests.harness.sql_worker import SqlWorker, assert_converged, value
+from tests.harness.sql_worker import SqlWorker, assert_converged, rows, value
 
 Connection = psycopg.Connection[Any]
 
@@ -109,6 +110,31 @@ def test_it_is_not_dropped_from_under_its_triggers(extended: Connection) -> None
     ]
     assert all(row[2] is not None for row in after)
     extended.execute("INSERT INTO docs VALUES (6, 'nobody listens')")
+
+
+def test_after_it_was_dropped_all_begins_anew(extended: Connection) -> None:
+    declare_docs(extended)
+    extended.execute("DROP EXTENSION pgembed CASCADE")
+    assert (
+        rows(
+            extended,
+            "SELECT relname FROM pg_class WHERE relnamespace = 'pgembed'::regnamespace "
+            "UNION ALL "
+            "SELECT proname FROM pg_proc WHERE pronamespace = 'pgembed'::regnamespace",
+        )
+        == []
+    )
+    again = "SELECT pgembed.create_embedding('docs', 'body', 'tiny')"
+    extended.execute("CREATE EXTENSION pgembed CASCADE")
+    register_model(extended)
+    extended.execute(again.encode())
+    SqlWorker(extended).drain()
+    assert_converged(extended, "docs_body")
+    extended.execute("DROP EXTENSION pgembed CASCADE")
+    assert install(extended).changed
+    register_model(extended)
+    extended.execute(again.encode())
+    uninstall(extended)
 
 
 def test_its_schema_cannot_be_changed(extended: Connection) -> None:
@@ -249,6 +275,16 @@ def test_the_socket_s_folder_is_data() -> None:
     server = extension.Server(18, Path("unused"))
     text = extension.script_for(server, "plpython", "/run/it's; here")
     assert "socket_dir = '/run/it''s; here';" in text
+
+
+def test_the_socket_s_folder_is_kept(tmp_path: Path) -> None:
+    server = extension.Server(18, tmp_path)
+    for given in ('/run/it\'s; "here"', None):
+        extension.write(server, "plpython", given)
+        (script,) = tmp_path.glob("pgembed--*.sql")
+        assert """socket_dir = '/run/it''s; "here"';""" in script.read_text()
+    extension.write(server, "plpython", "/run/there")
+    assert "socket_dir = '/run/there';" in script.read_text()
 
 
 def test_files_for_an_older_server_name_the_schema() -> None:

@@ -38,8 +38,16 @@ Connection = psycopg.Connection[Any]
 OLD_VERSION = "0.0.1"
 OLD_HEAD = "0003"
 
-# A column that came later, as the statements of the old version have it.
-LATER_COLUMN = (
+# A column and a parent that came later, as the old version's statements have it.
+LATER = (
+    (
+        re.compile(r"'CREATE TABLE %s \(%s\) INHERITS \(pgembed\.job\)'"),
+        "'CREATE TABLE %s (%s, pgembed_changed_at timestamptz, "
+        "pgembed_available_at timestamptz DEFAULT now(), "
+        "pgembed_version integer NOT NULL DEFAULT 0, "
+        "pgembed_attempts smallint NOT NULL DEFAULT 0, pgembed_slot integer, "
+        "pgembed_lease bigint, pgembed_fingerprint uuid, pgembed_error text)'",
+    ),
     (re.compile(r", watching_until = CASE.*?END", re.DOTALL), ""),
     (re.compile(r"w\.watching_until > clock_timestamp\(\)"), "false"),
 )
@@ -79,11 +87,11 @@ def cut_off(resources: Resources, head: str) -> None:
     assert made
     for path in resources.sql.glob("*.sql"):
         text = path.read_text("utf-8")
+        for pattern, before in LATER:
+            text = pattern.sub(before, text)
         if re.search(rf"\bpgembed\.({'|'.join(made)})\b", text):
             path.unlink()
             continue
-        for pattern, before in LATER_COLUMN:
-            text = pattern.sub(before, text)
         assert "watching_until" not in text
         path.write_text(text, "utf-8")
 
@@ -214,6 +222,8 @@ def test_embeddings_are_kept_and_go_on(
     embed_all(empty_dsn)
     assert_current(db, model)
     assert value(db, "SELECT count(body_embedding) FROM docs") == 3
+    db.execute("DROP EXTENSION pgembed CASCADE")
+    assert value(db, "SELECT to_regclass('pgembed.job_1')") is None
 
 
 def test_a_dump_after_the_update_brings_it_all_back(

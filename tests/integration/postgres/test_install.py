@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from pgembed.errors import InstallError, PgembedError
+from pgembed.postgres.guards import open_to_public
 from pgembed.postgres.schema import install, verify
 from tests.conftest import Connect
 from tests.harness.roles import ordinary_role
@@ -255,4 +256,18 @@ def test_role_settings_and_row_factories_do_not_matter(
     connection = connect(empty_dsn)
     connection.row_factory = psycopg.rows.dict_row
     assert install(connection).changed
+    assert not install(connection).changed
+
+
+def test_install_takes_back_what_a_restore_gave_to_public(
+    connection: Connection,
+) -> None:
+    """What pg_restore --no-privileges leaves: functions that anybody may execute."""
+    connection.execute(
+        "GRANT EXECUTE ON ALL ROUTINES IN SCHEMA pgembed TO PUBLIC;"
+        "GRANT SELECT ON pgembed.model, pgembed.lease_seq TO PUBLIC;"
+        "GRANT CREATE ON SCHEMA pgembed TO PUBLIC"
+    )
+    assert install(connection).changed
+    assert open_to_public(connection) == []
     assert not install(connection).changed

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from pgembed.cli.main import pgembed
 from pgembed.postgres.connection import Connection, connect
+from pgembed.postgres.guards import open_to_public
 from pgembed.postgres.schema import install, uninstall
 from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
@@ -125,3 +126,11 @@ def test_an_ordinary_owner_of_the_schema_serves_its_own_members(
         assert install(owner).changed
         uninstall(owner)
         tenant.execute("INSERT INTO docs VALUES (2, 'two')")
+
+
+def test_create_roles_takes_back_what_anybody_may_do(
+    roles: Roles, connection: Connection
+) -> None:
+    connection.execute("GRANT EXECUTE ON ALL ROUTINES IN SCHEMA pgembed TO PUBLIC")
+    connection.execute("SELECT pgembed.create_roles()")
+    assert open_to_public(connection) == []

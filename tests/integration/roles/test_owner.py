@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 import pytest
 
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
-from pgembed.postgres.schema import install, uninstall
+from pgembed.postgres.schema import install, uninstall, verify
 from tests.conftest import Connect
 from tests.harness.models import register_model
 from tests.harness.sql_worker import SqlWorker, assert_converged, rows, value
@@ -264,3 +266,53 @@ def test_installing_again_and_uninstalling(
     olga.execute("INSERT INTO docs VALUES (8, 'eight')")
     granted = "SELECT attacl FROM pg_attribute WHERE attrelid = 'olga.docs'::regclass"
     assert {row for (row,) in rows(connection, granted)} <= {None}
+
+
+@pytest.mark.parametrize("mender", ["postgres", "stranger"])
+@pytest.mark.parametrize("options", [", on_change => 'clear'", ", chunk_tokens => 8"])
+def test_a_table_that_is_given_away(
+    roles: Roles,
+    olga: Connection,
+    walter: Connection,
+    connection: Connection,
+    connect: Connect,
+    options: str,
+    mender: str,
+) -> None:
+    create_docs(olga)
+    name = declare(olga, options)
+    drain(walter)
+    assert [f for f in verify(connection) if "triggers run as" in f.message] == []
+    connection.execute(
+        "GRANT pgembed_owner TO stranger; GRANT ALL ON SCHEMA olga TO stranger"
+    )
+    connection.execute("ALTER TABLE olga.docs OWNER TO stranger")
+    [finding] = [f for f in verify(connection) if "triggers run as" in f.message]
+    assert "role olga" in finding.message
+    assert "belongs to stranger" in finding.message
+    found = re.fullmatch("(?:(.*); then, )?as stranger: (.*)", finding.remedy)
+    assert found is not None
+    if "chunk" in options:  # which only its owner, or a superuser, can give away
+        connection.execute(found[1].encode())
+    with connect(roles.dsn(mender), purpose="test") as role:
+        role.execute(found[2].encode())
+    assert [f for f in verify(connection) if "triggers run as" in f.message] == []
+    change_everything(connect(roles.dsn("stranger"), purpose="test"))
+    drain(walter)
+    assert_converged(connection, name)
+
+
+def test_a_cast_that_spoils_the_key_stops_no_other(
+    olga: Connection, walter: Connection, connection: Connection
+) -> None:
+    olga.execute("CREATE TYPE kind AS ENUM ('a')")
+    olga.execute("CREATE TABLE odd (id kind PRIMARY KEY, body text)")
+    olga.execute("SELECT pgembed.create_embedding('odd', 'body', 'tiny')")
+    create_docs(olga)
+    name = declare(olga)
+    olga.execute("CREATE FUNCTION number(k kind) RETURNS int LANGUAGE sql RETURN 1")
+    olga.execute("CREATE CAST (kind AS int) WITH FUNCTION number(kind) AS IMPLICIT")
+    drain(walter)
+    assert_converged(connection, name)
+    query = "SELECT blocked FROM pgembed.embedding WHERE name = 'odd_body'"
+    assert "operator is not unique" in value(connection, query)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import psycopg
@@ -14,50 +13,13 @@ from pgembed.errors import EmbeddingError, PgembedError
 from pgembed.search import advice
 from tests.integration.search.support import (
     Connection,
-    Matrix,
     adopt,
     create_items,
     explain,
     search,
     unsafe,
 )
-
-ROWS, WIDTH = 6000, 16
-
-
-def vectors() -> Matrix:
-    """Return 6,000 vectors of 16 dimensions."""
-    return np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def advised(shared: Connection) -> Connection:
-    """Rows with a kind (0 to 4) and a number; exact search is made to look dear."""
-    columns = {
-        "kind": ("int", [i % 5 for i in range(ROWS)]),
-        "n": ("int", range(ROWS)),
-    }
-    create_items(shared, "items", vectors(), columns=columns)
-    shared.execute("ANALYZE items")
-    shared.execute("CREATE INDEX items_v_all ON items USING hnsw (v vector_l2_ops)")
-    adopt(shared, "items", distance="l2", name="items_v")
-    shared.execute("SET pgembed.cost_dimension = 1")
-    return shared
-
-
-@pytest.fixture
-def recording(advised: Connection) -> Iterator[Connection]:
-    """The same, with every search's filter recorded and no record yet."""
-    advised.execute("TRUNCATE pgembed.recorded_filter")
-    advised.execute("SET pgembed.record_filters = 1")
-    yield advised
-    advised.execute("RESET pgembed.record_filters")
-
-
-def recorded(connection: Connection) -> list[Any]:
-    """Return the filters on record, in order."""
-    query = "SELECT filter FROM pgembed.recorded_filter ORDER BY id"
-    return [row[0] for row in connection.execute(query)]
+from tests.integration.search.workloads import recorded, vectors, workload
 
 
 def test_nothing_is_recorded_unless_asked(advised: Connection) -> None:
@@ -115,16 +77,6 @@ def test_a_share_that_makes_no_sense(recording: Connection, share: str) -> None:
     recording.execute("SELECT set_config('pgembed.record_filters', %s, false)", [share])
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="from 0 to 1"):
         search(recording, "items", vectors()[0], filter={"kind": 1})
-
-
-def workload(connection: Connection, *counted: tuple[dict[str, Any], int]) -> None:
-    """Put filters into table workload, each so many times."""
-    connection.execute(
-        "DROP TABLE IF EXISTS workload; CREATE TABLE workload (filter jsonb)"
-    )
-    for where, count in counted:
-        for _ in range(count):
-            connection.execute("INSERT INTO workload VALUES (%s)", [json.dumps(where)])
 
 
 def test_what_pays_most_for_its_size_comes_first(advised: Connection) -> None:
@@ -191,7 +143,7 @@ def test_apply_use_and_drop(advised: Connection) -> None:
     assert by_filter['{"kind": {"eq": 1}}'].searches == 50
     assert by_filter['{"kind": {"eq": 1}}'].scans > 0
     assert all(each.valid and each.bytes > 0 for each in known)
-    recall, ms = advice.measure(advised, "items_v", [{"kind": 1}, {"kind": 2}])
+    recall, ms = advice.measure(advised, "items_v", '[{"kind": 1}, {"kind": 2}]')
     assert recall >= 0.95
     assert ms > 0
 

@@ -243,3 +243,55 @@ def test_without_words_there_is_an_error(connection: Connection) -> None:
             "SELECT pgembed.hybrid_search(NULL::items, 'x', "
             "query_vector => '[1,1,1]'::vector)"
         )
+
+
+def long_text(connection: Connection, words: int) -> str:
+    """Return so many different words, of which a tsvector holds some 30,000."""
+    (text,) = fetch_one(
+        connection,
+        "SELECT 'first ' || string_agg(md5(i::text), ' ' ORDER BY i) || ' last' "
+        "FROM generate_series(1, %s) AS i",
+        (words,),
+    )
+    return str(text)
+
+
+@pytest.mark.parametrize("words", ["body", None])
+def test_a_document_too_long_for_a_tsvector(
+    connection: Connection, words: str | None
+) -> None:
+    """It is found by the words that fit, and hides no other row."""
+    register_model(connection)
+    connection.execute("CREATE TABLE books (id int PRIMARY KEY, body text)")
+    connection.execute(
+        "INSERT INTO books VALUES (1, 'one word'), (2, %s), (3, %s), (4, NULL)",
+        (long_text(connection, 60_000), long_text(connection, 4000)),
+    )
+    connection.execute("SELECT pgembed.create_embedding('books', 'body', 'tiny')")
+    query = (
+        "SELECT (item).id FROM pgembed.hybrid_search(NULL::books, %s, words => %s, "
+        "query_vector => '[1,1,1]'::vector) ORDER BY 1"
+    )
+    for text, found in [("word", [1]), ("first", [2, 3]), ("last", [3])]:
+        rows = connection.execute(query, (text, words)).fetchall()
+        assert [row[0] for row in rows] == found
+    (held,) = fetch_one(
+        connection,
+        "SELECT length(pgembed._document_words('simple', body)) FROM books "
+        "WHERE id = 2",
+    )
+    assert held > 20_000
+
+
+def test_keys_may_be_called_like_parts_of_the_statement(connection: Connection) -> None:
+    connection.execute(
+        "CREATE TABLE terms (tf int, df int, term text, body text, v vector(3), "
+        "PRIMARY KEY (tf, df, term))"
+    )
+    connection.execute("INSERT INTO terms VALUES (1, 2, 'x', 'tea', '[1,1,1]')")
+    adopt(connection, "terms")
+    rows = connection.execute(
+        "SELECT (item).tf, (item).df, (item).term FROM pgembed.hybrid_search("
+        "NULL::terms, 'tea', query_vector => '[1,1,1]'::vector, words => 'body')"
+    ).fetchall()
+    assert rows == [(1, 2, "x")]

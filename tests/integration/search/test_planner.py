@@ -205,3 +205,37 @@ def test_an_index_that_lost_its_way_is_not_believed(planned: Connection) -> None
             ),
         ).fetchone()
         assert lost == (0,)
+
+
+@pytest.mark.parametrize("mode", ["auto", "index", "exact"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"filter": {"id": []}},
+        {"filter": {"or": []}},
+        {"predicate": "false"},
+        {"filter": {"n": {"lt": 0}}},
+    ],
+)
+def test_what_no_row_passes(
+    planned: Connection, given: dict[str, Any], mode: str
+) -> None:
+    query = np.zeros(WIDTH)
+    assert search(planned, "items", query, mode=mode, **given) == []
+    assert explain(planned, "items", query, mode=mode, **given)["rows"] == 0
+
+
+def test_rights_on_columns_are_enough(planned: Connection) -> None:
+    """Where a role may not read places, no sentinels are looked at."""
+    query = np.zeros(WIDTH)
+    whole = search(planned, "items", query, mode="index")
+    with planned.transaction(force_rollback=True):
+        planned.execute("CREATE ROLE reader; SELECT pgembed.grant_search('reader')")
+        planned.execute("GRANT SELECT (id, v, category, n, side) ON items TO reader")
+        planned.execute("SET LOCAL ROLE reader")
+        assert search(planned, "items", query, mode="index") == whole
+        assert "$5" not in explain(planned, "items", query, mode="index")["statement"]
+        planned.execute("RESET ROLE; GRANT SELECT (ctid) ON items TO reader")
+        planned.execute("SET LOCAL ROLE reader")
+        assert search(planned, "items", query, mode="index") == whole
+        assert "$5" in explain(planned, "items", query, mode="index")["statement"]

@@ -101,6 +101,52 @@ def test_a_workload_brings_its_queries(measured: Connection) -> None:
     ]
 
 
+def test_vectors_without_a_direction_are_no_queries(connection: Connection) -> None:
+    """Under cosine distance, neither of the table nor of a workload."""
+    connection.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v vector(2), h halfvec(2));"
+        "INSERT INTO items VALUES (1, '[0,0]', '[0,0]'), (2, '[1,0]', '[1,0]');"
+        "CREATE TABLE workload AS SELECT v AS embedding FROM items"
+    )
+    for column, distance, queries in [("v", "cosine", 1), ("h", "l2", 2)]:
+        name = adopt(connection, "items", column, distance=distance)
+        (row,) = measure(connection, name)
+        assert row[1] == queries
+        (row,) = measure(connection, name, workload="workload")
+        assert row[1] == queries
+
+
+def test_a_workload_of_bits(measured: Connection) -> None:
+    measured.execute(
+        "CREATE TABLE bits AS SELECT v AS embedding FROM items_bit LIMIT 3"
+    )
+    (row,) = measure(measured, "bit", workload="bits", mode="exact")
+    assert row[:5] == ({}, 3, 1.0, 1.0, 0)
+
+
+def test_measuring_is_not_recorded(connection: Connection) -> None:
+    connection.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v vector(2));"
+        "INSERT INTO items VALUES (1, '[1,0]')"
+    )
+    name = adopt(connection, "items")
+    search = "SELECT pgembed.search(NULL::items, '[1,0]'::vector, filter => '{}')"
+    with connection.transaction():
+        measure(connection, name, filter='{"id": 1}')  # before it was ever set
+    connection.execute("SET pgembed.record_filters = 1")
+    with connection.transaction():
+        measure(connection, name, filter='{"id": 1}')
+        connection.execute(search)
+    rows = connection.execute("SELECT filter FROM pgembed.recorded_filter")
+    assert rows.fetchall() == [({},)]
+
+
+@pytest.mark.parametrize("given", ["[]", "5", "[[]]", '["kind"]'])
+def test_what_is_no_filter(measured: Connection, given: str) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="filter: an object"):
+        measure(measured, "vector", filter=given)
+
+
 def test_what_is_refused(measured: Connection) -> None:
     with pytest.raises(psycopg.errors.UndefinedObject, match="no embedding 'nope'"):
         measure(measured, "nope")

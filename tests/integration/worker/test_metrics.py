@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pgembed.errors import WorkerError
 from pgembed.postgres.connection import fetch_all, fetch_one
+from pgembed.worker.exposition import Process, serving
 from pgembed.worker.supervisor import run_worker
 from tests.harness import tiny_models
 from tests.integration.worker.running import (
@@ -31,6 +32,7 @@ from tests.integration.worker.running import (
     wait_until,
 )
 
+HEALTH_CHECK = Path(__file__).parents[3] / "docker" / "healthcheck.py"
 Samples = dict[tuple[str, str], float]
 
 
@@ -110,6 +112,24 @@ def test_metrics_and_log(
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["level"] for line in lines} <= {"INFO", "WARNING"}
     assert any(line["message"].startswith("docs_body: 2 rows") for line in lines)
+
+
+def test_a_database_that_hangs_is_not_the_worker_s_fault(port: int) -> None:
+    """The health check of the container asks for what the worker knows by itself."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        dsn = f"postgresql://127.0.0.1:{deaf.getsockname()[1]}/app"
+        settings = settings_for(dsn, metrics_port=port)
+        processes = [Process(role, os.getpid()) for role in ("embed", "calls")]
+        with serving(settings, lambda: processes):
+            done = subprocess.run(
+                [sys.executable, HEALTH_CHECK],
+                env={**os.environ, "PGEMBED_METRICS_PORT": str(port)},
+                timeout=30,
+                check=False,
+            )
+    assert done.returncode == 0
 
 
 def test_failures_are_counted(

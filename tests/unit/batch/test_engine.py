@@ -27,7 +27,7 @@ def test_scan_finds_the_best(distance: str, threads: int) -> None:
     given_vectors = vectors(5000, 16)
     queries = np.random.default_rng(1).standard_normal((300, 16)).astype(np.float32)
     metric = Metric(distance, queries, given_vectors)
-    scan = Scan(metric, 12, tests=None, threads=threads)
+    scan = Scan(metric, 12, asked=np.arange(300), tests=None, threads=threads)
     chosen = np.arange(0, 5000, 3)
     scan.run(
         [
@@ -47,7 +47,7 @@ def test_scan_finds_the_best(distance: str, threads: int) -> None:
 
 def test_an_error_in_a_thread_is_raised() -> None:
     metric = Metric("l2", np.ones((1, 4), np.float32), vectors(10, 4))
-    scan = Scan(metric, 2, tests=None, threads=2)
+    scan = Scan(metric, 2, asked=np.arange(1), tests=None, threads=2)
     with pytest.raises(IndexError):
         scan.run([Task(np.array([0]), np.array([99]))] * 5)
 

@@ -49,7 +49,8 @@ def test_the_best_of_all_tasks(
     masks = random.integers(0, 4, (_QUERIES, words)).astype(np.uint64)
     values = masks & random.integers(0, 4, masks.shape).astype(np.uint64)
     tests = engine.Tests(bits, masks, values)
-    scan = engine.Scan(metric, width, tests=tests, threads=threads)
+    asked = np.arange(len(metric.queries))
+    scan = engine.Scan(metric, width, asked=asked, tests=tests, threads=threads)
     meets = (bits.T[None] & masks[:, None] == values[:, None]).all(axis=2)
     offered = np.zeros((_QUERIES, _ROWS), bool)
     given_tasks = []

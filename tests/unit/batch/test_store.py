@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def arrays() -> dict[str, NDArray[Any]]:
     return {
         "ids": np.arange(4, dtype=np.uint64),
         "xmins": np.arange(4, dtype=np.uint32),
+        "keys": np.arange(4),
         "norms": np.ones(4, np.float32),
         "starts": np.array([0, 1, 4]),
         "leaves": np.array([0, 0]),
@@ -28,12 +30,14 @@ def arrays() -> dict[str, NDArray[Any]]:
     }
 
 
-def write(place: Path) -> store.Writer:
-    """Write a layout; return its writer."""
+def write(place: Path, *, alone: bool = False) -> store.Writer:
+    """Write a layout, which is to be left *alone*; return its writer."""
     with store.Writer(place) as writer:
         writer.add(VECTORS[:3])
         writer.add(VECTORS[3:])
         assert writer.finish(3, arrays(), {"tables": [1]}) > VECTORS.nbytes
+        if alone:
+            writer.remove_others()
     return writer
 
 
@@ -60,23 +64,6 @@ def test_float16_takes_half_the_room(tmp_path: Path) -> None:
     assert (found.vectors == (VECTORS + 2048).astype(np.float16)).all()
 
 
-@pytest.mark.parametrize("missing", [("precision",), ("precision", "rounding")])
-def test_what_older_versions_wrote_is_float32(
-    tmp_path: Path, missing: tuple[str, ...]
-) -> None:
-    version = write(tmp_path).version
-    file = tmp_path / version / "layout.json"
-    description = json.loads(file.read_text())
-    for name in missing:
-        del description[name]
-    file.write_text(json.dumps(description))
-    found = store.open_store(tmp_path, version)
-    assert found is not None
-    assert (found.vectors == VECTORS).all()
-    assert found.vectors.dtype == np.float32
-    assert found.rounding.lossless
-
-
 @pytest.mark.parametrize("precision", ["float16", "float8"])
 def test_a_file_of_another_precision_is_none(tmp_path: Path, precision: str) -> None:
     version = write(tmp_path).version
@@ -85,10 +72,13 @@ def test_a_file_of_another_precision_is_none(tmp_path: Path, precision: str) -> 
     assert store.open_store(tmp_path, version) is None
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_failure_leaves_nothing(tmp_path: Path, finished: bool) -> None:
     def interrupted() -> None:
-        with store.Writer(tmp_path) as writer:
+        with store.Writer(tmp_path / "x") as writer:
             writer.add(VECTORS)
+            if finished:
+                writer.finish(3, arrays(), {})
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -108,13 +98,49 @@ def test_a_damaged_layout_is_none(tmp_path: Path, name: str, cut: bool) -> None:
     assert store.open_store(tmp_path, version) is None
 
 
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}"])
+@pytest.mark.parametrize("name", ["layout.json", "xmins.npy"])
+def test_a_file_of_something_else_is_none(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    version = write(tmp_path).version
+    (tmp_path / version / name).write_bytes(content)
+    assert store.open_store(tmp_path, version) is None
+
+
+@pytest.mark.parametrize("name", ["xmins", "keys", "norms", "starts", "centres"])
+def test_arrays_of_other_lengths_are_none(tmp_path: Path, name: str) -> None:
+    version = write(tmp_path).version
+    np.save(tmp_path / version / f"{name}.npy", arrays()[name][:-1])
+    assert store.open_store(tmp_path, version) is None
+
+
 def test_old_versions_are_removed(tmp_path: Path) -> None:
-    first, second = write(tmp_path).version, write(tmp_path).version
-    kept = store.open_store(tmp_path, first)
-    store.remove(tmp_path, keep=second)
-    assert [path.name for path in tmp_path.iterdir()] == [second]
+    place = tmp_path / "x"
+    kept = store.open_store(place, write(place).version)
+    (place / ".of a killed writer").mkdir()
+    second = write(place, alone=True).version
+    assert [path.name for path in place.iterdir()] == [second]
     # Who has it mapped goes on reading it.
     assert kept is not None
     assert (kept.vectors == VECTORS).all()
-    store.remove(tmp_path)
-    assert not tmp_path.exists()
+    store.remove(place)
+    assert not list(tmp_path.iterdir())
+
+
+def test_writers_wait_for_one_another(tmp_path: Path) -> None:
+    place = tmp_path / "x"
+    with ThreadPoolExecutor(2) as pool:
+        with store.Writer(place) as writer:
+            others = [pool.submit(write, place, alone=True) for _ in range(2)]
+            time.sleep(0.1)
+            assert not any(other.done() for other in others)
+            store.remove(place)
+            writer.add(VECTORS)
+            writer.finish(3, arrays(), {})
+            writer.remove_others()
+            assert store.open_store(place, writer.version) is not None
+        versions = {other.result().version for other in others}
+    (left,) = place.iterdir()
+    assert left.name in versions
+    assert list(tmp_path.iterdir()) == [place]

@@ -34,6 +34,11 @@ def test_one_filter_and_one_k_count_for_all() -> None:
     assert str(workload.conditions[0]) == '{"a": 1} and b > 0'
 
 
+def test_one_filter_as_text_counts_for_all() -> None:
+    workload = Workload.of(QUERIES, '{"a":1}')
+    assert workload.conditions == (Condition('{"a": 1}'),)
+
+
 def test_no_queries() -> None:
     workload = Workload.of(np.empty((0, 2)))
     assert len(workload) == 0

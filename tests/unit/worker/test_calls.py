@@ -33,6 +33,7 @@ class Memory:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.answers: dict[object, Float32 | str] = {}
+        self.gone: set[object] = set()
 
     def take(self, timeout: float) -> list[Call]:
         taken, self.calls = self.calls, []
@@ -41,6 +42,9 @@ class Memory:
     def answer(self, answers: Sequence[AnsweredCall]) -> None:
         for call, answer in answers:
             self.answers[call.reply_to] = answer
+
+    def has_caller(self, call: Call) -> bool:
+        return call.reply_to not in self.gone
 
 
 class Bench:
@@ -154,5 +158,17 @@ def test_a_model_that_cannot_be_loaded_blocks_no_other(bench: Bench) -> None:
 def test_nobody_computes_for_callers_who_left(bench: Bench) -> None:
     bench.post("late", "a cat", wait=-1)
     bench.post("late and long", *["a cat"] * 50, wait=-1)
+    bench.post("gone", "a cat")
+    bench.transport.gone = {"gone"}
     bench.step()
     assert not bench.transport.answers
+
+
+def test_a_long_call_ends_when_its_caller_leaves(bench: Bench) -> None:
+    bench.post("gone", *["the dog eats food"] * 3000)
+    bench.step()
+    bench.transport.gone = {"gone"}
+    bench.post("next", *["a cat"] * 6)
+    bench.step()
+    bench.step()
+    assert list(bench.transport.answers) == ["next"]

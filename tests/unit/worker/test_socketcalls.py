@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -263,7 +265,9 @@ def test_a_caller_that_leaves_is_not_answered(bench: Bench) -> None:
         caller.send(request("a cat"))
         while not (calls := bench.sockets.take(0.01)):
             continue
+        assert bench.sockets.has_caller(calls[0])
     bench.step()
+    assert not bench.sockets.has_caller(calls[0])
     bench.sockets.answer([(calls[0], lengths(["a cat"]))])
     assert_serves(bench)
 
@@ -327,6 +331,41 @@ def test_what_died_is_removed_and_what_lives_is_not(tmp_path: Path) -> None:
     assert living.exists()
     second.close()
     third.close()
+
+
+def test_a_socket_that_does_not_listen_yet_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks for dead sockets between another one's bind() and listen()."""
+    place = SocketPlace(tmp_path / "calls", PREFIX, None)
+    found: list[tuple[socket.socket, Path]] = []
+    second = threading.Thread(target=lambda: found.append(place.listen()))
+
+    class Hesitant(socket.socket):
+        def listen(self, backlog: int = 1, /) -> None:
+            if threading.current_thread() is not second:
+                second.start()
+                second.join(0.3)
+            super().listen(backlog)
+
+    monkeypatch.setattr("socket.socket", Hesitant)
+    first, path = place.listen()
+    second.join()
+    assert path.exists()
+    assert found[0][1].exists()
+    first.close()
+    found[0][0].close()
+
+
+def test_a_socket_whose_file_is_lost_comes_back(
+    hasty: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(hasty.sockets.path.parent)
+    lost = hasty.sockets.path
+    while hasty.sockets.path == lost:
+        hasty.step()
+    assert f"{lost} was deleted" in caplog.text
+    assert_serves(hasty)
 
 
 @pytest.mark.parametrize(

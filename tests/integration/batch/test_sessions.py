@@ -1,0 +1,60 @@
+"""Sessions that are not what a batch is used to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from pgembed.batch.execute import Options
+from pgembed.batch.job import run_batch, run_join
+from pgembed.batch.layout import build_layout
+from pgembed.batch.search import knn_join, search_batch
+from pgembed.errors import PgembedError
+from tests.integration.search.support import Connection, adopt, create_items
+
+ONE = np.ones((1, 3), np.float32)
+CALLS: list[Callable[[Any], Any]] = [
+    lambda c: search_batch(c, "items_v", ONE),
+    lambda c: knn_join(c, "items_v"),
+    lambda c: build_layout(c, "items_v"),
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_pipeline_is_refused(dsn: str, call: Callable[[Any], Any]) -> None:
+    with (
+        psycopg.connect(dsn, autocommit=True) as connection,
+        connection.pipeline(),
+        pytest.raises(PgembedError, match="in pipeline mode"),
+    ):
+        call(connection)
+
+
+@pytest.mark.parametrize("kind", ["search", "join", "to a table", "join to a table"])
+def test_a_batch_may_take_longer_than_transactions_idle(
+    connection: Connection, kind: str
+) -> None:
+    create_items(connection, "items", np.eye(3, dtype=np.float32))
+    adopt(connection, "items")
+    connection.execute("CREATE TABLE queries AS SELECT id, v AS embedding FROM items")
+    connection.execute("SET idle_in_transaction_session_timeout = 50")
+
+    def pause(stage: str, share: float) -> None:
+        time.sleep(0.2 if stage == "reading" else 0)
+
+    options = Options(1.0, 64 << 20, 1, progress=pause, few_by_sql=False)
+    if kind == "search":
+        search_batch(connection, "items_v", ONE, progress=pause, few_by_sql=False)
+    elif kind == "join":
+        knn_join(connection, "items_v", progress=pause)
+    elif kind == "to a table":
+        run_batch(connection, "items_v", "queries", "results", options=options)
+    else:
+        run_join(connection, "items_v", "results", options=options)
+    row = connection.execute("SHOW idle_in_transaction_session_timeout").fetchone()
+    assert row == ("50ms",)
