@@ -1,18 +1,17 @@
 -- Calls: a SQL function asks a worker and waits for its answer, in its own transaction.
 -- How the request travels is in 61_calls: over a Unix socket, or through pgembed.call in a
--- second session, where it is committed at once; that session waits for the answer and
--- takes it away. Many vectors are left in pgembed.call, from where the caller reads them
--- itself: on any other way they would be written as text.
+-- second session, where it is committed at once. Answers through that table, and many
+-- vectors on either way, are read from it by the caller itself: on any other way they
+-- would be written as text.
 
-CREATE OR REPLACE FUNCTION pgembed._reads_itself(kind text, contents text[])
+CREATE OR REPLACE FUNCTION pgembed._sees_commits()
 RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN kind = 'document' AND pg_catalog.cardinality(contents) >= 16
-    -- A snapshot that the transaction keeps is older than the answer.
-    AND pg_catalog.current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
-    AND NOT pg_catalog.pg_is_in_recovery();
-COMMENT ON FUNCTION pgembed._reads_itself(text, text[]) IS
-'Whether a caller reads the vectors of its call from pgembed.call itself: where it sees them, and when they are many.';
+-- A snapshot that the transaction keeps is older than the answer.
+RETURN pg_catalog.current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
+    AND pg_catalog.current_setting('in_hot_standby') OPERATOR(pg_catalog.=) 'off';
+COMMENT ON FUNCTION pgembed._sees_commits() IS
+'Whether a caller can read an answer from pgembed.call itself: what is committed while it waits is visible to it.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._left_vectors(call_id bigint)
@@ -70,107 +69,6 @@ COMMENT ON FUNCTION pgembed._call_lock(bigint) IS
 'The key of the advisory lock that a worker holds from taking a call to answering it. It guards nothing: its release wakes the caller, who would otherwise look every millisecond.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._await_release(call_id bigint, patience double precision)
-RETURNS boolean
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-SET lock_timeout = 0
-AS $$
-DECLARE
-    lock_key bigint := pgembed._call_lock(call_id);
-BEGIN
-    IF NOT pg_try_advisory_lock_shared(lock_key) THEN
-        -- Before the server looks for deadlocks, and may log the wait.
-        PERFORM set_config('lock_timeout', greatest(least(patience, 0.5) * 1000, 1)::integer::text, true);
-        BEGIN
-            PERFORM pg_advisory_lock_shared(lock_key);
-        EXCEPTION
-            WHEN lock_not_available THEN
-                RETURN true;
-        END;
-        PERFORM pg_advisory_unlock_shared(lock_key);
-        RETURN true;
-    END IF;
-    PERFORM pg_advisory_unlock_shared(lock_key);
-    RETURN false;
-END;
-$$;
-COMMENT ON FUNCTION pgembed._await_release(bigint, double precision) IS
-'Wait, so many seconds and half a second at most, while a worker holds the lock of a call; false, at once, when none does.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._fetch_answer(
-    call_id bigint, withdraw boolean, leave boolean,
-    OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
-)
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF leave AND NOT withdraw THEN
-        SELECT c.answered, c.error INTO answered, error
-        FROM pgembed.call AS c
-        WHERE c.id = call_id AND c.answered;
-    ELSE
-        DELETE FROM pgembed.call AS c WHERE c.id = call_id AND (c.answered OR withdraw)
-        RETURNING c.answered, c.vectors, c.error INTO answered, vectors, error;
-    END IF;
-    answered := coalesce(answered, false);
-END;
-$$;
-COMMENT ON FUNCTION pgembed._fetch_answer(bigint, boolean, boolean) IS
-'Take the answer to a call away; answered is false when there is none yet. withdraw: take the call away in any case. leave: else only say that the answer is there. Needs READ COMMITTED.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._await_answer(
-    call_id bigint, patience double precision, leave boolean,
-    OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
-)
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    deadline timestamptz := clock_timestamp() + make_interval(secs => patience);
-    pause double precision := 0.0005;
-    remaining double precision := patience;
-BEGIN
-    LOOP
-        IF NOT pgembed._await_release(call_id, remaining) THEN
-            PERFORM pg_sleep(pause);
-            -- Of many callers none is taken at once, and their looks keep the worker.
-            pause := least(pause * 2, 0.02);
-        END IF;
-        SELECT a.* INTO answered, vectors, error
-        FROM pgembed._fetch_answer(call_id, false, leave) AS a;
-        remaining := extract(epoch FROM deadline - clock_timestamp());
-        EXIT WHEN answered OR remaining <= 0;
-    END LOOP;
-END;
-$$;
-COMMENT ON FUNCTION pgembed._await_answer(bigint, double precision, boolean) IS
-'Wait for the answer to a call, so many seconds, and take it away: look whenever a worker lets go of it, and ever more rarely before one has taken it.';
-
-
--- A routine that commits cannot have a SET clause: whoever opens the second session sets
--- its search_path.
-CREATE OR REPLACE PROCEDURE pgembed._ask(
-    kind text, model text, contents text[], lifetime interval, patience double precision,
-    leave boolean,
-    OUT call_id bigint, OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
-)
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    call_id := pgembed._post_call(kind, model, contents, lifetime);
-    COMMIT;
-    SELECT a.* INTO answered, vectors, error
-    FROM pgembed._await_answer(call_id, patience, leave) AS a;
-END;
-$$;
-COMMENT ON PROCEDURE pgembed._ask(text, text, text[], interval, double precision, boolean) IS
-'Post a request, commit it and wait so many seconds for the answer; leave: vectors stay where they are.';
-
-
 CREATE OR REPLACE FUNCTION pgembed._take_calls(worker uuid, ids bigint[], max_calls integer)
 RETURNS TABLE (
     id bigint, kind text, model text, model_hash bytea, contents text[], remaining interval
@@ -181,22 +79,20 @@ AS $$
 #variable_conflict use_column
 DECLARE
     -- Whom notifications reach has a session of its own, and may keep locks in it.
-    notified boolean := ids IS NOT NULL;
+    locks CONSTANT boolean := ids IS NOT NULL;
 BEGIN
-    IF NOT notified THEN
-        ids := ARRAY(
-            SELECT w.id FROM pgembed.call AS w
-            WHERE w.worker IS NULL ORDER BY w.id LIMIT max_calls FOR UPDATE SKIP LOCKED
-        );
-    END IF;
+    ids := ARRAY(
+        SELECT w.id FROM pgembed.call AS w
+        WHERE w.worker IS NULL ORDER BY w.id LIMIT max_calls FOR UPDATE SKIP LOCKED
+    );
     RETURN QUERY
     UPDATE pgembed.call AS c
     SET worker = _take_calls.worker
-    WHERE c.id = ANY (ids) AND c.worker IS NULL AND c.expires_at > clock_timestamp()
+    WHERE c.id = ANY (ids) AND c.expires_at > clock_timestamp()
     RETURNING c.id, c.kind, c.model,
         (SELECT m.hash FROM pgembed.model AS m WHERE m.name = c.model),
         c.contents, c.expires_at - clock_timestamp();
-    IF notified THEN
+    IF locks THEN
         PERFORM pg_try_advisory_lock(pgembed._call_lock(c.id))
         FROM pgembed.call AS c
         WHERE c.id = ANY (ids) AND c.worker = _take_calls.worker AND c.kind <> 'add_model';
@@ -204,7 +100,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._take_calls(uuid, bigint[], integer) IS
-'Claim waiting calls for a worker: those that notifications named, which are locked, or any when ids is NULL.';
+'Claim the calls that wait for a worker. ids: of the notifications that came, none perhaps; then the calls are locked too. NULL: of a connection which notifications do not reach.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._store_answers(

@@ -146,54 +146,106 @@ COMMENT ON FUNCTION pgembed._hang_up(text) IS
 'Close a dblink connection; a statement that still runs over it is cancelled.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._ask_over(
-    connection text, kind text, model text, contents text[], timeout interval, leave boolean,
-    OUT call_id bigint, OUT answered boolean, OUT vectors text[], OUT error text
+CREATE OR REPLACE FUNCTION pgembed._post_over(
+    connection text, kind text, model text, contents text[], timeout interval
+)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT p.id FROM @extschema:dblink@.dblink(connection, format(
+            'SELECT pgembed._post_call(%L, %L, %L::text[], %L::interval)',
+            kind, model, contents, timeout + '1 second'::interval)) AS p (id bigint));
+END;
+$$;
+COMMENT ON FUNCTION pgembed._post_over(text, text, text, text[], interval) IS
+'Post a call over a dblink connection, where it is committed at once; its id.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._fetch_answer(
+    call_id bigint, withdraw boolean,
+    OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
 )
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    SELECT a.* INTO call_id, answered, vectors, error
-    FROM @extschema:dblink@.dblink(connection, format(
-        'CALL pgembed._ask(%L, %L, %L::text[], %L::interval, %s, %L, NULL, NULL, NULL, NULL)',
-        kind, model, contents, timeout + '1 second'::interval,
-        least(extract(epoch FROM timeout), 0.05), leave
-    )) AS a (call_id bigint, answered boolean, vectors text[], error text);
+    DELETE FROM pgembed.call AS c WHERE c.id = call_id AND (c.answered OR withdraw)
+    RETURNING c.answered, c.vectors, c.error INTO answered, vectors, error;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._ask_over(text, text, text, text[], interval, boolean) IS
-'Post a call over a dblink connection, and wait a moment for its answer.';
+COMMENT ON FUNCTION pgembed._fetch_answer(bigint, boolean) IS
+'Take the answer to a call away; answered is NULL when there is none yet. withdraw: take the call away in any case. Needs READ COMMITTED.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._await_over(
-    connection text, call_id bigint, started timestamptz, timeout interval, leave boolean,
-    OUT answered boolean, OUT vectors text[], OUT error text
+CREATE OR REPLACE FUNCTION pgembed._await_release(call_id bigint, patience double precision)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = 0
+AS $$
+DECLARE
+    lock_key CONSTANT bigint := pgembed._call_lock(call_id);
+BEGIN
+    IF NOT pg_try_advisory_lock_shared(lock_key) THEN
+        -- Before the server looks for deadlocks, and may log the wait.
+        PERFORM set_config('lock_timeout', greatest(least(patience, 0.5) * 1000, 1)::integer::text, true);
+        BEGIN
+            PERFORM pg_advisory_lock_shared(lock_key);
+        EXCEPTION
+            WHEN lock_not_available THEN
+                RETURN true;
+        END;
+        PERFORM pg_advisory_unlock_shared(lock_key);
+        RETURN true;
+    END IF;
+    PERFORM pg_advisory_unlock_shared(lock_key);
+    RETURN false;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._await_release(bigint, double precision) IS
+'Wait, so many seconds and half a second at most, while a worker holds the lock of a call; false, at once, when none does.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._await_answer(
+    connection text, call_id bigint, deadline timestamptz, itself boolean,
+    OUT answered boolean, OUT vectors @extschema:vector@.vector[], OUT error text
 )
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    remaining double precision;
+    pause double precision := 0.0005;
+    remaining double precision := extract(epoch FROM deadline - clock_timestamp());
 BEGIN
     LOOP
         -- Here, not over there: dblink is deaf to cancel and statement_timeout until its
         -- statement has ended.
-        remaining := extract(epoch FROM started + timeout - clock_timestamp());
         IF remaining > 0 AND NOT pgembed._await_release(call_id, remaining) THEN
-            PERFORM pg_sleep(least(remaining, 0.02));
+            PERFORM pg_sleep(least(pause, remaining));
+            -- Of many callers none is taken at once, and their looks keep the worker.
+            pause := least(pause * 3, 0.03);
         END IF;
-        remaining := extract(epoch FROM started + timeout - clock_timestamp());
-        SELECT a.* INTO answered, vectors, error
-        FROM @extschema:dblink@.dblink(connection, format(
-            'SELECT * FROM pgembed._fetch_answer(%s, %L, %L)', call_id, remaining <= 0, leave
-        )) AS a (answered boolean, vectors text[], error text);
+        remaining := extract(epoch FROM deadline - clock_timestamp());
+        IF itself THEN
+            -- The slice is a copy: the row may go, and what it keeps elsewhere with it.
+            SELECT c.answered, c.vectors[:], c.error INTO answered, vectors, error
+            FROM pgembed.call AS c WHERE c.id = call_id AND c.answered;
+        ELSE
+            SELECT a.* INTO answered, vectors, error
+            FROM @extschema:dblink@.dblink(connection, format(
+                'SELECT * FROM pgembed._fetch_answer(%s, %L)', call_id, remaining <= 0
+            )) AS a (answered boolean, vectors @extschema:vector@.vector[], error text);
+        END IF;
         EXIT WHEN answered OR remaining <= 0;
     END LOOP;
+    answered := coalesce(answered, false);
 END;
 $$;
-COMMENT ON FUNCTION pgembed._await_over(text, bigint, timestamptz, interval, boolean) IS
-'Wait for an answer and fetch it over a dblink connection.';
+COMMENT ON FUNCTION pgembed._await_answer(text, bigint, timestamptz, boolean) IS
+'Wait for the answer to a call: look whenever a worker lets go of it, and ever more rarely before one has taken it. itself: in this session, for whose transaction later commits are visible; the row stays until it expires. Otherwise over a dblink connection, which takes it away. VOLATILE: it must see what was committed since its caller''s statement began.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._withdraw(connection text, call_id bigint)
@@ -204,7 +256,7 @@ AS $$
 BEGIN
     IF @extschema:dblink@.dblink_is_busy(connection) = 0 THEN
         PERFORM FROM @extschema:dblink@.dblink(connection,
-            format('SELECT a.answered FROM pgembed._fetch_answer(%s, true, false) AS a', call_id)) AS a (answered boolean);
+            format('SELECT a.answered FROM pgembed._fetch_answer(%s, true) AS a', call_id)) AS a (answered boolean);
     END IF;
 EXCEPTION
     WHEN OTHERS THEN
@@ -224,26 +276,22 @@ LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    leave CONSTANT boolean := pgembed._reads_itself(kind, contents);
-    started timestamptz := clock_timestamp();
+    deadline CONSTANT timestamptz := clock_timestamp() + timeout;
     connection text := pgembed._dial();
     answer record;
     call_id bigint;
 BEGIN
     BEGIN
-        answer := pgembed._ask_over(connection, kind, model, contents, timeout, leave);
+        call_id := pgembed._post_over(connection, kind, model, contents, timeout);
     EXCEPTION
         -- A kept connection that died meanwhile is replaced once.
         WHEN connection_exception OR connection_failure OR connection_does_not_exist
             OR admin_shutdown OR crash_shutdown OR idle_session_timeout THEN
             PERFORM pgembed._hang_up(connection);
             connection := pgembed._dial();
-            answer := pgembed._ask_over(connection, kind, model, contents, timeout, leave);
+            call_id := pgembed._post_over(connection, kind, model, contents, timeout);
     END;
-    call_id := answer.call_id;
-    IF NOT answer.answered THEN
-        answer := pgembed._await_over(connection, call_id, started, timeout, leave);
-    END IF;
+    answer := pgembed._await_answer(connection, call_id, deadline, pgembed._sees_commits());
     IF connection <> 'pgembed kept' THEN
         PERFORM pgembed._hang_up(connection);
     END IF;
@@ -252,10 +300,7 @@ BEGIN
     ELSIF answer.error IS NOT NULL THEN
         RAISE EXCEPTION '%', answer.error USING ERRCODE = 'external_routine_exception';
     END IF;
-    IF leave AND answer.vectors IS NULL THEN
-        RETURN pgembed._left_vectors(call_id);
-    END IF;
-    RETURN answer.vectors::@extschema:vector@.vector[];
+    RETURN answer.vectors;
 EXCEPTION
     WHEN query_canceled OR OTHERS THEN
         PERFORM pgembed._withdraw(connection, call_id);

@@ -224,7 +224,7 @@ BEGIN
         model_hash := (pgembed._find_model(model)).hash;
     END IF;
     answer := pgembed._talk('ask', kind, model, model_hash, contents, seconds, least(seconds, slice),
-        pgembed._reads_itself(kind, contents));
+        kind = 'document' AND cardinality(contents) >= 16 AND pgembed._sees_commits());
     WHILE NOT answer.answered AND clock_timestamp() < deadline LOOP
         answer := pgembed._talk('wait',
             patience => least(extract(epoch FROM deadline - clock_timestamp()), slice));

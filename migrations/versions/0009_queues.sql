@@ -24,3 +24,6 @@ BEGIN
     END LOOP;
 END;
 $$;
+
+COMMENT ON TABLE pgembed.call IS
+'Synchronous requests from SQL functions to a worker, and their answers; rows live until they are answered and read, 10 seconds longer at most.';

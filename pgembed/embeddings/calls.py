@@ -33,7 +33,11 @@ class Request:
 def take(
     connection: Connection, worker: UUID, ids: Sequence[int] | None
 ) -> list[Request]:
-    """Claim the calls of these ids, or with None all that wait."""
+    """Claim the calls that wait.
+
+    With *ids*, of the notifications that came, if any, their callers sleep on locks of
+    this session. None: it is not known to get notifications.
+    """
     rows = fetch_all(
         connection,
         """

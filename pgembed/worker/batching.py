@@ -77,14 +77,6 @@ def embed(
     return Outcome(vectors, errors)
 
 
-def results(
-    encoded: Encoded, run: Run, *, batch_tokens: int, dimensions: int
-) -> Iterator[Result]:
-    """Yield positions, and their vectors or their error, batch by batch."""
-    for rows in encoded.batches(batch_tokens):
-        yield from _bisect(encoded, rows, run, dimensions, lambda: True)
-
-
 def _bisect(
     encoded: Encoded,
     rows: Rows,

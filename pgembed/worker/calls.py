@@ -5,16 +5,18 @@ Transports bring calls and take answers; the server knows neither tables nor soc
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import logging
+import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pgembed.errors import ModelError
+from pgembed.models.encoding import Encoded, Integers
 from pgembed.models.session import Model
 from pgembed.postgres.vectors import Float32
 from pgembed.worker import batching, metrics
@@ -28,6 +30,7 @@ SLICE_TOKENS = 512  # of a long call, between two looks at the short ones
 # Texts of many callers differ in length: in small batches little of it is padding. With
 # 50 short texts and MiniLM, 256 tokens a batch give 450 texts a second, 2048 give 320.
 _SHORT_TOKENS = 256
+_CORES = len(os.sched_getaffinity(0))  # as many batches run side by side
 _WAIT = 0.2
 _LOADING_WAIT = 0.01
 
@@ -62,48 +65,89 @@ class _LongCall:
         return not self._slices
 
 
+@dataclasses.dataclass(eq=False)
+class _Taken:
+    """A short call, and what there is of its answer."""
+
+    call: Call
+    vectors: Float32
+    missing: int
+    """How many of its texts are still to be run."""
+    error: str | None = None
+
+    def answer(self) -> AnsweredCall:
+        """Return the whole answer."""
+        return self.call, self.vectors if self.error is None else self.error
+
+
+class _Text(NamedTuple):
+    """A text that waits: of which call, which of its texts, and its tokens."""
+
+    of: _Taken
+    place: int
+    tokens: Integers
+
+
 class _ShortCalls:
-    """Calls of a group whose texts run together."""
+    """Calls of a group whose texts run together; others join while it goes on."""
 
-    def __init__(self, calls: Sequence[Call], model: Model) -> None:
-        texts = [text for call in calls for text in call.contents]
-        self._calls = calls
+    def __init__(self, model: Model) -> None:
         self._model = model
-        self._encoded = model.tokenize(texts, calls[0].group.side)
-        self._missing = [len(call.contents) for call in calls]
-        """How many texts of each call are still to be run."""
-        self._ends = list(itertools.accumulate(self._missing))
-        self._caller = [i for i, size in enumerate(self._missing) for _ in range(size)]
-        """Whose each text is."""
-        self._vectors = np.zeros((len(texts), model.dimensions), np.float32)
-        self._errors: dict[int, str] = {}
+        self._waiting: list[_Text] = []
 
-    def answers(self) -> Iterator[list[AnsweredCall]]:
-        """Run batch after batch; yield the answers that are complete after each."""
-        if empty := [i for i, size in enumerate(self._missing) if not size]:
-            yield [self._answer(caller) for caller in empty]
-        for rows, result in batching.results(
-            self._encoded,
+    def __len__(self) -> int:
+        """Return how many texts wait."""
+        return len(self._waiting)
+
+    def add(self, calls: Sequence[Call]) -> list[AnsweredCall]:
+        """Take calls of one group in; return the answers to those without a text.
+
+        Raises what the tokenizer raises.
+        """
+        texts = [text for call in calls for text in call.contents]
+        encoded = self._model.tokenize(texts, calls[0].group.side)
+        tokens = iter(np.split(encoded.tokens, np.cumsum(encoded.lengths)[:-1]))
+        empty = []
+        for call in calls:
+            size = len(call.contents)
+            vectors = np.zeros((size, self._model.dimensions), np.float32)
+            taken = _Taken(call, vectors, size)
+            self._waiting += [_Text(taken, i, next(tokens)) for i in range(size)]
+            if not size:
+                empty.append(taken.answer())
+        return empty
+
+    def next_batch(self) -> list[_Text]:
+        """Remove and return the texts to run next: the oldest, and those like it."""
+        if not self._waiting:
+            return []
+        wanted = len(self._waiting[0].tokens)
+        alike = sorted(self._waiting, key=lambda text: abs(len(text.tokens) - wanted))
+        batch, longest = alike[:1], wanted
+        for text in alike[1:]:
+            longest = max(longest, len(text.tokens))
+            if (len(batch) + 1) * longest > _SHORT_TOKENS:
+                break
+            batch.append(text)
+        chosen = set(map(id, batch))
+        self._waiting = [text for text in self._waiting if id(text) not in chosen]
+        return batch
+
+    def run(self, batch: Sequence[_Text]) -> list[AnsweredCall]:
+        """Run a batch, and return the answers that it completes."""
+        tokens = [text.tokens for text in batch]
+        outcome = batching.embed(
+            Encoded(np.concatenate(tokens), np.fromiter(map(len, tokens), np.int64)),
             self._model.run,
             batch_tokens=_SHORT_TOKENS,
             dimensions=self._model.dimensions,
-        ):
-            callers = [self._caller[row] for row in rows.tolist()]
-            if isinstance(result, str):
-                self._errors.update(dict.fromkeys(callers, result))
-            else:
-                self._vectors[rows] = result
-            complete = []
-            for caller in callers:
-                self._missing[caller] -= 1
-                if not self._missing[caller]:
-                    complete.append(self._answer(caller))
-            yield complete
-
-    def _answer(self, caller: int) -> AnsweredCall:
-        call, end = self._calls[caller], self._ends[caller]
-        vectors = self._vectors[end - len(call.contents) : end]
-        return call, self._errors.get(caller, vectors)
+        )
+        for i, (taken, place, _) in enumerate(batch):
+            taken.vectors[place] = outcome.vectors[i]
+            taken.error = taken.error or outcome.errors.get(i)
+            taken.missing -= 1
+        complete = dict.fromkeys(text.of for text in batch if not text.of.missing)
+        return [taken.answer() for taken in complete]
 
 
 class CallServer:
@@ -117,7 +161,7 @@ class CallServer:
         self._lifetime = lifetime
         self._pending = PendingCalls()
         self._long: _LongCall | None = None
-        self._ahead = ThreadPoolExecutor(1, "ahead")
+        self._ahead = ThreadPoolExecutor(_CORES, "ahead")
 
     def run(self) -> None:
         """Answer until told to stop, then what was taken already."""
@@ -140,7 +184,8 @@ class CallServer:
             model = self._model(group)
             if model is None:
                 continue
-            self._answer_short(model, self._pending.short_of(group))
+            if calls := self._pending.short_of(group):
+                self._answer_short(model, calls)
             if self._long is None:
                 self._begin_long(model, self._pending.long_of(group))
         if self._long is not None:
@@ -161,24 +206,41 @@ class CallServer:
             return None
 
     def _answer_short(self, model: Model, calls: Sequence[Call]) -> None:
+        together = _ShortCalls(model)
+        self._join(together, calls)
+        complete: list[AnsweredCall] = []
+        running: set[Future[list[AnsweredCall]]] = set()
+        while together or running:
+            if len(running) < _CORES and (batch := together.next_batch()):
+                if not (complete or together or running):
+                    complete = together.run(batch)
+                    break
+                running.add(self._ahead.submit(together.run, batch))
+                continue
+            # The model goes on while answers leave and calls come.
+            self._answer(complete)
+            self.take(0)
+            if calls[0].group == self._only_short_group():
+                self._pending.drop(self._is_over)
+                self._join(together, self._pending.short_of(calls[0].group))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            complete = [answer for each in done for answer in each.result()]
+        self._answer(complete)
+
+    def _join(self, together: _ShortCalls, calls: Sequence[Call]) -> None:
         if not calls:
             return
         try:
-            together = _ShortCalls(calls, model)
+            answers = together.add(calls)
         except Exception as error:
-            self._answer([(call, _message(error)) for call in calls])
-            return
-        left = len(calls)
-        answers = together.answers()
-        upcoming: Future[list[AnsweredCall]] | None = None
-        while left:
-            complete = upcoming.result() if upcoming else next(answers)
-            left -= len(complete)
-            # The model goes on while answers leave and calls come.
-            upcoming = self._ahead.submit(next, answers) if left else None
-            self._answer(complete)
-            if left:
-                self.take(0)
+            answers = [(call, _message(error)) for call in calls]
+        self._answer(answers)
+
+    def _only_short_group(self) -> Group | None:
+        """Return the group whose calls alone wait, if nothing else is to be done."""
+        if self._long is not None or self._lifetime.stopping:
+            return None
+        return self._pending.only_short_group()
 
     def _answer(self, answers: Sequence[AnsweredCall]) -> None:
         if not answers:

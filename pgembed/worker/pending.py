@@ -61,6 +61,11 @@ class PendingCalls:
         """Return the groups of the calls that wait, the oldest first."""
         return list(dict.fromkeys(call.group for call in self._calls))
 
+    def only_short_group(self) -> Group | None:
+        """Return the group whose short calls, and no others, wait; else None."""
+        groups = {call.group if call.is_short else None for call in self._calls}
+        return groups.pop() if len(groups) == 1 else None
+
     def drop(self, unwanted: Callable[[Call], bool]) -> None:
         """Forget calls."""
         self._take(unwanted)

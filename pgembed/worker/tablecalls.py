@@ -47,6 +47,8 @@ class TableCalls:
         self._next_poll = 0.0
         self._next_expiry = 0.0
         self._spoke = True
+        self._is_notified = False
+        """Whether notifications reach the connection: not behind some poolers."""
         self._locked: set[int] = set()
         """Calls that were taken with a lock, whose release wakes the caller."""
         self._waiting: set[int] = set()
@@ -68,6 +70,7 @@ class TableCalls:
         """Return new calls; waits for one at most *timeout* seconds."""
         ids = self._link.run(lambda c: _notified(c, timeout))
         self._spoke = False
+        self._is_notified = self._is_notified or bool(ids)
         now = time.monotonic()
         if now >= self._next_expiry:
             self._next_expiry = now + _EXPIRE_SECONDS
@@ -76,10 +79,8 @@ class TableCalls:
         if now >= self._next_poll:
             self._next_poll = now + _POLL_SECONDS
             self._forget_withdrawn()
-            return self._taken(None)
-        if ids:
-            return self._taken(ids)
-        return []
+            return self._taken(ids if self._is_notified else None)
+        return self._taken(ids) if ids else []
 
     def answer(self, answers: Sequence[AnsweredCall]) -> None:
         """Answer calls of one group with vectors, float32 (n, d), or with errors."""

@@ -83,8 +83,9 @@ def is_calling(connection: Connection) -> bool:
     return bool(value(connection, query))
 
 
-def calls_left(connection: Connection) -> int:
-    return int(value(connection, "SELECT count(*) FROM pgembed.call"))
+def calls_waiting(connection: Connection) -> int:
+    query = "SELECT count(*) FROM pgembed.call WHERE NOT answered"
+    return int(value(connection, query))
 
 
 @pytest.mark.usefixtures("worker")
@@ -93,7 +94,7 @@ def test_texts_become_vectors(connection: Connection, model: Model) -> None:
     query = value(connection, "SELECT pgembed.embed_query('tiny', 'the dog')")
     np.testing.assert_allclose(document, model.embed(["the dog"])[0], atol=1e-6)
     np.testing.assert_allclose(query, model.embed(["red the dog"])[0], atol=1e-6)
-    assert calls_left(connection) == 0
+    assert calls_waiting(connection) == 0
 
 
 @pytest.mark.usefixtures("worker")
@@ -178,7 +179,7 @@ def test_many_vectors_are_read_where_the_worker_left_them(
     )
     assert fetch_one(connection, LEFT) == (1, 20)
     connection.execute("UPDATE pgembed.call SET expires_at = clock_timestamp()")
-    wait_until(lambda: calls_left(connection) == 0)
+    wait_until(lambda: value(connection, "SELECT count(*) FROM pgembed.call") == 0)
     with pytest.raises(errors.ExternalRoutineException, match="the model failed"):
         value(connection, query, [*texts, "poison"])
     with connection.transaction():
@@ -312,7 +313,7 @@ def test_without_a_worker(connection: Connection) -> None:
     ) as caught:
         connection.execute("SELECT pgembed.embed('tiny', 'a cat')")
     assert "pgembed worker --dsn" in str(caught.value.diag.message_hint)
-    assert calls_left(connection) == 0
+    assert calls_waiting(connection) == 0
 
 
 def test_a_worker_that_comes_while_the_caller_waits(
@@ -348,7 +349,7 @@ def test_a_caller_sleeps_while_a_worker_has_its_call(
     query = "SELECT pgembed.embed('tiny', 'a cat')::text"
     thread = threading.Thread(target=lambda: answers.append(value(caller, query)))
     thread.start()
-    wait_until(lambda: calls_left(connection) == 1)
+    wait_until(lambda: calls_waiting(connection) == 1)
     me = uuid4()
     (call,) = calls.take(worker, me, [value(connection, "SELECT id FROM pgembed.call")])
     wait_until(lambda: fetch_all(connection, CALL_LOCKS) == [(False,), (True,)])
@@ -410,7 +411,7 @@ def check_cancel_and_timeout(connection: Connection) -> None:
     wait_until(lambda: second_sessions(connection) == 0)
     with answering(connection.info.dsn):
         assert value(connection, query) is not None
-        wait_until(lambda: calls_left(connection) == 0)
+        wait_until(lambda: calls_waiting(connection) == 0)
 
 
 def test_the_error_says_no_more_than_is_known(connection: Connection) -> None:
@@ -455,7 +456,7 @@ def test_a_caller_that_is_cancelled_frees_the_worker(
         with pytest.raises(errors.QueryCanceled):
             connection.execute("SELECT pgembed.embed_batch('tiny', %s)", [texts])
         connection.execute("SET statement_timeout = '5s'")
-        wait_until(lambda: calls_left(connection) == 0)
+        wait_until(lambda: calls_waiting(connection) == 0)
         query = "SELECT cardinality(pgembed.embed_batch('tiny', %s))"
         assert value(connection, query, ["a cat"] * 6) == 6
 

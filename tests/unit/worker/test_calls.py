@@ -47,14 +47,34 @@ class Memory:
         return call.reply_to not in self.gone
 
 
+class Crowd(Memory):
+    """A transport where somebody asks anew for every answer, until nobody is left."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def answer(self, answers: Sequence[AnsweredCall]) -> None:
+        super().answer(answers)
+        for call, _ in answers:
+            self.left -= 1
+            if self.left >= 0:
+                name = f"{self.left}"
+                self.calls.append(Call(name, QUERY, ["a cat"], call.deadline))
+
+
 class Bench:
     """A server that is stepped by hand."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, transport: Memory | None = None) -> None:
         self.model = model
-        self.transport = Memory()
+        self.transport = transport or Memory()
         self.loader = Loader(ModelCache(self._load))
-        self.server = CallServer(self.transport, self.loader, Lifetime(5))
+        self.lifetime = Lifetime(5)
+        self.server = CallServer(self.transport, self.loader, self.lifetime)
+        self.loader.find("tiny", b"tiny")
+        while self.loader.is_loading:
+            time.sleep(0.001)
 
     def _load(self, name: str) -> Model:
         if name != "tiny":
@@ -94,9 +114,13 @@ def load(folder: Path) -> Model:
 @pytest.fixture
 def bench(model: Model) -> Iterator[Bench]:
     bench = Bench(model)
-    bench.loader.find("tiny", b"tiny")
-    while bench.loader.is_loading:
-        time.sleep(0.001)
+    yield bench
+    bench.loader.close()
+
+
+@pytest.fixture
+def crowded(model: Model) -> Iterator[Bench]:
+    bench = Bench(model, Crowd(left=500))
     yield bench
     bench.loader.close()
 
@@ -111,6 +135,43 @@ def test_short_calls_are_answered_together(bench: Bench) -> None:
     assert_close(answers["a"], wanted[:1])
     assert_close(answers["b"], wanted[1:])
     assert_close(answers["c"], bench.model.embed(["the dog"]))
+
+
+def test_calls_join_those_that_are_being_answered(crowded: Bench) -> None:
+    for i in range(200):
+        crowded.post(f"first {i}", "the dog eats food")
+    crowded.step()
+    answers = crowded.transport.answers
+    assert len(answers) == 700
+    wanted = crowded.model.embed(["the dog eats food", "a cat"], "query")
+    assert_close(answers["first 199"], wanted[:1])
+    assert_close(answers["0"], wanted[1:])
+
+
+def test_nobody_joins_while_others_wait(crowded: Bench) -> None:
+    for i in range(200):
+        crowded.post(f"first {i}", "the dog eats food")
+    crowded.post("long", *["the dog eats food"] * 9)
+    crowded.step()
+    assert "long" in crowded.transport.answers
+    assert len(crowded.transport.answers) < 700
+
+
+def test_a_crowd_does_not_keep_a_worker_from_stopping(crowded: Bench) -> None:
+    for i in range(200):
+        crowded.post(f"first {i}", "the dog eats food")
+    crowded.lifetime.stop()
+    crowded.step()
+    assert len(crowded.transport.answers) == 200
+
+
+def test_a_text_waits_for_no_younger_ones(bench: Bench) -> None:
+    bench.post("oldest", "a cat")
+    for i in range(100):
+        bench.post(f"{i}", " ".join(["dog"] * 30))
+    bench.step()
+    assert next(iter(bench.transport.answers)) == "oldest"
+    assert len(bench.transport.answers) == 101
 
 
 def test_a_short_call_overtakes_a_long_one(bench: Bench) -> None:
