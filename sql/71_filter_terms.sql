@@ -56,9 +56,13 @@ AS $$
 DECLARE
     bare text := name;
     base oid;
+    holds_vectors boolean;
 BEGIN
     LOOP
-        SELECT a.atttypid, t.typbasetype INTO kind, base
+        SELECT a.atttypid, t.typbasetype, EXISTS (
+            SELECT FROM pgembed.embedding AS e
+            WHERE e.target = a.attrelid AND e.target_column = bare)
+        INTO kind, base, holds_vectors
         FROM pg_catalog.pg_attribute AS a
         INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
         WHERE a.attrelid = source AND a.attname = bare AND a.attnum > 0 AND NOT a.attisdropped;
@@ -75,10 +79,8 @@ BEGIN
         PERFORM pgembed._refuse_filter(format('%s is not jsonb and has no inside %s', label,
             left(to_jsonb(path)::text, 100)), 'A path goes into a jsonb column: {"column.key": value}.');
     END IF;
-    IF kind IN ('@extschema:vector@.vector'::regtype, '@extschema:vector@.halfvec'::regtype,
-                '@extschema:vector@.sparsevec'::regtype)
-        OR EXISTS (SELECT FROM pgembed.embedding AS e
-                   WHERE e.target = _filter_operand.source AND e.target_column = bare)
+    IF holds_vectors OR kind IN ('@extschema:vector@.vector'::regtype,
+        '@extschema:vector@.halfvec'::regtype, '@extschema:vector@.sparsevec'::regtype)
     THEN
         PERFORM pgembed._refuse_filter(format('%s holds vectors', label),
             'Vectors are what the search compares; filter by other columns.');

@@ -232,17 +232,17 @@ BEGIN
     IF predicate IS NOT NULL THEN
         PERFORM pgembed._estimate(c.probe_predicate, query, k, arguments);
     END IF;
-    i := pgembed._advised_index(e, CASE WHEN predicate IS NULL THEN filter END);
-    IF i.index IS NOT NULL THEN
-        passing_rows := i.passing;
-    ELSIF c.probe IS NOT NULL AND pgembed._has_partial_index(e) THEN
-        settings := pgembed._apply_settings('{"enable_sort": "off"}');
-        i := pgembed._planned_index(e, pgembed._estimate(pg_catalog.concat('EXPLAIN (FORMAT JSON) ',
-            pgembed._nearest_statement(e, condition, true)), query, k, arguments));
-        PERFORM pgembed._apply_settings(settings);
-        passing_rows := i.passing;
-    ELSE
+    IF c.probe IS NULL OR NOT pgembed._has_partial_index(e) THEN
         i := pgembed._usable_index(e, '{}');
+    ELSE
+        i := pgembed._advised_index(e, CASE WHEN predicate IS NULL THEN filter END);
+        IF i.index IS NULL THEN
+            settings := pgembed._apply_settings('{"enable_sort": "off"}');
+            i := pgembed._planned_index(e, pgembed._estimate(pg_catalog.concat('EXPLAIN (FORMAT JSON) ',
+                pgembed._nearest_statement(e, condition, true)), query, k, arguments));
+            PERFORM pgembed._apply_settings(settings);
+        END IF;
+        passing_rows := i.passing;
     END IF;
     IF passing_rows IS NULL AND c.probe IS NOT NULL THEN
         s := pgembed._estimated(pgembed._estimate(c.probe, query, k, arguments));

@@ -11,9 +11,13 @@ DECLARE
     before jsonb := '{}';
 BEGIN
     IF settings <> '{}' THEN
-        SELECT jsonb_object_agg(e.key, current_setting(e.key, true)) INTO before
-        FROM jsonb_each_text(settings) AS e;
-        PERFORM set_config(e.key, e.value, true) FROM jsonb_each_text(settings) AS e;
+        -- OFFSET 0: what they were is read before the condition sets them.
+        SELECT jsonb_object_agg(s.key, s.before) INTO before
+        FROM (
+            SELECT e.key, e.value, current_setting(e.key, true) AS before
+            FROM jsonb_each_text(settings) AS e OFFSET 0
+        ) AS s
+        WHERE set_config(s.key, s.value, true) IS NOT NULL;
     END IF;
     RETURN before;
 END;
