@@ -75,20 +75,24 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
+-- Plans are made, and kept, while the table is nearly empty.
+SET enable_seqscan = off
 AS $$
 #variable_conflict use_column
 DECLARE
     -- Whom notifications reach has a session of its own, and may keep locks in it.
     locks CONSTANT boolean := ids IS NOT NULL;
 BEGIN
-    ids := ARRAY(
-        SELECT w.id FROM pgembed.call AS w
-        WHERE w.worker IS NULL ORDER BY w.id LIMIT max_calls FOR UPDATE SKIP LOCKED
-    );
+    IF ids IS NULL OR ids = '{}' THEN
+        ids := ARRAY(
+            SELECT w.id FROM pgembed.call AS w
+            WHERE w.worker IS NULL ORDER BY w.id LIMIT max_calls FOR UPDATE SKIP LOCKED
+        );
+    END IF;
     RETURN QUERY
     UPDATE pgembed.call AS c
     SET worker = _take_calls.worker
-    WHERE c.id = ANY (ids) AND c.expires_at > clock_timestamp()
+    WHERE c.id = ANY (ids) AND c.worker IS NULL AND c.expires_at > clock_timestamp()
     RETURNING c.id, c.kind, c.model,
         (SELECT m.hash FROM pgembed.model AS m WHERE m.name = c.model),
         c.contents, c.expires_at - clock_timestamp();
@@ -100,7 +104,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._take_calls(uuid, bigint[], integer) IS
-'Claim the calls that wait for a worker. ids: of the notifications that came, none perhaps; then the calls are locked too. NULL: of a connection which notifications do not reach.';
+'Claim waiting calls for a worker: those that notifications named, or all when ids is empty or NULL. They are locked unless it is NULL: of a connection that notifications do not reach.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._store_answers(
@@ -109,6 +113,8 @@ CREATE OR REPLACE FUNCTION pgembed._store_answers(
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
+-- Plans are made, and kept, while the table is nearly empty.
+SET enable_seqscan = off
 AS $$
 BEGIN
     -- In one order, since others remove calls too.

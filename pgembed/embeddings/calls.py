@@ -33,10 +33,10 @@ class Request:
 def take(
     connection: Connection, worker: UUID, ids: Sequence[int] | None
 ) -> list[Request]:
-    """Claim the calls that wait.
+    """Claim the calls of these ids, or with none all that wait.
 
-    With *ids*, of the notifications that came, if any, their callers sleep on locks of
-    this session. None: it is not known to get notifications.
+    Their callers sleep on locks of this session, but with None, of a connection that
+    notifications do not reach.
     """
     rows = fetch_all(
         connection,

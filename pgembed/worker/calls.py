@@ -30,7 +30,10 @@ SLICE_TOKENS = 512  # of a long call, between two looks at the short ones
 # Texts of many callers differ in length: in small batches little of it is padding. With
 # 50 short texts and MiniLM, 256 tokens a batch give 450 texts a second, 2048 give 320.
 _SHORT_TOKENS = 256
-_CORES = len(os.sched_getaffinity(0))  # as many batches run side by side
+# Batches that take longer run side by side, as many as there are cores. To hand others
+# over to a thread takes about as long as to run them.
+_SLOW = 0.005  # seconds
+_CORES = len(os.sched_getaffinity(0))
 _WAIT = 0.2
 _LOADING_WAIT = 0.01
 
@@ -119,8 +122,6 @@ class _ShortCalls:
 
     def next_batch(self) -> list[_Text]:
         """Remove and return the texts to run next: the oldest, and those like it."""
-        if not self._waiting:
-            return []
         wanted = len(self._waiting[0].tokens)
         alike = sorted(self._waiting, key=lambda text: abs(len(text.tokens) - wanted))
         batch, longest = alike[:1], wanted
@@ -209,20 +210,29 @@ class CallServer:
         together = _ShortCalls(model)
         self._join(together, calls)
         complete: list[AnsweredCall] = []
+        while together:
+            started = time.monotonic()
+            complete += together.run(together.next_batch())
+            if together and time.monotonic() - started > _SLOW:
+                self._answer_side_by_side(together, calls[0].group, complete)
+                return
+        self._answer(complete)
+
+    def _answer_side_by_side(
+        self, together: _ShortCalls, group: Group, complete: list[AnsweredCall]
+    ) -> None:
+        """Let the model go on while answers leave, and calls come that may join."""
         running: set[Future[list[AnsweredCall]]] = set()
         while together or running:
-            if len(running) < _CORES and (batch := together.next_batch()):
-                if not (complete or together or running):
-                    complete = together.run(batch)
-                    break
+            if together and len(running) < _CORES:
+                batch = together.next_batch()
                 running.add(self._ahead.submit(together.run, batch))
                 continue
-            # The model goes on while answers leave and calls come.
             self._answer(complete)
             self.take(0)
-            if calls[0].group == self._only_short_group():
+            if group == self._only_short_group():
                 self._pending.drop(self._is_over)
-                self._join(together, self._pending.short_of(calls[0].group))
+                self._join(together, self._pending.short_of(group))
             done, running = wait(running, return_when=FIRST_COMPLETED)
             complete = [answer for each in done for answer in each.result()]
         self._answer(complete)

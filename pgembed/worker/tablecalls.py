@@ -79,7 +79,7 @@ class TableCalls:
         if now >= self._next_poll:
             self._next_poll = now + _POLL_SECONDS
             self._forget_withdrawn()
-            return self._taken(ids if self._is_notified else None)
+            return self._taken([] if self._is_notified else None)
         return self._taken(ids) if ids else []
 
     def answer(self, answers: Sequence[AnsweredCall]) -> None:

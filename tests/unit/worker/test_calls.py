@@ -60,7 +60,7 @@ class Crowd(Memory):
             self.left -= 1
             if self.left >= 0:
                 name = f"{self.left}"
-                self.calls.append(Call(name, QUERY, ["a cat"], call.deadline))
+                self.calls.append(Call(name, QUERY, ["a slow cat"], call.deadline))
 
 
 class Bench:
@@ -119,8 +119,10 @@ def bench(model: Model) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def crowded(model: Model) -> Iterator[Bench]:
-    bench = Bench(model, Crowd(left=500))
+def crowded(tmp_path: Path) -> Iterator[Bench]:
+    """Return a server with a model that takes its time, and callers who come back."""
+    model = load(tiny_models.slow_model(tmp_path / "slow", steps=200))
+    bench = Bench(model, Crowd(left=100))
     yield bench
     bench.loader.close()
 
@@ -138,31 +140,31 @@ def test_short_calls_are_answered_together(bench: Bench) -> None:
 
 
 def test_calls_join_those_that_are_being_answered(crowded: Bench) -> None:
-    for i in range(200):
-        crowded.post(f"first {i}", "the dog eats food")
+    for i in range(100):
+        crowded.post(f"first {i}", "the slow dog")
     crowded.step()
     answers = crowded.transport.answers
-    assert len(answers) == 700
-    wanted = crowded.model.embed(["the dog eats food", "a cat"], "query")
-    assert_close(answers["first 199"], wanted[:1])
+    assert len(answers) == 200
+    wanted = crowded.model.embed(["the slow dog", "a slow cat"], "query")
+    assert_close(answers["first 99"], wanted[:1])
     assert_close(answers["0"], wanted[1:])
 
 
 def test_nobody_joins_while_others_wait(crowded: Bench) -> None:
-    for i in range(200):
-        crowded.post(f"first {i}", "the dog eats food")
-    crowded.post("long", *["the dog eats food"] * 9)
+    for i in range(100):
+        crowded.post(f"first {i}", "the slow dog")
+    crowded.post("long", *["the slow dog"] * 9)
     crowded.step()
     assert "long" in crowded.transport.answers
-    assert len(crowded.transport.answers) < 700
+    assert len(crowded.transport.answers) < 200
 
 
 def test_a_crowd_does_not_keep_a_worker_from_stopping(crowded: Bench) -> None:
-    for i in range(200):
-        crowded.post(f"first {i}", "the dog eats food")
+    for i in range(100):
+        crowded.post(f"first {i}", "the slow dog")
     crowded.lifetime.stop()
     crowded.step()
-    assert len(crowded.transport.answers) == 200
+    assert len(crowded.transport.answers) == 100
 
 
 def test_a_text_waits_for_no_younger_ones(bench: Bench) -> None:
