@@ -160,7 +160,8 @@ COMMENT ON FUNCTION pgembed._leave_vectors(uuid, text, @extschema:vector@.vector
 'Leave the vectors of a call that came another way for its caller to read. SECURITY DEFINER: a worker may not post calls.';
 
 
--- Like _ask it commits; here is no name to look up in a search_path.
+-- A routine that commits cannot have a SET clause; here is no name to look up in a
+-- search_path.
 CREATE OR REPLACE PROCEDURE pgembed._answer(
     call_ids bigint[], worker uuid, counts integer[], vectors @extschema:vector@.vector[], errors text[],
     locked bigint[]

@@ -26,4 +26,4 @@ END;
 $$;
 
 COMMENT ON TABLE pgembed.call IS
-'Synchronous requests from SQL functions to a worker, and their answers; rows live until they are answered and read, 10 seconds longer at most.';
+'Synchronous requests from SQL functions to a worker, and their answers; when they were answered and read, a worker removes them within seconds.';
