@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from pgembed.models.encoding import Encoded, Integers
 from pgembed.models.session import Model
 from pgembed.postgres.vectors import Float32
 from pgembed.worker import batching, metrics
+from pgembed.worker.batching import Outcome
 from pgembed.worker.lifetime import Lifetime
 from pgembed.worker.loader import Loader
 from pgembed.worker.pending import AnsweredCall, Call, Group, PendingCalls
@@ -134,15 +135,25 @@ class _ShortCalls:
         self._waiting = [text for text in self._waiting if id(text) not in chosen]
         return batch
 
-    def run(self, batch: Sequence[_Text]) -> list[AnsweredCall]:
-        """Run a batch, and return the answers that it completes."""
+    def drop(self, unwanted: Callable[[Call], bool]) -> None:
+        """Forget the texts of calls."""
+        self._waiting = [text for text in self._waiting if not unwanted(text.of.call)]
+
+    def run(self, batch: list[_Text]) -> tuple[list[_Text], Outcome]:
+        """Run a batch; other batches may run at the same time, in other threads."""
         tokens = [text.tokens for text in batch]
-        outcome = batching.embed(
-            Encoded(np.concatenate(tokens), np.fromiter(map(len, tokens), np.int64)),
+        encoded = Encoded(
+            np.concatenate(tokens), np.fromiter(map(len, tokens), np.int64)
+        )
+        return batch, batching.embed(
+            encoded,
             self._model.run,
             batch_tokens=_SHORT_TOKENS,
             dimensions=self._model.dimensions,
         )
+
+    def settle(self, batch: list[_Text], outcome: Outcome) -> list[AnsweredCall]:
+        """Take in what became of a batch, and return the answers that it completes."""
         for i, (taken, place, _) in enumerate(batch):
             taken.vectors[place] = outcome.vectors[i]
             taken.error = taken.error or outcome.errors.get(i)
@@ -212,7 +223,7 @@ class CallServer:
         complete: list[AnsweredCall] = []
         while together:
             started = time.monotonic()
-            complete += together.run(together.next_batch())
+            complete += together.settle(*together.run(together.next_batch()))
             if together and time.monotonic() - started > _SLOW:
                 self._answer_side_by_side(together, calls[0].group, complete)
                 return
@@ -222,7 +233,7 @@ class CallServer:
         self, together: _ShortCalls, group: Group, complete: list[AnsweredCall]
     ) -> None:
         """Let the model go on while answers leave, and calls come that may join."""
-        running: set[Future[list[AnsweredCall]]] = set()
+        running: set[Future[tuple[list[_Text], Outcome]]] = set()
         while together or running:
             if together and len(running) < _CORES:
                 batch = together.next_batch()
@@ -230,11 +241,14 @@ class CallServer:
                 continue
             self._answer(complete)
             self.take(0)
+            self._pending.drop(self._is_over)
+            together.drop(self._is_over)
             if group == self._only_short_group():
-                self._pending.drop(self._is_over)
                 self._join(together, self._pending.short_of(group))
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            complete = [answer for each in done for answer in each.result()]
+            complete = []
+            for each in done:
+                complete += together.settle(*each.result())
         self._answer(complete)
 
     def _join(self, together: _ShortCalls, calls: Sequence[Call]) -> None:

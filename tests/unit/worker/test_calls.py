@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,11 @@ class Crowd(Memory):
     def __init__(self, left: int) -> None:
         super().__init__()
         self.left = left
+        self.at_first: Callable[[], None] = lambda: None
 
     def answer(self, answers: Sequence[AnsweredCall]) -> None:
+        if not self.answers:
+            self.at_first()
         super().answer(answers)
         for call, _ in answers:
             self.left -= 1
@@ -148,6 +151,28 @@ def test_calls_join_those_that_are_being_answered(crowded: Bench) -> None:
     wanted = crowded.model.embed(["the slow dog", "a slow cat"], "query")
     assert_close(answers["first 99"], wanted[:1])
     assert_close(answers["0"], wanted[1:])
+
+
+def test_callers_who_leave_meanwhile_cost_nothing(crowded: Bench) -> None:
+    for i in range(500):
+        crowded.post(f"first {i}", "the slow dog")
+    left = {f"first {i}" for i in range(400, 500)}
+    transport = crowded.transport
+    assert isinstance(transport, Crowd)
+    transport.at_first = lambda: transport.gone.update(left)
+    crowded.step()
+    assert "first 399" in transport.answers
+    assert not left & transport.answers.keys()
+
+
+def test_calls_of_several_texts_end_when_all_have_run(crowded: Bench) -> None:
+    texts = ["the slow dog", "a slow cat", "slow", "the slow food"]
+    for i in range(100):
+        crowded.post(f"first {i}", *texts)
+    crowded.step()
+    wanted = crowded.model.embed(texts, "query")
+    for i in range(100):
+        assert_close(crowded.transport.answers[f"first {i}"], wanted)
 
 
 def test_nobody_joins_while_others_wait(crowded: Bench) -> None:
