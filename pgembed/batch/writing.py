@@ -67,6 +67,24 @@ class Asked:
         return cls(asking.target, askers.ids, columns, keys, numbers, several)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The rows to write: whose answers, and the table and columns for them."""
+
+    asked: Asked
+    answer: BatchResult
+    queries: Ints
+    """(n,): the query of each row."""
+    ranks: Ints
+    """(n,): its rank, from 0."""
+    target: str
+    names: list[str]
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.queries)
+
+
 def write_results(
     connection: Connection,
     source: Source,
@@ -84,10 +102,11 @@ def write_results(
     _create(connection, source, asked, results, names)
     target = _quoted(connection, results)
     there = np.arange(answer.distances.shape[1]) < answer.counts[:, None]
-    rows, ranks = np.nonzero(there)
-    written = _copy_in(connection, asked, target, names, answer, rows, ranks)
+    queries, ranks = np.nonzero(there)
+    rows = _Rows(asked, answer, queries, ranks, target, names)
+    written = _copy_in(connection, rows)
     if written is None:
-        written = _insert(connection, source, asked, target, names, answer, rows, ranks)
+        written = _insert(connection, source, rows)
     if written != len(rows):
         raise PgembedError(
             f"{written} of {len(rows)} result rows could be written: a trigger of "
@@ -97,30 +116,24 @@ def write_results(
     return written
 
 
-def _copy_in(
-    connection: Connection,
-    asked: Asked,
-    target: str,
-    names: list[str],
-    answer: BatchResult,
-    rows: Ints,
-    ranks: Ints,
-) -> int | None:
+def _copy_in(connection: Connection, rows: _Rows) -> int | None:
     """Write answers by COPY, if they are numbers as the table has them, and may be.
 
     A tenth of what it takes to look up the keys of both sides where they are. Returns
     the rows written; None if they have to be inserted.
     """
-    keys = answer.keys
-    if asked.numbers is None or keys.dtype != np.int64 or not keys.size:
+    numbers, keys = rows.asked.numbers, rows.answer.keys
+    if numbers is None or keys.dtype != np.int64 or not keys.size:
         return None
-    distances = answer.distances[rows, ranks]
-    values = [asked.numbers[rows], ranks + 1, keys[rows, ranks], distances]
-    types = [_NUMBERS.get(oid, "") for oid in _types(connection, target, names)]
+    queries, ranks = rows.queries, rows.ranks
+    distances = rows.answer.distances[queries, ranks]
+    values = [numbers[queries], ranks + 1, keys[queries, ranks], distances]
+    oids = _types(connection, rows.target, rows.names)
+    types = [_NUMBERS.get(oid, "") for oid in oids]
     pairs = list(zip(types, values, strict=False))
     if len(pairs) < len(values) or not all(itertools.starmap(_holds, pairs)):
         return None
-    return copying.write_columns(connection, target, names, pairs)
+    return copying.write_columns(connection, rows.target, rows.names, pairs)
 
 
 def _types(connection: Connection, target: str, names: list[str]) -> list[int]:
@@ -156,46 +169,38 @@ def _holds(type_: str, values: NDArray[Any]) -> bool:
     return bool(bounds.min <= values.min() and values.max() <= bounds.max)
 
 
-def _insert(
-    connection: Connection,
-    source: Source,
-    asked: Asked,
-    target: str,
-    names: list[str],
-    answer: BatchResult,
-    rows: Ints,
-    ranks: Ints,
-) -> int:
-    places = answer.places[rows, ranks]
-    statement = _insert_statement(source, asked, target, names)
+def _insert(connection: Connection, source: Source, rows: _Rows) -> int:
+    asked, answer = rows.asked, rows.answer
+    statement = _insert_statement(source, rows)
     written = 0
     with raw_cursor(connection) as cursor:
         for start in range(0, len(rows), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            askers = asked.places[rows[part]]
+            queries = rows.queries[start : start + _BLOCK]
+            ranks = rows.ranks[start : start + _BLOCK]
+            askers = asked.places[queries]
+            places = answer.places[queries, ranks]
             cursor.execute(
                 statement.encode(),
                 [
                     TidArray(askers),
                     _tables(askers, asked.oids),
-                    TidArray(places[part]),
-                    _tables(places[part], answer.tables),
-                    Int4Array(ranks[part] + 1),
-                    Float8Array(answer.distances[rows[part], ranks[part]]),
+                    TidArray(places),
+                    _tables(places, answer.tables),
+                    Int4Array(ranks + 1),
+                    Float8Array(answer.distances[queries, ranks]),
                 ],
             )
             written += cursor.rowcount
     return written
 
 
-def _insert_statement(
-    source: Source, asked: Asked, target: str, names: list[str]
-) -> str:
+def _insert_statement(source: Source, rows: _Rows) -> str:
+    asked = rows.asked
     in_table = " AND {}.tableoid::pg_catalog.int8 = u.{}"
     asker = in_table.format("q", "query_oid") if asked.oids else ""
     found = in_table.format("t", "oid") if source.divided else ""
     return (
-        f"INSERT INTO {target} ({', '.join(names)}) "  # noqa: S608 - quoted names
+        f"INSERT INTO {rows.target} ({', '.join(rows.names)}) "  # noqa: S608 - quoted names
         f"SELECT {', '.join(asked.columns.values())}, u.rank, "
         f"{source.key_list('t')}, u.distance "
         "FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog._tid), "
