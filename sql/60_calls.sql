@@ -9,7 +9,7 @@ RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
 -- A snapshot that the transaction keeps is older than the answer.
 RETURN pg_catalog.current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')
-    AND pg_catalog.current_setting('in_hot_standby') OPERATOR(pg_catalog.=) 'off';
+    AND pg_catalog.current_setting('in_hot_standby') = 'off';
 COMMENT ON FUNCTION pgembed._sees_commits() IS
 'Whether a caller can read an answer from pgembed.call itself: what is committed while it waits is visible to it.';
 

@@ -243,7 +243,7 @@ class CallServer:
             self.take(0)
             self._pending.drop(self._is_over)
             together.drop(self._is_over)
-            if group == self._only_short_group():
+            if self._may_join(group):
                 self._join(together, self._pending.short_of(group))
             done, running = wait(running, return_when=FIRST_COMPLETED)
             complete = []
@@ -260,11 +260,13 @@ class CallServer:
             answers = [(call, _message(error)) for call in calls]
         self._answer(answers)
 
-    def _only_short_group(self) -> Group | None:
-        """Return the group whose calls alone wait, if nothing else is to be done."""
-        if self._long is not None or self._lifetime.stopping:
-            return None
-        return self._pending.only_short_group()
+    def _may_join(self, group: Group) -> bool:
+        """Whether calls of the group may join those that run: nothing else waits."""
+        return (
+            self._long is None
+            and not self._lifetime.stopping
+            and self._pending.has_only_short_of(group)
+        )
 
     def _answer(self, answers: Sequence[AnsweredCall]) -> None:
         if not answers:

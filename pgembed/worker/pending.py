@@ -61,10 +61,9 @@ class PendingCalls:
         """Return the groups of the calls that wait, the oldest first."""
         return list(dict.fromkeys(call.group for call in self._calls))
 
-    def only_short_group(self) -> Group | None:
-        """Return the group whose short calls, and no others, wait; else None."""
-        groups = {call.group if call.is_short else None for call in self._calls}
-        return groups.pop() if len(groups) == 1 else None
+    def has_only_short_of(self, group: Group) -> bool:
+        """Whether none but short calls of the group wait."""
+        return all(call.group == group and call.is_short for call in self._calls)
 
     def drop(self, unwanted: Callable[[Call], bool]) -> None:
         """Forget calls."""
