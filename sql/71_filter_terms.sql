@@ -59,10 +59,7 @@ DECLARE
     holds_vectors boolean;
 BEGIN
     LOOP
-        SELECT a.atttypid, t.typbasetype, EXISTS (
-            SELECT FROM pgembed.embedding AS e
-            WHERE e.target = a.attrelid AND e.target_column = bare)
-        INTO kind, base, holds_vectors
+        SELECT a.atttypid, t.typbasetype INTO kind, base
         FROM pg_catalog.pg_attribute AS a
         INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
         WHERE a.attrelid = source AND a.attname = bare AND a.attnum > 0 AND NOT a.attisdropped;
@@ -78,6 +75,11 @@ BEGIN
     IF path IS NOT NULL AND kind <> 'jsonb'::regtype THEN
         PERFORM pgembed._refuse_filter(format('%s is not jsonb and has no inside %s', label,
             left(to_jsonb(path)::text, 100)), 'A path goes into a jsonb column: {"column.key": value}.');
+    END IF;
+    IF kind = 'bit'::regtype THEN
+        holds_vectors := EXISTS (
+            SELECT FROM pgembed.embedding AS e
+            WHERE e.target = _filter_operand.source AND e.target_column = bare);
     END IF;
     IF holds_vectors OR kind IN ('@extschema:vector@.vector'::regtype,
         '@extschema:vector@.halfvec'::regtype, '@extschema:vector@.sparsevec'::regtype)

@@ -123,7 +123,9 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM pgembed._check_option('mode', mode, ARRAY['auto', 'exact', 'index']);
+    IF mode IS DISTINCT FROM 'auto' THEN
+        PERFORM pgembed._check_option('mode', mode, ARRAY['auto', 'exact', 'index']);
+    END IF;
     IF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
         RAISE EXCEPTION 'k is %, but must be from 1 to 10000', coalesce(k::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Ask for that many rows at most.';
@@ -185,36 +187,34 @@ COMMENT ON FUNCTION pgembed._distance_operator(pgembed.embedding) IS
 'pgvector''s operator for an embedding''s distance; Hamming for bits.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._vector_indexes(e pgembed.embedding, named text[] DEFAULT NULL)
-RETURNS TABLE (index regclass, name text, method text, partial boolean, rows float8, lists integer)
+CREATE OR REPLACE FUNCTION pgembed._usable_index(
+    e pgembed.embedding, named text[],
+    OUT index regclass, OUT method text, OUT lists integer, OUT rows float8, OUT partial boolean
+)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     operator_class text := pgembed._operator_class(e.storage, e.distance);
-    place smallint := (
-        SELECT a.attnum FROM pg_catalog.pg_attribute AS a
-        WHERE a.attrelid = e.target AND a.attname = e.target_column);
-    chosen oid[] := CASE WHEN named <> '{}' THEN ARRAY(
-        SELECT c.oid FROM pg_catalog.pg_class AS c WHERE c.relname = ANY (named)) END;
 BEGIN
-    RETURN QUERY
     SELECT
-        i.indexrelid::regclass, c.relname::text, m.amname::text, i.indpred IS NOT NULL,
-        greatest(c.reltuples, 0)::float8,
-        coalesce(substring(c.reloptions::text FROM 'lists=(\d+)')::integer, 100)
+        i.indexrelid, m.amname, coalesce(substring(c.reloptions::text FROM 'lists=(\d+)')::integer, 100),
+        greatest(c.reltuples, 0), i.indpred IS NOT NULL
+    INTO index, method, lists, rows, partial
     FROM pg_catalog.pg_index AS i
-    INNER JOIN pg_catalog.pg_opclass AS f ON f.oid = i.indclass[0] AND f.opcname = operator_class
+    INNER JOIN pg_catalog.pg_attribute AS a
+        ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attname = e.target_column
     INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
     INNER JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
-    WHERE i.indrelid = e.target AND i.indisvalid AND i.indnatts = 1 AND i.indkey[0] = place
-        AND (named IS DISTINCT FROM '{}' OR i.indpred IS NULL)
-        AND (chosen IS NULL OR i.indexrelid = ANY (chosen))
-    ORDER BY i.indpred IS NOT NULL, m.amname, i.indexrelid;
+    INNER JOIN pg_catalog.pg_opclass AS f ON f.oid = i.indclass[0] AND f.opcname = operator_class
+    WHERE i.indrelid = e.target AND i.indisvalid AND i.indnatts = 1
+        AND CASE WHEN named = '{}' THEN i.indpred IS NULL ELSE c.relname = ANY (named) END
+    ORDER BY i.indpred IS NOT NULL, m.amname, i.indexrelid
+    LIMIT 1;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._vector_indexes(pgembed.embedding, text[]) IS
-'The valid indexes on the vectors of an embedding that serve its distance: those over all rows first, HNSW before IVFFlat. named: only these; with no names, only those over all rows.';
+COMMENT ON FUNCTION pgembed._usable_index(pgembed.embedding, text[]) IS
+'The valid index on the vectors of an embedding that serves its distance, HNSW before IVFFlat: one of those named, or, with no names, one over all rows.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._table_size(relation regclass, OUT rows float8, OUT pages float8)

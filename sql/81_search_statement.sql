@@ -15,10 +15,10 @@ BEGIN
     arguments := f.arguments;
     -- The newline ends a comment in which a predicate may end.
     condition := concat_ws(' AND ', f.condition, '(' || predicate || E'\n)');
-    probe := format('EXPLAIN (FORMAT JSON) SELECT FROM %s WHERE %s', e.source, nullif(condition, ''))
+    probe := format('EXPLAIN SELECT FROM %s WHERE %s', e.source, nullif(condition, ''))
         || CASE WHEN e.target = e.source
             THEN format(' AND %I IS NOT NULL', e.target_column) ELSE '' END;
-    probe_predicate := format('EXPLAIN (FORMAT JSON) SELECT FROM %s WHERE ', e.source) || predicate;
+    probe_predicate := format('EXPLAIN SELECT FROM %s WHERE ', e.source) || predicate;
     IF condition = '' THEN
         condition := 'true';
         probe := NULL;

@@ -1,5 +1,5 @@
 -- What a search costs, exactly and through an index, in microseconds. The constants were
--- measured; settings replace them: SET pgembed.cost_page = 0.5, for example.
+-- measured; settings replace them: SET pgembed.cost_planner = 3, for example.
 
 CREATE OR REPLACE FUNCTION pgembed._cost(name text, fallback float8)
 RETURNS float8
@@ -14,47 +14,44 @@ COMMENT ON FUNCTION pgembed._cost(text, float8) IS
 'A constant of the cost model, in microseconds: the setting pgembed.cost_NAME, or the fallback.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._pages_read(planner_cost float8, pages float8)
-RETURNS float8
+CREATE OR REPLACE FUNCTION pgembed._exact_settings(e pgembed.embedding)
+RETURNS text[]
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    random_cost float8 := current_setting('random_page_cost')::float8;
-    saved float8 := random_cost - current_setting('seq_page_cost')::float8;
-    found float8 := 0;
+    pages float8 := (pgembed._table_size(e.source)).pages;
 BEGIN
-    -- The planner's own formula for a bitmap scan, solved for the pages.
-    FOR i IN 1..8 LOOP
-        found := least(pages, planner_cost
-            / greatest(random_cost - saved * sqrt(found / greatest(pages, 1)), 0.001));
-    END LOOP;
-    RETURN found;
+    IF pages * 8192 > pg_size_bytes(current_setting('effective_cache_size')) / 2 THEN
+        RETURN '{}';
+    END IF;
+    -- Where pages are in memory, it is the rows of the indexes and the table that take time.
+    RETURN '{seq_page_cost, 0.15, random_page_cost, 0.15, cpu_index_tuple_cost, 0.01}';
 END;
 $$;
-COMMENT ON FUNCTION pgembed._pages_read(float8, float8) IS
-'How many of a table''s pages a scan reads that costs so much to PostgreSQL''s planner.';
+COMMENT ON FUNCTION pgembed._exact_settings(pgembed.embedding) IS
+'The settings under which an exact search is planned, names and values in turn: what pages cost when the table fits into half of effective_cache_size, so that it may be thought to be in memory. Otherwise the server''s own.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._exact_cost(
-    e pgembed.embedding, pages float8, vectors float8
+    e pgembed.embedding, planner_cost float8, vectors float8
 )
 RETURNS float8
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN pages * pgembed._cost('page', 1.5) + vectors * (
+    RETURN planner_cost * pgembed._cost('planner', 9) + vectors * (
         pgembed._cost('distance', 0.1) + pgembed._cost('dimension', 0.0015) * e.dimensions);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._exact_cost(pgembed.embedding, float8, float8) IS
-'Comparing with every vector whose row passes: reading the pages that hold them, and their distances.';
+'Comparing with every vector whose row passes: finding the rows, which costs so much to PostgreSQL''s planner, and their distances.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._index_settings(
     e pgembed.embedding, method text, lists integer, total float8, k integer, recall float8,
-    share float8, OUT settings jsonb, OUT cost float8
+    share float8, OUT settings text[], OUT cost float8
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -67,26 +64,26 @@ DECLARE
 BEGIN
     -- Without sorts the planner reads the vector index; what it thinks of their price is no
     -- reason to compile the statement.
-    settings := jsonb_build_object('enable_sort', 'off', 'jit', 'off');
+    settings := '{enable_sort, off, jit, off}';
     IF method = 'hnsw' THEN
         -- Where every row of the index passes, the way to the nearest is never barred.
         effort := greatest(CASE WHEN share < 1 THEN 16 ELSE 12 END
             * sqrt(k / greatest(1 - recall, 0.0001)) * scale, 2 * k, 1.5 * wanted);
-        settings := settings || jsonb_build_object(
+        settings := settings || ARRAY[
             'hnsw.iterative_scan', 'relaxed_order',
             'hnsw.ef_search', ceil(least(effort, 1000))::text,
             -- Where the rows that pass lie elsewhere than the query, fewer than k are met
             -- by then, and the exact search follows: looking on would find the wrong ones.
-            'hnsw.max_scan_tuples', ceil(least(effort, 40000))::text);
+            'hnsw.max_scan_tuples', ceil(least(effort, 40000))::text];
         cost := scale * pgembed._cost('search', 900) + effort * (
             scale * (pgembed._cost('visit', 1) + pgembed._cost('visit_dimension', 0.03) * e.dimensions)
-            + CASE WHEN share < 1 THEN pgembed._cost('page', 1.5) ELSE 0 END);
+            + CASE WHEN share < 1 THEN 0.2 * pgembed._cost('planner', 9) ELSE 0 END);
     ELSE
         effort := least(lists, ceil(greatest(1.5 * sqrt(lists) / (1.0001 - recall) ^ 0.25,
             2 * wanted / greatest(total, 1) * lists)));
-        settings := settings || jsonb_build_object(
+        settings := settings || ARRAY[
             'ivfflat.iterative_scan', 'relaxed_order', 'ivfflat.probes', effort::text,
-            'ivfflat.max_probes', least(lists, 4 * effort)::text);
+            'ivfflat.max_probes', least(lists, 4 * effort)::text];
         cost := pgembed._cost('search', 900) + pgembed._exact_cost(e, 0, total * effort / lists);
     END IF;
 END;

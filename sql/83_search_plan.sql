@@ -3,51 +3,40 @@
 CREATE OR REPLACE FUNCTION pgembed._estimate(
     probe text, query @extschema:vector@.vector, k integer, arguments text[], sentinels tid[] DEFAULT NULL
 )
-RETURNS json
+RETURNS text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 AS $$
 DECLARE
-    plan pg_catalog.json;
+    line pg_catalog.text;
 BEGIN
     -- A loop, because a loop takes one statement and no more.
-    FOR plan IN EXECUTE probe USING query, k, arguments, k OPERATOR(pg_catalog.*) 8, sentinels LOOP
-        RETURN plan;
+    FOR line IN EXECUTE probe USING query, k, arguments, k OPERATOR(pg_catalog.*) 8, sentinels LOOP
+        RETURN line;
     END LOOP;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._estimate(text, @extschema:vector@.vector, integer, text[], tid[]) IS
-'The plan of an EXPLAIN (FORMAT JSON), made under the caller''s search_path, as the search will be.';
+'The first line of an EXPLAIN, which is all of one in JSON, made under the caller''s search_path, as the search will be.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._estimated(plan json, OUT rows float8, OUT cost float8)
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    plan := plan #> '{0,Plan}';
-    rows := (plan ->> 'Plan Rows')::float8;
-    cost := CASE plan ->> 'Node Type' WHEN 'Index Only Scan' THEN 0 ELSE (plan ->> 'Total Cost')::float8 END;
-END;
-$$;
-COMMENT ON FUNCTION pgembed._estimated(json) IS
-'How many rows a plan expects, and what finding them costs in the planner''s units: nothing when a covering index has both the filter''s columns and the vectors, side by side.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._usable_index(
-    e pgembed.embedding, named text[],
-    OUT index regclass, OUT method text, OUT lists integer, OUT rows float8, OUT partial boolean
+CREATE OR REPLACE FUNCTION pgembed._passing_rows(
+    probe text, query @extschema:vector@.vector, k integer, arguments text[], settings text[],
+    OUT rows float8, OUT planner_cost float8
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 AS $$
+DECLARE
+    before pg_catalog.text[] := pgembed._apply_settings(settings);
+    estimates pg_catalog.text[] := pg_catalog.regexp_match(
+        pgembed._estimate(probe, query, k, arguments), '\.\.(\S+) rows=(\S+) width=\d+\)$');
 BEGIN
-    SELECT i.index, i.method, i.lists, i.rows, i.partial INTO index, method, lists, rows, partial
-    FROM pgembed._vector_indexes(e, named) AS i
-    LIMIT 1;
+    rows := estimates[2];
+    planner_cost := estimates[1];
+    PERFORM pgembed._apply_settings(before);
 END;
 $$;
-COMMENT ON FUNCTION pgembed._usable_index(pgembed.embedding, text[]) IS
-'The vector index to read: one of those named, or, with no names, the one over all rows.';
+COMMENT ON FUNCTION pgembed._passing_rows(text, @extschema:vector@.vector, integer, text[], text[]) IS
+'How many rows pass, by a probe of pgembed._search_condition, and what finding them costs in the planner''s units under the settings of an exact search.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._advised_name(e pgembed.embedding, target jsonb)
@@ -123,7 +112,7 @@ COMMENT ON FUNCTION pgembed._has_partial_index(pgembed.embedding) IS
 
 
 CREATE OR REPLACE FUNCTION pgembed._planned_index(
-    e pgembed.embedding, plan json,
+    e pgembed.embedding, plan jsonb,
     OUT index regclass, OUT method text, OUT lists integer, OUT rows float8, OUT partial boolean,
     OUT passing float8
 )
@@ -131,10 +120,10 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    scan json := plan #> '{0,Plan,Plans,0}';
+    scan jsonb := plan #> '{0,Plan,Plans,0}';
     name text := scan ->> 'Index Name';
     names text[] := CASE WHEN name IS NOT NULL THEN ARRAY[name] ELSE ARRAY(
-        SELECT p #>> '{}' FROM jsonb_path_query(plan::jsonb, '$.**."Index Name"') AS p) END;
+        SELECT p #>> '{}' FROM jsonb_path_query(plan, '$.**."Index Name"') AS p) END;
 BEGIN
     IF names <> '{}' THEN
         SELECT i.index, i.method, i.lists, i.rows, i.partial INTO index, method, lists, rows, partial
@@ -143,7 +132,7 @@ BEGIN
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._planned_index(pgembed.embedding, json) IS
+COMMENT ON FUNCTION pgembed._planned_index(pgembed.embedding, jsonb) IS
 'The vector index that PostgreSQL chose in a plan. passing: how many rows pass, told when that index is partial, which saves the EXPLAIN of the exact search.';
 
 
@@ -151,7 +140,7 @@ CREATE OR REPLACE FUNCTION pgembed._search_strategy(
     e pgembed.embedding, mode text, k integer, recall float8,
     passing_rows float8, planner_cost float8,
     usable regclass, method text, lists integer, index_rows float8, partial boolean,
-    OUT strategy text, OUT reason text, OUT index regclass, OUT settings jsonb,
+    OUT strategy text, OUT reason text, OUT index regclass, OUT settings text[],
     OUT estimated_rows float8, OUT exact_us float8, OUT index_us float8,
     OUT sentinels tid[], OUT nearer float8
 )
@@ -170,10 +159,10 @@ BEGIN
         vectors := pgembed._table_size(e.target);
     END IF;
     exact_us := pgembed._exact_cost(e,
-        coalesce(pgembed._pages_read(planner_cost, size.pages), least(size.pages, estimated_rows)),
+        -- Without a plan: pages and rows in memory.
+        coalesce(planner_cost, 0.15 * least(size.pages, estimated_rows) + 0.02 * estimated_rows),
         estimated_rows * vectors.rows / greatest(size.rows, 1));
     strategy := 'exact';
-    settings := '{}';
     index_rows := coalesce(nullif(index_rows, 0), vectors.rows);
     IF mode = 'exact' THEN
         reason := 'asked for';
@@ -202,20 +191,22 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._search_strategy(pgembed.embedding, text, integer, float8, float8, float8, regclass, text, integer, float8, boolean) IS
-'Exact or index, and why; with the index come the settings under which it is read. passing_rows: of the source, NULL for all; planner_cost: of finding them; usable to partial: the index that there is.';
+'Exact or index, and why; with the index come the settings under which it is read. passing_rows: of the source, NULL for all; planner_cost: of finding them, NULL when not planned; usable to partial: the index that there is.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._plan_search(
     source regtype, query @extschema:vector@.vector, k integer, filter jsonb, predicate text,
     embedding text, mode text, recall float8,
     OUT id integer, OUT name text, OUT strategy text, OUT reason text, OUT index regclass,
-    OUT estimated_rows float8, OUT exact_us float8, OUT index_us float8, OUT settings jsonb,
+    OUT estimated_rows float8, OUT exact_us float8, OUT index_us float8, OUT settings text[],
     OUT condition text, OUT arguments text[], OUT sentinels tid[], OUT statement text
 )
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 AS $$
 DECLARE
     e pgembed.embedding := pgembed._search_embedding(pgembed._source_relation(source), embedding);
+    exact_settings pg_catalog.text[] := pgembed._exact_settings(e);
+    before pg_catalog.text[];
     c pg_catalog.record;
     i pg_catalog.record;
     s pg_catalog.record;
@@ -237,24 +228,24 @@ BEGIN
     ELSE
         i := pgembed._advised_index(e, CASE WHEN predicate IS NULL THEN filter END);
         IF i.index IS NULL THEN
-            settings := pgembed._apply_settings('{"enable_sort": "off"}');
+            before := pgembed._apply_settings('{enable_sort, off}');
             i := pgembed._planned_index(e, pgembed._estimate(pg_catalog.concat('EXPLAIN (FORMAT JSON) ',
-                pgembed._nearest_statement(e, condition, true)), query, k, arguments));
-            PERFORM pgembed._apply_settings(settings);
+                pgembed._nearest_statement(e, condition, true)), query, k, arguments)::pg_catalog.jsonb);
+            PERFORM pgembed._apply_settings(before);
         END IF;
         passing_rows := i.passing;
     END IF;
     IF passing_rows IS NULL AND c.probe IS NOT NULL THEN
-        s := pgembed._estimated(pgembed._estimate(c.probe, query, k, arguments));
+        s := pgembed._passing_rows(c.probe, query, k, arguments, exact_settings);
         passing_rows := s.rows;
-        planner_cost := s.cost;
+        planner_cost := s.planner_cost;
     END IF;
     s := pgembed._search_strategy(e, mode, k, recall, passing_rows, planner_cost,
         i.index, i.method, i.lists, i.rows, i.partial);
     strategy := s.strategy;
     reason := s.reason;
     index := s.index;
-    settings := s.settings;
+    settings := COALESCE(s.settings, exact_settings);
     estimated_rows := s.estimated_rows;
     exact_us := s.exact_us;
     index_us := s.index_us;
@@ -266,14 +257,18 @@ COMMENT ON FUNCTION pgembed._plan_search(regtype, @extschema:vector@.vector, int
 'Everything about a search but its running: search and explain_search both start here. Its search_path is the caller''s, for the predicate; what it says itself is qualified.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._fallback_statement(embedding text, condition text)
-RETURNS text
+CREATE OR REPLACE FUNCTION pgembed._plan_fallback(
+    embedding text, condition text, OUT statement text, OUT settings text[]
+)
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    e pgembed.embedding := pgembed._find_embedding(embedding);
 BEGIN
-    RETURN pgembed._search_statement(pgembed._find_embedding(embedding), condition, false);
+    statement := pgembed._search_statement(e, condition, false);
+    settings := pgembed._exact_settings(e);
 END;
 $$;
-COMMENT ON FUNCTION pgembed._fallback_statement(text, text) IS
-'SQL: the exact search, for when an index came back short.';
+COMMENT ON FUNCTION pgembed._plan_fallback(text, text) IS
+'The exact search, for when an index came back short, and the settings under which it is planned.';

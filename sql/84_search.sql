@@ -2,33 +2,29 @@
 -- row-level security apply, and under the caller's search_path, in which the predicate is
 -- read: everything else in them is qualified.
 
-CREATE OR REPLACE FUNCTION pgembed._apply_settings(settings jsonb)
-RETURNS jsonb
+CREATE OR REPLACE FUNCTION pgembed._apply_settings(settings text[])
+RETURNS text[]
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    before jsonb := '{}';
+    before text[] := settings;
+    applied text;
 BEGIN
-    IF settings <> '{}' THEN
-        -- OFFSET 0: what they were is read before the condition sets them.
-        SELECT jsonb_object_agg(s.key, s.before) INTO before
-        FROM (
-            SELECT e.key, e.value, current_setting(e.key, true) AS before
-            FROM jsonb_each_text(settings) AS e OFFSET 0
-        ) AS s
-        WHERE set_config(s.key, s.value, true) IS NOT NULL;
-    END IF;
+    FOR i IN 2..cardinality(settings) BY 2 LOOP
+        before[i] := current_setting(settings[i - 1], true);
+        applied := set_config(settings[i - 1], settings[i], true);
+    END LOOP;
     RETURN before;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._apply_settings(jsonb) IS
-'Sets settings until the transaction ends, and returns what they were: applied again, that undoes it. An error undoes it too, with the (sub)transaction.';
+COMMENT ON FUNCTION pgembed._apply_settings(text[]) IS
+'Sets settings, names and values in turn, until the transaction ends, and returns what they were: applied again, that undoes it. An error undoes it too, with the (sub)transaction.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._run_search(
     source anyelement, query @extschema:vector@.vector, k integer,
-    statement text, settings jsonb, arguments text[], sentinels tid[]
+    statement text, settings text[], arguments text[], sentinels tid[]
 )
 RETURNS TABLE (item anyelement, distance float8)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10
@@ -39,20 +35,20 @@ BEGIN
     PERFORM pgembed._apply_settings(settings);
 END;
 $$;
-COMMENT ON FUNCTION pgembed._run_search(anyelement, @extschema:vector@.vector, integer, text, jsonb, text[], tid[]) IS
+COMMENT ON FUNCTION pgembed._run_search(anyelement, @extschema:vector@.vector, integer, text, text[], text[], tid[]) IS
 'Runs the statement of a search under its settings, which are over when it returns.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._read_index(
     embedding text, meant regclass, query @extschema:vector@.vector, k integer,
-    statement text, settings jsonb, arguments text[], sentinels tid[]
+    statement text, settings text[], arguments text[], sentinels tid[]
 )
 RETURNS regclass
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 AS $$
 DECLARE
     e pgembed.embedding := pgembed._find_embedding(embedding);
-    plan pg_catalog.json;
+    plan pg_catalog.jsonb;
 BEGIN
     IF meant IS NULL OR pg_catalog.pg_partition_root(e.target) IS NOT NULL THEN
         RETURN meant;
@@ -64,7 +60,7 @@ BEGIN
     RETURN (SELECT p.index FROM pgembed._planned_index(e, plan) AS p);
 END;
 $$;
-COMMENT ON FUNCTION pgembed._read_index(text, regclass, @extschema:vector@.vector, integer, text, jsonb, text[], tid[]) IS
+COMMENT ON FUNCTION pgembed._read_index(text, regclass, @extschema:vector@.vector, integer, text, text[], text[], tid[]) IS
 'The vector index that a search reads: PostgreSQL need not choose the one that was meant. Of partitions, which have their own, only that is told.';
 
 
@@ -83,7 +79,8 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10 COST 100000
 AS $$
 DECLARE
     p pg_catalog.record;
-    before pg_catalog.jsonb;
+    f pg_catalog.record;
+    before pg_catalog.text[];
     complete pg_catalog.bool;
 BEGIN
     BEGIN
@@ -94,8 +91,10 @@ BEGIN
         complete := FOUND OR p.index IS NULL;
         PERFORM pgembed._apply_settings(before);
         IF NOT complete THEN
-            RETURN QUERY EXECUTE pgembed._fallback_statement(p.name, p.condition)
-            USING query, k, p.arguments;
+            f := pgembed._plan_fallback(p.name, p.condition);
+            before := pgembed._apply_settings(f.settings);
+            RETURN QUERY EXECUTE f.statement USING query, k, p.arguments;
+            PERFORM pgembed._apply_settings(before);
         END IF;
     EXCEPTION
         WHEN undefined_column OR syntax_error OR cardinality_violation OR null_value_not_allowed THEN
@@ -153,24 +152,28 @@ DECLARE
     p pg_catalog.record;
     found_rows pg_catalog.int8;
     times pg_catalog.timestamptz[];
-    fallback pg_catalog.text;
+    f pg_catalog.record;
+    fell_back pg_catalog.bool;
 BEGIN
     times[1] := pg_catalog.clock_timestamp();
     p := pgembed._plan_search(pg_catalog.pg_typeof(source), query, k, filter, predicate, embedding, mode, recall);
     times[2] := pg_catalog.clock_timestamp();
     SELECT pg_catalog.count(*) INTO found_rows FROM pgembed._run_search(
         source, query, k, p.statement, p.settings, p.arguments, p.sentinels) AS r;
-    IF found_rows OPERATOR(pg_catalog.=) 0 AND p.index IS NOT NULL THEN
-        fallback := pgembed._fallback_statement(p.name, p.condition);
+    fell_back := found_rows OPERATOR(pg_catalog.=) 0 AND p.index IS NOT NULL;
+    IF fell_back THEN
+        f := pgembed._plan_fallback(p.name, p.condition);
         SELECT pg_catalog.count(*) INTO found_rows FROM pgembed._run_search(
-            source, query, k, fallback, '{}', p.arguments, NULL) AS r;
+            source, query, k, f.statement, f.settings, p.arguments, NULL) AS r;
     END IF;
     times[3] := pg_catalog.clock_timestamp();
     p.index := pgembed._read_index(
         p.name, p.index, query, k, p.statement, p.settings, p.arguments, p.sentinels);
-    p.statement := COALESCE(fallback, p.statement);
-    RETURN pgembed._search_report(
-        pg_catalog.to_jsonb(p), k, found_rows, fallback IS NOT NULL, times);
+    IF fell_back THEN
+        p.statement := f.statement;
+        p.settings := f.settings;
+    END IF;
+    RETURN pgembed._search_report(pg_catalog.to_jsonb(p), k, found_rows, fell_back, times);
 EXCEPTION
     WHEN undefined_column OR syntax_error OR cardinality_violation OR null_value_not_allowed THEN
         PERFORM pgembed._check_searched(pg_catalog.pg_typeof(source), embedding);
@@ -215,7 +218,8 @@ AS $$
 BEGIN
     RETURN jsonb_build_object(
         'embedding', plan -> 'name', 'strategy', plan -> 'strategy', 'reason', plan -> 'reason',
-        'fallback', fell_back, 'index', plan -> 'index', 'settings', plan -> 'settings',
+        'fallback', fell_back, 'index', plan -> 'index', 
+        'settings', jsonb_object(ARRAY(SELECT jsonb_array_elements_text(plan -> 'settings'))),
         'k', k, 'estimated_rows', plan -> 'estimated_rows', 'rows', found_rows,
         'exact_us', round((plan ->> 'exact_us')::numeric), 'index_us', round((plan ->> 'index_us')::numeric),
         'statement', plan -> 'statement',

@@ -88,7 +88,7 @@ DECLARE
     times timestamptz[];
     seen jsonb := '[]';
     -- Measuring is no workload.
-    before jsonb := pgembed._apply_settings('{"pgembed.record_filters": "0"}');
+    before text[] := pgembed._apply_settings('{pgembed.record_filters, 0}');
 BEGIN
     IF sample IS NULL OR sample NOT BETWEEN 1 AND 100000 THEN
         RAISE EXCEPTION 'sample is %, but must be from 1 to 100000', coalesce(sample::text, 'NULL')

@@ -27,13 +27,13 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    before jsonb;
+    before text[];
     total float8 := 0;
     statement text := format('SELECT count(*) FROM (%s) AS q',
         replace(pgembed._nearest_statement(e, 'true', true), '$2', '5'));
 BEGIN
-    before := pgembed._apply_settings(jsonb_build_object('enable_sort', 'off', 'jit', 'off',
-        'hnsw.iterative_scan', 'off', 'hnsw.ef_search', effort::text));
+    before := pgembed._apply_settings(ARRAY['enable_sort', 'off', 'jit', 'off',
+        'hnsw.iterative_scan', 'off', 'hnsw.ef_search', effort::text]);
     FOR i IN 1..cardinality(queries) LOOP
         total := total + pgembed._time_of(statement, queries[i], 1);
     END LOOP;
@@ -55,6 +55,8 @@ DECLARE
     e pgembed.embedding := pgembed._find_embedding(embedding);
     size record := pgembed._table_size(e.target);
     queries @extschema:vector@.vector[];
+    counting text := format('SELECT count(*) FROM %s WHERE %I IS NOT NULL', e.target, e.target_column);
+    planned record;
     scan float8;
     compared float8;
     low float8;
@@ -70,13 +72,14 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Choose one of a table with at least 1000 rows, after ANALYZE.';
     END IF;
-    scan := pgembed._time_of(format('SELECT count(*) FROM %s WHERE %I IS NOT NULL', e.target, e.target_column),
-        queries[1], 3);
+    planned := pgembed._passing_rows(
+        'EXPLAIN ' || counting, NULL, 1, NULL, pgembed._exact_settings(e));
+    scan := pgembed._time_of(counting, queries[1], 3);
     compared := pgembed._time_of(format('SELECT count(*) FROM (%s) AS d WHERE d.pgembed_distance < -1e300',
         pgembed._search_distances(e, 'true')), queries[1], 3);
-    measured := jsonb_build_object('cost_page', scan / greatest(size.pages, 1), 'cost_distance', 0,
+    measured := jsonb_build_object('cost_planner', scan / greatest(planned.planner_cost, 1), 'cost_distance', 0,
         'cost_dimension', greatest(compared - scan, 0) / size.rows / e.dimensions);
-    IF EXISTS (SELECT FROM pgembed._vector_indexes(e) AS i WHERE i.method = 'hnsw' AND NOT i.partial) THEN
+    IF (pgembed._usable_index(e, '{}')).method = 'hnsw' THEN
         PERFORM pgembed._time_of_index(e, queries, 400);
         low := pgembed._time_of_index(e, queries, 40);
         high := greatest(pgembed._time_of_index(e, queries, 400), low);

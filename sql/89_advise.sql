@@ -61,8 +61,8 @@ DECLARE
     c record;
 BEGIN
     c := pgembed._search_condition(e, filter, NULL);
-    SELECT p.rows, p.cost INTO rows, cost
-    FROM pgembed._estimated(pgembed._estimate(c.probe, NULL, 1, c.arguments)) AS p;
+    SELECT p.rows, p.planner_cost INTO rows, cost
+    FROM pgembed._passing_rows(c.probe, NULL, 1, c.arguments, pgembed._exact_settings(e)) AS p;
 EXCEPTION
     WHEN invalid_parameter_value OR undefined_column THEN NULL;
 END;
@@ -91,8 +91,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN coalesce((
-        SELECT pg_relation_size(i.index) / i.rows FROM pgembed._vector_indexes(e) AS i
-        WHERE i.method = 'hnsw' AND NOT i.partial AND i.rows >= 1000 LIMIT 1),
+        SELECT pg_relation_size(i.index) / i.rows FROM pgembed._usable_index(e, '{}') AS i
+        WHERE i.method = 'hnsw' AND i.rows >= 1000),
         320 + pgembed._vector_bytes(e));
 END;
 $$;
@@ -108,9 +108,9 @@ AS $$
 #variable_conflict use_column
 DECLARE
     -- What was created on advice is advised again.
-    before jsonb := pgembed._apply_settings(CASE WHEN EXISTS (
+    before text[] := pgembed._apply_settings(CASE WHEN EXISTS (
             SELECT FROM pgembed._advised(e) AS a WHERE a.columns IS NOT NULL)
-        THEN '{"enable_indexonlyscan": "off"}'::jsonb ELSE '{}' END);
+        THEN '{enable_indexonlyscan, off}'::text[] ELSE '{}' END);
 BEGIN
     RETURN QUERY
     SELECT w.filter, w.searches, w.weight, s.estimated_rows, least(s.exact_us, coalesce(s.index_us, s.exact_us))

@@ -129,7 +129,7 @@ def test_advise_without_a_record(run: Run, items: psycopg.Connection[Any]) -> No
 def test_calibrate(run: Run, items: psycopg.Connection[Any]) -> None:
     """The constants are printed; a dry run stores none of them."""
     rows = json.loads(run("calibrate", "items_v", "--dry-run", "--json").stdout)
-    assert "cost_page" in [row["name"] for row in rows]
+    assert "cost_planner" in [row["name"] for row in rows]
     stored = "SELECT count(*) FROM pg_db_role_setting WHERE setconfig::text ~ 'cost_'"
     assert items.execute(stored).fetchone() == (0,)
     assert run("calibrate", "items_v").exit_code == 0

@@ -21,7 +21,14 @@ from tests.integration.search.support import (
 )
 
 ROWS, WIDTH = 5000, 32
-SETTINGS = ("hnsw.ef_search", "hnsw.iterative_scan", "enable_sort", "jit")
+SETTINGS = (
+    "hnsw.ef_search",
+    "hnsw.iterative_scan",
+    "enable_sort",
+    "jit",
+    "random_page_cost",
+    "cpu_index_tuple_cost",
+)
 
 
 def clustered(rows: int, width: int) -> Matrix:
@@ -150,8 +157,11 @@ def test_settings_end_with_the_search(indexed: Connection) -> None:
     query = clustered(ROWS, WIDTH)[0]
     indexed.execute("SET hnsw.ef_search = 33")
     before = settings_now(indexed)
-    search(indexed, "graph", query, mode="index")
-    assert settings_now(indexed) == before
+    with indexed.transaction():
+        search(indexed, "graph", query, mode="index")
+        search(indexed, "graph", query, mode="exact", filter={"n": 3})
+        search(indexed, "graph", query, mode="index", filter={"n": 7})  # falls back
+        assert settings_now(indexed) == before
     with indexed.transaction():
         indexed.execute("SET LOCAL hnsw.ef_search = 44")
         search(indexed, "graph", query, mode="index", filter={"n": 3})
