@@ -10,6 +10,9 @@ DECLARE
     given text := pgembed._setting(name, fallback);
     timeout interval;
 BEGIN
+    IF given = fallback THEN
+        RETURN fallback::interval;
+    END IF;
     BEGIN
         timeout := given::interval;
     EXCEPTION
@@ -35,20 +38,22 @@ LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    longest bigint;
-    total bigint;
+    longest integer;
+    total integer := length(array_to_string(contents, ''));
 BEGIN
     IF cardinality(contents) > 10000 THEN
         RAISE EXCEPTION 'one call embeds at most 10000 texts, not %', cardinality(contents)
             USING ERRCODE = 'program_limit_exceeded',
             HINT = 'Split the array, or declare a kept embedding: pgembed.create_embedding().';
     END IF;
-    SELECT max(length(t)), sum(length(t)) INTO longest, total FROM unnest(contents) AS t;
-    IF longest > 1000000 OR total > 10000000 THEN
-        RAISE EXCEPTION 'one call embeds at most 1000000 characters a text and 10000000 in all, not % and %',
-            longest, total
-            USING ERRCODE = 'program_limit_exceeded',
-            HINT = 'A model reads only the beginning of a long text: pass left(content, 100000).';
+    IF total > 1000000 THEN
+        longest := (SELECT max(length(t)) FROM unnest(contents) AS t);
+        IF longest > 1000000 OR total > 10000000 THEN
+            RAISE EXCEPTION 'one call embeds at most 1000000 characters a text and 10000000 in all, not % and %',
+                longest, total
+                USING ERRCODE = 'program_limit_exceeded',
+                HINT = 'A model reads only the beginning of a long text: pass left(content, 100000).';
+        END IF;
     END IF;
     IF getdatabaseencoding() = 'SQL_ASCII' THEN
         PERFORM convert_from(convert_to(t, 'SQL_ASCII'), 'UTF8') FROM unnest(contents) AS t;

@@ -36,9 +36,16 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def texts(self) -> list[Integers]:
+        """Return the tokens of each text."""
+        ends = np.cumsum(self.lengths).tolist()
+        return [self.tokens[i:j] for i, j in itertools.pairwise([0, *ends])]
+
     def take(self, rows: npt.ArrayLike) -> Self:
         """Return the texts at these positions, in this order."""
         rows = np.asarray(rows, dtype=np.int64)
+        if len(self) == len(rows) == 1:
+            return self  # most calls are of one short text
         lengths = self.lengths[rows]
         starts = np.cumsum(self.lengths) - self.lengths
         shift = starts[rows] - (np.cumsum(lengths) - lengths)

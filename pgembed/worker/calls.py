@@ -109,8 +109,7 @@ class _ShortCalls:
         Raises what the tokenizer raises.
         """
         texts = [text for call in calls for text in call.contents]
-        encoded = self._model.tokenize(texts, calls[0].group.side)
-        tokens = iter(np.split(encoded.tokens, np.cumsum(encoded.lengths)[:-1]))
+        tokens = iter(self._model.tokenize(texts, calls[0].group.side).texts())
         empty = []
         for call in calls:
             size = len(call.contents)
