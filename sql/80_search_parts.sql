@@ -51,7 +51,7 @@ COMMENT ON FUNCTION pgembed._refuse_source(regclass, pgembed.embedding) IS
 'The error of a table without the embedding that is to be searched; e is the one that was named, if any.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._search_embedding(source regclass, name text)
+CREATE OR REPLACE FUNCTION pgembed._search_embedding(kind regtype, name text)
 RETURNS pgembed.embedding
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -61,21 +61,23 @@ DECLARE
 BEGIN
     IF name IS NULL THEN
         -- One at most: of several none is meant.
-        SELECT o.* INTO e FROM pgembed.embedding AS o
-        WHERE o.source = _search_embedding.source AND NOT EXISTS (
+        SELECT o.* INTO e
+        FROM pg_catalog.pg_type AS t
+        INNER JOIN pgembed.embedding AS o ON o.source = t.typrelid
+        WHERE t.oid = _search_embedding.kind AND NOT EXISTS (
             SELECT FROM pgembed.embedding AS other
-            WHERE other.source = _search_embedding.source AND other.id <> o.id);
+            WHERE other.source = o.source AND other.id <> o.id);
     ELSE
         e := pgembed._find_embedding(name);
     END IF;
-    IF e.source IS DISTINCT FROM source THEN
-        PERFORM pgembed._refuse_source(source, e);
+    IF e.id IS NULL OR name IS NOT NULL AND e.source <> pgembed._source_relation(kind) THEN
+        PERFORM pgembed._refuse_source(pgembed._source_relation(kind), e);
     END IF;
     RETURN e;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._search_embedding(regclass, text) IS
-'The embedding to search: the one of that name, or the only one of the table.';
+COMMENT ON FUNCTION pgembed._search_embedding(regtype, text) IS
+'The embedding to search: the one of that name, or the only one of the table that has this row type.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._check_searched(kind regtype, embedding text)
@@ -84,7 +86,7 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM pgembed._check_fits(pgembed._search_embedding(pgembed._source_relation(kind), embedding));
+    PERFORM pgembed._check_fits(pgembed._search_embedding(kind, embedding));
 END;
 $$;
 COMMENT ON FUNCTION pgembed._check_searched(regtype, text) IS
@@ -97,7 +99,7 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    e pgembed.embedding := pgembed._search_embedding(pgembed._source_relation(source), embedding);
+    e pgembed.embedding := pgembed._search_embedding(source, embedding);
     v @extschema:vector@.vector;
 BEGIN
     IF e.model IS NULL THEN

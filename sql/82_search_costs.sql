@@ -3,13 +3,9 @@
 
 CREATE OR REPLACE FUNCTION pgembed._cost(name text, fallback float8)
 RETURNS float8
-LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN coalesce(nullif(current_setting('pgembed.cost_' || name, true), '')::float8, fallback);
-END;
-$$;
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN coalesce(
+    nullif(pg_catalog.current_setting('pgembed.cost_' || name, true), '')::float8, fallback);
 COMMENT ON FUNCTION pgembed._cost(text, float8) IS
 'A constant of the cost model, in microseconds: the setting pgembed.cost_NAME, or the fallback.';
 

@@ -204,7 +204,7 @@ CREATE OR REPLACE FUNCTION pgembed._plan_search(
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 AS $$
 DECLARE
-    e pgembed.embedding := pgembed._search_embedding(pgembed._source_relation(source), embedding);
+    e pgembed.embedding := pgembed._search_embedding(source, embedding);
     exact_settings pg_catalog.text[] := pgembed._exact_settings(e);
     before pg_catalog.text[];
     c pg_catalog.record;

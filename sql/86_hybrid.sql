@@ -225,8 +225,7 @@ RETURNS TABLE (item anyelement, score float8)
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 10 COST 100000
 AS $$
 DECLARE
-    e pgembed.embedding := pgembed._search_embedding(
-        pgembed._source_relation(pg_catalog.pg_typeof(source)), embedding);
+    e pgembed.embedding := pgembed._search_embedding(pg_catalog.pg_typeof(source), embedding);
     c pg_catalog.record;
 BEGIN
     PERFORM pgembed._check_arguments(k, predicate, mode, recall);

@@ -118,8 +118,8 @@ def _searched_embedding(
     element: SearchedEmbedding, compiler: SQLCompiler, **_: Any
 ) -> str:
     return (
-        "(pgembed._search_embedding(pgembed._source_relation(pg_catalog.pg_typeof("
-        f"NULL::{compiler.preparer.format_table(element.source)})), "
+        "(pgembed._search_embedding(pg_catalog.pg_typeof("
+        f"NULL::{compiler.preparer.format_table(element.source)}), "
         f"{compiler.process(element.embedding)})).name"
     )
 
