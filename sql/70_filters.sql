@@ -69,6 +69,28 @@ COMMENT ON FUNCTION pgembed._comparison(oid, text) IS
 'The operator behind eq, ne, lt, lte, gt or gte: that of the type''s own default operator class, wherever it lives; NULL if the type has none.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._belongs_to(operator oid, kind oid)
+RETURNS boolean
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM pg_catalog.pg_operator AS o
+        INNER JOIN pg_catalog.pg_type AS t ON t.oid = kind
+        WHERE o.oid = operator AND (o.oprnamespace = 'pg_catalog'::regnamespace OR o.oprowner = t.typowner)
+    ) OR EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS o
+        INNER JOIN pg_catalog.pg_depend AS t ON t.refclassid = o.refclassid AND t.refobjid = o.refobjid
+        WHERE o.classid = 'pg_catalog.pg_operator'::regclass AND o.objid = operator AND o.deptype = 'e'
+            AND t.classid = 'pg_catalog.pg_type'::regclass AND t.objid = kind AND t.deptype = 'e'
+    );
+END;
+$$;
+COMMENT ON FUNCTION pgembed._belongs_to(oid, oid) IS
+'Whether an operator is PostgreSQL''s own, or came with a type: with its extension or from its owner. Another''s would run its code with the rights of whoever filters.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._pattern_operator(
     kind oid, operator text, OUT expression text, OUT right_kind oid)
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
@@ -79,7 +101,7 @@ BEGIN
     INTO expression, right_kind
     FROM pg_operator o JOIN pg_namespace n ON n.oid = o.oprnamespace
     WHERE o.oprname = operator AND o.oprleft IN (kind, 'text'::regtype)
-      AND o.oprright IN (kind, 'text'::regtype)
+      AND o.oprright IN (kind, 'text'::regtype) AND pgembed._belongs_to(o.oid, kind)
     ORDER BY o.oprleft = kind DESC, o.oprright = kind DESC
     LIMIT 1;
 END;

@@ -305,7 +305,8 @@ BEGIN
         SELECT format('OPERATOR(%I.@>)', n.nspname) INTO operator
         FROM pg_catalog.pg_operator AS o
         INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = o.oprnamespace
-        WHERE o.oprname = '@>' AND o.oprleft = kind AND o.oprright = kind;
+        WHERE o.oprname = '@>' AND o.oprleft = kind AND o.oprright = kind
+            AND pgembed._belongs_to(o.oid, kind);
     ELSIF t.typcategory NOT IN ('A', 'R') AND kind <> 'jsonb'::regtype THEN
         operator := NULL;
     END IF;

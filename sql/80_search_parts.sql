@@ -160,10 +160,12 @@ BEGIN
             @extschema:vector@.vector_dims(query), quote_literal(e.name), e.dimensions
             USING ERRCODE = 'data_exception',
             HINT = 'Make the query with the model that made the vectors.';
-    ELSIF e.distance = 'cosine' AND e.storage <> 'bit'
-        AND @extschema:vector@.vector_norm(query) = 0
+    ELSIF e.distance = 'cosine' AND e.storage <> 'bit' AND 0 = (CASE e.storage
+            WHEN 'halfvec' THEN @extschema:vector@.l2_norm(query::@extschema:vector@.halfvec)
+            ELSE @extschema:vector@.vector_norm(query) END)
     THEN
-        RAISE EXCEPTION 'the query vector has length zero, which has no cosine distance'
+        RAISE EXCEPTION 'the query vector has length zero%, which has no cosine distance',
+            CASE e.storage WHEN 'halfvec' THEN ' as a halfvec' ELSE '' END
             USING ERRCODE = 'data_exception', HINT = 'Pass a vector with a direction.';
     END IF;
 END;
@@ -201,7 +203,7 @@ DECLARE
 BEGIN
     SELECT
         i.indexrelid, m.amname, coalesce(substring(c.reloptions::text FROM 'lists=(\d+)')::integer, 100),
-        greatest(c.reltuples, 0), i.indpred IS NOT NULL
+        greatest(c.reltuples, 0), w.expression IS NOT NULL
     INTO index, method, lists, rows, partial
     FROM pg_catalog.pg_index AS i
     INNER JOIN pg_catalog.pg_attribute AS a
@@ -209,9 +211,13 @@ BEGIN
     INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
     INNER JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
     INNER JOIN pg_catalog.pg_opclass AS f ON f.oid = i.indclass[0] AND f.opcname = operator_class
+    -- All rows that have a vector are all rows.
+    CROSS JOIN LATERAL (
+        SELECT nullif(pg_get_expr(i.indpred, i.indrelid), format('(%I IS NOT NULL)', a.attname)) AS expression
+    ) AS w
     WHERE i.indrelid = e.target AND i.indisvalid AND i.indnatts = 1
-        AND CASE WHEN named = '{}' THEN i.indpred IS NULL ELSE c.relname = ANY (named) END
-    ORDER BY i.indpred IS NOT NULL, m.amname, i.indexrelid
+        AND CASE WHEN named = '{}' THEN w.expression IS NULL ELSE c.relname = ANY (named) END
+    ORDER BY w.expression IS NOT NULL, m.amname, i.indexrelid
     LIMIT 1;
 END;
 $$;
@@ -229,9 +235,10 @@ BEGIN
     SELECT c.relkind, c.reltuples, c.relpages INTO kind, rows, pages
     FROM pg_catalog.pg_class AS c WHERE c.oid = relation;
     IF kind = 'p' THEN
-        SELECT sum(greatest(c.reltuples, 0)), sum(c.relpages) INTO rows, pages
+        SELECT sum(s.rows), sum(s.pages) INTO rows, pages
         FROM pg_partition_tree(relation) AS p
-        INNER JOIN pg_catalog.pg_class AS c ON c.oid = p.relid AND p.isleaf;
+        CROSS JOIN LATERAL pgembed._table_size(p.relid) AS s
+        WHERE p.isleaf AND p.relid <> relation;
     ELSIF rows < 0 THEN
         pages := pg_relation_size(relation) / 8192;
         rows := pages * 8;

@@ -14,19 +14,17 @@ DECLARE
 BEGIN
     arguments := f.arguments;
     -- The newline ends a comment in which a predicate may end.
-    condition := concat_ws(' AND ', f.condition, '(' || predicate || E'\n)');
-    probe := format('EXPLAIN SELECT FROM %s WHERE %s', e.source, nullif(condition, ''))
-        || CASE WHEN e.target = e.source
-            THEN format(' AND %I IS NOT NULL', e.target_column) ELSE '' END;
-    probe_predicate := format('EXPLAIN SELECT FROM %s WHERE ', e.source) || predicate;
-    IF condition = '' THEN
-        condition := 'true';
-        probe := NULL;
+    condition := coalesce(nullif(concat_ws(' AND ', f.condition, '(' || predicate || E'\n)'), ''), 'true');
+    IF condition <> 'true' OR row_security_active(e.source) THEN
+        probe := format('EXPLAIN SELECT FROM %s WHERE %s', e.source, condition)
+            || CASE WHEN e.target = e.source
+                THEN format(' AND %I IS NOT NULL', e.target_column) ELSE '' END;
     END IF;
+    probe_predicate := format('EXPLAIN SELECT FROM %s WHERE ', e.source) || predicate;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._search_condition(pgembed.embedding, jsonb, text) IS
-'Filter and predicate as one condition on the source, and the EXPLAINs that estimate it: of both together, and of the predicate outside parentheses, which is an error when it closes parentheses that it did not open.';
+'Filter and predicate as one condition on the source, and the EXPLAINs that estimate it: of both together, NULL when all rows pass, and of the predicate outside parentheses, which is an error when it closes parentheses that it did not open.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._same_key(e pgembed.embedding, left_alias text, right_alias text)

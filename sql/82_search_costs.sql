@@ -10,6 +10,14 @@ COMMENT ON FUNCTION pgembed._cost(text, float8) IS
 'A constant of the cost model, in microseconds: the setting pgembed.cost_NAME, or the fallback.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._memory_settings()
+RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN '{seq_page_cost, 0.15, random_page_cost, 0.15, cpu_index_tuple_cost, 0.01}'::text[];
+COMMENT ON FUNCTION pgembed._memory_settings() IS
+'What the planner is told of a table in memory, names and values in turn: there it is the rows of the indexes and the table that take time, not the pages.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._exact_settings(e pgembed.embedding)
 RETURNS text[]
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
@@ -18,15 +26,15 @@ AS $$
 DECLARE
     pages float8 := (pgembed._table_size(e.source)).pages;
 BEGIN
-    IF pages * 8192 > pg_size_bytes(current_setting('effective_cache_size')) / 2 THEN
-        RETURN '{}';
+    IF e.target <> e.source THEN
+        pages := pages + (pgembed._table_size(e.target)).pages;
     END IF;
-    -- Where pages are in memory, it is the rows of the indexes and the table that take time.
-    RETURN '{seq_page_cost, 0.15, random_page_cost, 0.15, cpu_index_tuple_cost, 0.01}';
+    RETURN CASE WHEN pages * 8192 <= pg_size_bytes(current_setting('effective_cache_size')) / 2
+        THEN pgembed._memory_settings() ELSE '{}' END;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._exact_settings(pgembed.embedding) IS
-'The settings under which an exact search is planned, names and values in turn: what pages cost when the table fits into half of effective_cache_size, so that it may be thought to be in memory. Otherwise the server''s own.';
+'The settings under which an exact search is planned: those of tables in memory, when what it reads fits into half of effective_cache_size; otherwise the server''s own.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._exact_cost(

@@ -8,15 +8,17 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 AS $$
 DECLARE
     line pg_catalog.text;
+    plan pg_catalog.text;
 BEGIN
     -- A loop, because a loop takes one statement and no more.
     FOR line IN EXECUTE probe USING query, k, arguments, k OPERATOR(pg_catalog.*) 8, sentinels LOOP
-        RETURN line;
+        plan := pg_catalog.concat_ws(E'\n', plan, line);
     END LOOP;
+    RETURN plan;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._estimate(text, @extschema:vector@.vector, integer, text[], tid[]) IS
-'The first line of an EXPLAIN, which is all of one in JSON, made under the caller''s search_path, as the search will be.';
+'The plan that an EXPLAIN prints, made under the caller''s search_path, as the search will be.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._passing_rows(
@@ -28,7 +30,7 @@ AS $$
 DECLARE
     before pg_catalog.text[] := pgembed._apply_settings(settings);
     estimates pg_catalog.text[] := pg_catalog.regexp_match(
-        pgembed._estimate(probe, query, k, arguments), '\.\.(\S+) rows=(\S+) width=\d+\)$');
+        pgembed._estimate(probe, query, k, arguments), '\.\.(\S+) rows=(\S+) width=\d+\)');
 BEGIN
     rows := estimates[2];
     planner_cost := estimates[1];
@@ -151,6 +153,8 @@ DECLARE
     size record := pgembed._table_size(e.source);
     vectors record := size;
     s record;
+    page_cost float8;
+    compared float8;
     passing float8;
     wanted integer := k * CASE WHEN e.target = e.source THEN 1 ELSE 8 END;
 BEGIN
@@ -158,10 +162,15 @@ BEGIN
     IF e.target <> e.source THEN
         vectors := pgembed._table_size(e.target);
     END IF;
-    exact_us := pgembed._exact_cost(e,
-        -- Without a plan: pages and rows in memory.
-        coalesce(planner_cost, 0.15 * least(size.pages, estimated_rows) + 0.02 * estimated_rows),
-        estimated_rows * vectors.rows / greatest(size.rows, 1));
+    compared := estimated_rows * vectors.rows / greatest(size.rows, 1);
+    IF planner_cost IS NULL THEN
+        page_cost := coalesce((pgembed._exact_settings(e))[2], current_setting('seq_page_cost'));
+        planner_cost := page_cost * least(size.pages, estimated_rows) + 0.02 * estimated_rows;
+    END IF;
+    IF e.target <> e.source THEN
+        planner_cost := planner_cost + 0.1 * compared;  -- the join
+    END IF;
+    exact_us := pgembed._exact_cost(e, planner_cost, compared);
     strategy := 'exact';
     index_rows := coalesce(nullif(index_rows, 0), vectors.rows);
     IF mode = 'exact' THEN
@@ -226,7 +235,10 @@ BEGIN
     IF c.probe IS NULL OR NOT pgembed._has_partial_index(e) THEN
         i := pgembed._usable_index(e, '{}');
     ELSE
-        i := pgembed._advised_index(e, CASE WHEN predicate IS NULL THEN filter END);
+        -- A value that settings decide how to read need not be the index's: the planner knows.
+        i := pgembed._advised_index(e, CASE
+            WHEN predicate IS NULL AND pg_catalog.strpos(condition, 'pgembed._value(') OPERATOR(pg_catalog.=) 0
+            THEN filter END);
         IF i.index IS NULL THEN
             before := pgembed._apply_settings('{enable_sort, off}');
             i := pgembed._planned_index(e, pgembed._estimate(pg_catalog.concat('EXPLAIN (FORMAT JSON) ',

@@ -107,7 +107,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.search(anyelement, @extschema:vector@.vector, integer, jsonb, text, text, text, float8) IS
-'The k rows of a table (source: NULL::my_table) that pass the filter and the predicate and are nearest to a vector, nearest first; ties by key. filter is JSON and safe to take from a user; predicate is SQL, what follows WHERE: code that runs with the caller''s rights. distance is pgvector''s: cosine distance, L2, the negative inner product, or for bits Hamming. Rows without a vector are not returned. mode: auto (the cheaper way), exact, or index. recall is the share of the true k nearest that a search through an index aims at; 1 is exact. An index that comes back with fewer than k rows is followed by an exact search.';
+'The k rows of a table (source: NULL::my_table) that pass the filter and the predicate and are nearest to a vector, nearest first; ties by key. filter is JSON and safe to take from a user; predicate is SQL, what follows WHERE: code that runs with the caller''s rights. distance is pgvector''s: cosine distance, L2, the negative inner product, or for bits Hamming. Rows without a vector are not returned. mode: auto (the cheaper way), exact, or index. recall is the share of the true k nearest that a search through an index aims at; 1 is exact. An index that comes back with fewer than k rows is followed by an exact search. Settings of the planner that it needs are over when it returns; functions that a predicate or a policy calls plan their own statements under them.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.search(

@@ -56,6 +56,7 @@ DECLARE
     size record := pgembed._table_size(e.target);
     queries @extschema:vector@.vector[];
     counting text := format('SELECT count(*) FROM %s WHERE %I IS NOT NULL', e.target, e.target_column);
+    before text[];
     planned record;
     scan float8;
     compared float8;
@@ -72,9 +73,10 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Choose one of a table with at least 1000 rows, after ANALYZE.';
     END IF;
-    planned := pgembed._passing_rows(
-        'EXPLAIN ' || counting, NULL, 1, NULL, pgembed._exact_settings(e));
+    before := pgembed._apply_settings(pgembed._memory_settings());
+    planned := pgembed._passing_rows('EXPLAIN ' || counting, NULL, 1, NULL, '{}');
     scan := pgembed._time_of(counting, queries[1], 3);
+    PERFORM pgembed._apply_settings(before);
     compared := pgembed._time_of(format('SELECT count(*) FROM (%s) AS d WHERE d.pgembed_distance < -1e300',
         pgembed._search_distances(e, 'true')), queries[1], 3);
     measured := jsonb_build_object('cost_planner', scan / greatest(planned.planner_cost, 1), 'cost_distance', 0,

@@ -198,8 +198,12 @@ BEGIN
                 SELECT c.name FROM unnest(e.key_columns || e.target_column) WITH ORDINALITY AS c (name, ordinal)
                 WHERE c.name <> ALL (columns) ORDER BY c.ordinal)));
     END IF;
-    RETURN format('CREATE INDEX CONCURRENTLY %I ON %s USING hnsw (%I @extschema:vector@.%s) WHERE %s',
+    RETURN format('CREATE INDEX CONCURRENTLY %I ON %s USING hnsw (%I @extschema:vector@.%s)%s WHERE %s',
         index_name, e.target, e.target_column, pgembed._operator_class(e.storage, e.distance),
+        -- PostgreSQL prefers the smaller index only when both have the same parameters.
+        (SELECT ' WITH (' || array_to_string(c.reloptions, ', ') || ')'
+            FROM pgembed._usable_index(e, '{}') AS i
+            INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.index AND i.method = 'hnsw'),
         pgembed._filter_literal(e.source, filter));
 END;
 $$;

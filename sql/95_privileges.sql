@@ -29,7 +29,7 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'search explain_search hybrid_search recall embed embed_query embed_batch '
         -- What these call as their caller.
-        '_advised_index _advised_name _apply_settings _array_text _check_arguments _check_fits '
+        '_advised_index _advised_name _apply_settings _array_text _belongs_to _check_arguments _check_fits '
         '_check_hybrid _check_json_order _check_option _check_query _check_searched _column_list '
         '_columns _comparison _compile_filter _content_expression _cost _distance_expression '
         '_distance_operator _document_words _estimate _exact_cost _exact_settings _exact_statement '
@@ -38,8 +38,9 @@ BEGIN
         '_filter_list _filter_node _filter_operand _filter_pattern _filter_shape _filter_term '
         '_filter_value _find_embedding _frequent_value _has_partial_index _hybrid_statement _index_condition '
         '_index_settings _indexed_statement _json_as _json_value _key_columns _key_list _key_match _lexemes '
-        '_like_pattern _named_column _nearest_statement _operator_class _passing_rows _pattern_operator '
-        '_plan_fallback _plan_search _planned_index _query_vector _read_index _read_value _recall_of _record_filter _records_filter '
+        '_like_pattern _measure_recall _memory_settings _named_column _nearest_statement _operator_class '
+        '_passing_rows _pattern_operator _plan_fallback _plan_search _planned_index _query_vector _read_index '
+        '_read_value _recall_of _record_filter _records_filter '
         '_refuse_filter _refuse_source _refuse_term _run_search _same_key _sample_queries _search_condition '
         '_search_distances _search_embedding _search_report _search_rows _search_statement '
         '_search_strategy _sentinels _setting _source_relation _table_name _table_size '

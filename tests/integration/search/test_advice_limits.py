@@ -199,6 +199,47 @@ def test_advice_does_not_freeze_the_time(advised: Connection) -> None:
     assert advised_filters(advised, name, both) == [{"kind": {"eq": 0}}]
 
 
+def test_an_advised_index_has_the_parameters_of_the_full_one(
+    advised: Connection,
+) -> None:
+    """PostgreSQL would read the full one, if that has fewer links, all the same."""
+    with advised.transaction(force_rollback=True):
+        advised.execute(
+            "DROP INDEX items_v_all; CREATE INDEX items_few ON items "
+            "USING hnsw (v vector_l2_ops) WITH (m = 8, ef_construction = 40)"
+        )
+        workload(advised, ({"kind": 1}, 9))
+        (found,) = advice.advise(advised, "items_v", workload="workload")
+        assert " WITH (m=8, ef_construction=40) WHERE " in found.statement
+        advised.execute(unsafe(found.statement.replace(" CONCURRENTLY", "")))
+        advised.execute("ANALYZE items")
+        report = explain(advised, "items", vectors()[0], filter={"kind": 1})
+        assert report["index"] == found.index_name
+
+
+def test_an_advised_index_serves_only_what_it_was_made_for(advised: Connection) -> None:
+    """A time without a zone is another one, where the zone is another one."""
+    with advised.transaction(force_rollback=True):
+        advised.execute("SET LOCAL timezone = 'UTC'")
+        advised.execute("ALTER TABLE items ADD at timestamptz")
+        advised.execute(
+            "UPDATE items SET at = '2024-12-01'::timestamptz + id * '1h'::interval"
+        )
+        where = {"at": {"gte": "2025-01-01"}}
+        workload(advised, (where, 9))
+        (found,) = advice.advise(advised, "items_v", workload="workload")
+        advised.execute(unsafe(found.statement.replace(" CONCURRENTLY", "")))
+        advised.execute("ANALYZE items")
+        query = vectors()[0]
+        report = explain(advised, "items", query, filter=where, mode="index")
+        assert report["index"] == found.index_name
+        advised.execute("SET LOCAL timezone = 'Asia/Tokyo'")
+        other = explain(advised, "items", query, filter=where, mode="index")
+        assert other["index"] == "items_v_all"
+        efforts = [int(each["settings"]["hnsw.ef_search"]) for each in (report, other)]
+        assert efforts[0] < efforts[1]
+
+
 def test_vectors_that_no_index_can_hold(connection: Connection) -> None:
     connection.execute("SET pgembed.cost_dimension = 1")
     connection.execute(

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import psycopg
-import psycopg.types.json
 import pytest
 
+from tests.harness.models import register_model
 from tests.integration.search.support import (
     Connection,
     Matrix,
@@ -160,6 +160,69 @@ def test_rows_in_memory_need_no_bitmap(planned: Connection) -> None:
         assert "Index Scan using items_category" in plan_of(planned, report, query)
         report["settings"] = {}
         assert "Bitmap Index Scan on items_category" in plan_of(planned, report, query)
+
+
+def test_chunks_count_for_what_fits_into_memory(planned: Connection) -> None:
+    with planned.transaction(force_rollback=True):
+        register_model(planned, dimensions=WIDTH)
+        planned.execute(
+            "CREATE TABLE docs (id int PRIMARY KEY, body text); "
+            "SELECT pgembed.create_embedding('docs', 'body', 'tiny', "
+            "chunk_tokens => 8); "
+            "INSERT INTO docs SELECT i, 'x' FROM generate_series(1, 100) AS i; "
+            "INSERT INTO docs_body_chunk SELECT i, c, 'x', array_fill(i, ARRAY[8]) "
+            "FROM generate_series(1, 100) AS i, generate_series(1, 20) AS c; "
+            "ANALYZE docs; ANALYZE docs_body_chunk"
+        )
+        query = np.ones(WIDTH)
+        report = explain(planned, "docs", query, mode="exact")
+        assert "seq_page_cost" in report["settings"]
+        planned.execute("SET LOCAL effective_cache_size = '80kB'")
+        again = explain(planned, "docs", query, mode="exact")
+        assert again["settings"] == {}
+        assert again["exact_us"] > report["exact_us"]
+
+
+def test_an_index_on_all_rows_with_vectors_is_one_on_all_rows(
+    planned: Connection,
+) -> None:
+    with planned.transaction(force_rollback=True):
+        planned.execute(
+            "DROP INDEX items_hnsw; CREATE INDEX items_some ON items "
+            "USING hnsw (v vector_l2_ops) WHERE v IS NOT NULL"
+        )
+        for where in (None, {"n": {"gte": 500}}):
+            report = explain(
+                planned, "items", np.ones(WIDTH), filter=where, mode="index"
+            )
+            assert (report["strategy"], report["index"]) == ("index", "items_some")
+
+
+def test_estimates_of_a_table_whose_name_has_two_lines(planned: Connection) -> None:
+    with planned.transaction(force_rollback=True):
+        planned.execute(
+            'CREATE TABLE "two\nlines" (id int PRIMARY KEY, v vector(2)); '
+            "INSERT INTO \"two\nlines\" SELECT i, '[1,1]' "
+            'FROM generate_series(1, 500) AS i; ANALYZE "two\nlines"'
+        )
+        adopt(planned, '"two\nlines"')
+        report = explain(
+            planned, '"two\nlines"', np.ones(2), filter={"id": {"lte": 50}}
+        )
+        assert 25 < report["estimated_rows"] < 100
+
+
+def test_partitions_nobody_analyzed(planned: Connection) -> None:
+    with planned.transaction(force_rollback=True):
+        planned.execute(
+            "CREATE TABLE parted (id int PRIMARY KEY, v vector(2)) "
+            "PARTITION BY RANGE (id); "
+            "CREATE TABLE parted_one PARTITION OF parted DEFAULT; "
+            "INSERT INTO parted SELECT i, '[1,1]' FROM generate_series(1, 5000) AS i"
+        )
+        adopt(planned, "parted")
+        report = explain(planned, "parted", np.ones(2))
+        assert 100 < report["estimated_rows"] < 50_000
 
 
 @pytest.mark.parametrize("mode", ["auto", "index"])

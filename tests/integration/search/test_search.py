@@ -277,6 +277,10 @@ def test_queries_that_make_no_sense(connection: Connection) -> None:
         search(connection, "items", np.zeros(3))
     with pytest.raises(psycopg.DataError, match="NaN not allowed"):
         search(connection, "items", np.full(3, np.nan))
+    create_items(connection, "halves", np.eye(3, dtype=np.float32), kind="halfvec")
+    adopt(connection, "halves")
+    with pytest.raises(psycopg.DataError, match="length zero as a halfvec"):
+        search(connection, "halves", np.full(3, 1e-9))
     with pytest.raises(psycopg.errors.NullValueNotAllowed):
         connection.execute("SELECT pgembed.search(NULL::items, NULL::vector)")
     with pytest.raises(psycopg.errors.DatatypeMismatch, match="not integer"):

@@ -376,3 +376,92 @@ def test_filters_do_not_follow_the_search_path(tenants: Connection) -> None:
     tenants.execute("SET search_path = other, public")
     assert passing(tenants, "public.docs", {"tenant": 1})[:2] == [0, 50]
     tenants.execute("RESET search_path; DROP SCHEMA other CASCADE")
+
+
+def test_operators_of_others_do_not_serve_filters(tenants: Connection) -> None:
+    """They would run their owner's code with the rights of whoever searches."""
+    query = np.ones(3, dtype=np.float32)
+    with tenants.transaction(force_rollback=True):
+        tenants.execute(
+            "CREATE ROLE attacker; CREATE SCHEMA lair AUTHORIZATION attacker; "
+            "CREATE TABLE labelled (id int PRIMARY KEY, v vector(3), "
+            "label varchar(9), tag name); "
+            "INSERT INTO labelled SELECT i, '[1,1,1]', 'n' || i, 'n' || i "
+            "FROM generate_series(1, 9) AS i; "
+            "SET ROLE attacker"
+        )
+        for kind in ("varchar", "name"):
+            tenants.execute(
+                unsafe(
+                    f"CREATE FUNCTION lair.all(text, {kind}) RETURNS bool "
+                    "LANGUAGE sql RETURN true; "
+                    f"CREATE FUNCTION lair.all({kind}, text) RETURNS bool "
+                    "LANGUAGE sql RETURN true; "
+                    f"CREATE FUNCTION lair.all({kind}, {kind}) RETURNS bool "
+                    "LANGUAGE sql RETURN true"
+                )
+            )
+            for left, right in ((kind, kind), (kind, "text"), ("text", kind)):
+                for operator in ("~~", "~~*"):
+                    tenants.execute(
+                        unsafe(
+                            f"CREATE OPERATOR lair.{operator} (LEFTARG = {left}, "
+                            f"RIGHTARG = {right}, FUNCTION = lair.all)"
+                        )
+                    )
+        tenants.execute("RESET ROLE")
+        adopt(tenants, "labelled")
+        for column in ("label", "tag"):
+            for word in ("like", "ilike"):
+                where = {column: {word: "n3"}}
+                assert search(tenants, "labelled", query, filter=where) == [(3, 0)]
+
+
+def test_operators_of_a_types_extension_serve_filters(tenants: Connection) -> None:
+    query = np.ones(3, dtype=np.float32)
+    with tenants.transaction(force_rollback=True):
+        tenants.execute(
+            "CREATE SCHEMA words; CREATE EXTENSION citext SCHEMA words; "
+            "CREATE EXTENSION ltree SCHEMA words; "
+            "CREATE TABLE named (id int PRIMARY KEY, v vector(3), "
+            "title words.citext, path words.ltree); "
+            "INSERT INTO named VALUES (1, '[1,1,1]', 'Moon', 'a.b'), "
+            "(2, '[1,1,1]', 'Sun', 'b')"
+        )
+        adopt(tenants, "named")
+        for where in ({"title": {"like": "mo%"}}, {"path": {"contains": "a.b.c"}}):
+            assert search(tenants, "named", query, filter=where) == [(1, 0)]
+
+
+def test_what_policies_hide_is_estimated(searcher: Connection) -> None:
+    """Without a filter, too: a tenant of few rows is searched exactly."""
+    searcher.execute("SET app.tenant = 1")
+    report = explain(searcher, "docs", vectors()[1])
+    assert report["estimated_rows"] < ROWS / 2
+    searcher.execute("RESET ROLE")
+    report = explain(searcher, "docs", vectors()[1])
+    assert report["estimated_rows"] == ROWS
+
+
+def test_recall_is_measured_under_the_callers_path(searcher: Connection) -> None:
+    """Policies that call what they find by search_path work as they do in a search."""
+    searcher.execute("RESET ROLE")
+    with searcher.transaction(force_rollback=True):
+        searcher.execute(
+            "CREATE SCHEMA club; CREATE TABLE club.member (tenant int); "
+            "INSERT INTO club.member VALUES (1); "
+            "CREATE FUNCTION club.is_member(int) RETURNS bool LANGUAGE plpgsql STABLE "
+            "AS 'BEGIN RETURN $1 IN (SELECT m.tenant FROM member AS m); END'; "
+            "GRANT USAGE ON SCHEMA club TO searcher; "
+            "GRANT SELECT ON club.member TO searcher; "
+            "DROP POLICY own ON docs; "
+            "CREATE POLICY own ON docs USING (club.is_member(tenant)); "
+            "SET LOCAL search_path = club, public; SET LOCAL ROLE searcher"
+        )
+        (row,) = searcher.execute(
+            "SELECT recall, short, current_setting('search_path') "
+            "FROM pgembed.recall('docs_v', sample => 3, mode => 'exact')"
+        )
+        assert row == (1, 0, "club, public")
+        found = search(searcher, "docs", vectors()[0], k=3)
+        assert all(i % 50 == 0 for i, _ in found)
