@@ -80,7 +80,8 @@ BEGIN
         RAISE EXCEPTION 'role % cannot open the second session that a call needs', quote_ident(current_user)
             USING ERRCODE = 'insufficient_privilege',
             DETAIL = 'The owner of pgembed''s functions is not a superuser, so dblink asks for a password.',
-            HINT = upper(left(tell_password, 1)) || substr(tell_password, 2);
+            HINT = upper(left(tell_password, 1)) || substr(tell_password, 2)
+                || format(' That takes, from a superuser: GRANT USAGE ON FOREIGN DATA WRAPPER dblink_fdw TO %I;', current_user);
     END IF;
     PERFORM @extschema:dblink@.dblink_exec(connection,
         'SET search_path = pg_catalog, pg_temp; '

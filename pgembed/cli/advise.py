@@ -56,9 +56,10 @@ def advise(
         output.show(
             map(dataclasses.asdict, found),
             as_json=as_json,
-            empty="no index would pay; are filters recorded?",
+            empty="no index would pay. Are there filters? ALTER DATABASE ... SET "
+            "pgembed.record_filters = 0.01 records some, --workload names a table of them",
         )
-        if apply_it:
+        if apply_it and found:
             _apply(connection, embedding, workload, found, quiet=as_json)
 
 

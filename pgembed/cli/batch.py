@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @click.argument("embedding")
 @options.dsn
 @options.as_json
-@click.option("--queries", help="Table of queries: see below.")
+@click.option("--queries", help="Table of queries: see above.")
 @click.option("--self", "itself", is_flag=True, help="Its own rows are the queries.")
 @click.option("--rows-of", help="The rows of this embedding are the queries.")
 @click.option("--predicate", help="Of --self, --rows-of: SQL, {column} of the query.")
-@click.option("--filter", help="Of --self, --rows-of: a JSON filter: see below.")
+@click.option("--filter", help="Of --self, --rows-of: a JSON filter: see above.")
 @click.option("--results", required=True, help="Table for the answers.")
 @click.option("-k", type=int, default=10, show_default=True, help="Rows per query.")
 @click.option("--recall", type=float, default=0.99, show_default=True, help="1: exact.")
@@ -41,8 +41,9 @@ def batch(
 
     The table --queries has a column id of any type, embedding (a vector) or content (a
     text), and optionally filter (jsonb), predicate (SQL, run with your rights) and k.
-    The table --results is created if it does not exist: query_id, rank, the key columns
-    of the source and distance. All results appear at once, or none.
+    The table --results is created if it does not exist, and added to if it does:
+    query_id, rank, the key columns of the source and distance. All results appear at
+    once, or none.
 
     With --self every row of EMBEDDING is a query (with --rows-of, every row of another
     embedding), and no row is related to itself. The results have its key columns, rank,

@@ -39,7 +39,9 @@ _SEARCHES: tuple[tuple[str, dict[str, Any] | None], ...] = (
     type=Path,
     help="Folder of the server's data, kept afterwards; default: a temporary one.",
 )
-@click.option("--keep/--no-keep", default=None, help="Stay until Ctrl-C at the end.")
+@click.option(
+    "--keep/--no-keep", default=None, help="Stay until Ctrl-C (default: on a terminal)."
+)
 @options.setting("--cache-dir", Path, "Where verified model files are kept.")
 def demo(data_dir: Path | None, keep: bool | None, cache_dir: Path | None) -> None:
     """Embed and search PostgreSQL's own catalog, on a server of its own.

@@ -25,9 +25,18 @@ def embedding() -> None:
 @click.option("--target-column", help="Default: COLUMN_embedding.")
 @click.option("--chunk-tokens", type=int, help="Cut content into chunks of so many.")
 @click.option("--chunk-overlap", type=int, default=0, help="Tokens chunks share.")
-@click.option("--storage", default="vector", help="vector, halfvec or bit.")
-@click.option("--index", default="hnsw", help="hnsw, ivfflat or none.")
-@click.option("--on-change", default="keep", help="keep or clear the old vector.")
+@click.option(
+    "--storage", default="vector", show_default=True, help="vector, halfvec or bit."
+)
+@click.option(
+    "--index", default="hnsw", show_default=True, help="hnsw, ivfflat or none."
+)
+@click.option(
+    "--on-change",
+    default="keep",
+    show_default=True,
+    help="keep or clear the old vector.",
+)
 @click.option("--wait", is_flag=True, help="Wait until every row has its vector.")
 def create(dsn: str | None, wait: bool, **arguments: Any) -> None:
     """Keep a vector column of table SOURCE true to CONTENT.

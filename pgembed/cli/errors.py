@@ -10,9 +10,12 @@ def explain(error: Exception) -> str:
     if not isinstance(error, psycopg.Error) or error.diag.message_primary is None:
         return str(error)
     diagnosis = error.diag
-    lines = [
-        diagnosis.message_primary,
-        diagnosis.message_detail,
-        diagnosis.message_hint,
-    ]
+    hint = diagnosis.message_hint
+    if isinstance(error, psycopg.errors.InsufficientPrivilege) and not hint:
+        hint = (
+            "Its owner may grant that. For what is in schema pgembed: GRANT "
+            "pgembed_user, pgembed_owner or pgembed_worker to the role, which "
+            "'pgembed install --roles' makes."
+        )
+    lines = [diagnosis.message_primary, diagnosis.message_detail, hint]
     return "\n".join(line for line in lines if line)

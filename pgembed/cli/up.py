@@ -16,7 +16,8 @@ from pgembed.cli import options
     type=Path,
     envvar="PGEMBED_DATA_DIR",
     show_envvar=True,
-    help="Folder of the server's data; created when it is not there.",
+    help="Folder of the server's data, created when it is not there; default: in that "
+    "of the user's data, ~/.local/share/pgembed/postgres on Linux.",
 )
 @click.option("--listen", default="", help="Listen on this address too, 127.0.0.1 say.")
 @options.setting("--processes", int, "Processes that embed rows (default 1).")

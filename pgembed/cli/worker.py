@@ -15,13 +15,19 @@ from pgembed.settings import LOG_FORMATS
 @options.dsn
 @click.option("--once", is_flag=True, help="Do what waits or comes due, then exit.")
 @options.setting("--processes", int, "Processes that embed rows (default 1).")
-@options.setting("--threads", int, "Batches side by side per process (default: cores).")
-@options.setting("--batch-tokens", int, "Padded tokens in one inference batch.")
-@options.setting("--claim-rows", int, "Rows held under one lease.")
-@options.setting("--lease-seconds", float, "How long a lease lasts unrenewed.")
-@options.setting("--poll-seconds", float, "How often to look for work unasked.")
-@options.setting("--max-attempts", int, "Attempts before a row counts as failed.")
-@options.setting("--drain-seconds", float, "Time to finish after SIGTERM.")
+@options.setting("--threads", int, "Batches side by side (default: cores / processes).")
+@options.setting("--batch-tokens", int, "Padded tokens in one batch (default 1024).")
+@options.setting("--claim-rows", int, "Rows held under one lease (default 512).")
+@options.setting(
+    "--lease-seconds", float, "How long a lease lasts unrenewed (default 60)."
+)
+@options.setting(
+    "--poll-seconds", float, "How often to look for work unasked (default 2)."
+)
+@options.setting(
+    "--max-attempts", int, "Attempts before a row counts as failed (default 5)."
+)
+@options.setting("--drain-seconds", float, "Time to finish after SIGTERM (default 30).")
 @options.setting("--batch-memory", str, "Most for a posted batch (default 512MB).")
 @options.setting("--socket-dir", str, "Where SQL functions find it, if mounted here.")
 @options.setting("--cache-dir", Path, "Where verified model files are kept.")
