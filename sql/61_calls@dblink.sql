@@ -5,15 +5,16 @@ CREATE OR REPLACE FUNCTION pgembed._dblink_is_private()
 RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-RETURN NOT EXISTS (
-    SELECT
+RETURN (
+    SELECT bool_and(coalesce(p.proacl, acldefault('f', p.proowner)) <@ ARRAY[
+        makeaclitem(p.proowner, p.proowner, 'EXECUTE', false),
+        makeaclitem(quote_ident(current_user)::regrole, p.proowner, 'EXECUTE', false)])
     FROM pg_catalog.pg_extension AS e
     INNER JOIN pg_catalog.pg_depend AS d
         ON d.refclassid = 'pg_catalog.pg_extension'::regclass AND d.refobjid = e.oid
         AND d.classid = 'pg_catalog.pg_proc'::regclass AND d.deptype = 'e'
     INNER JOIN pg_catalog.pg_proc AS p ON p.oid = d.objid
-    CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
-    WHERE e.extname = 'dblink' AND a.grantee NOT IN (p.proowner, quote_ident(current_user)::regrole)
+    WHERE e.extname = 'dblink'
 );
 COMMENT ON FUNCTION pgembed._dblink_is_private() IS
 'Whether nobody but its owner may use dblink. Only then a connection is kept: any user of dblink in the same session could send statements over it, as its owner.';
@@ -74,6 +75,10 @@ DECLARE
 BEGIN
     IF pgembed._call_server() THEN
         PERFORM @extschema:dblink@.dblink_connect(connection, 'pgembed_calls');
+    ELSIF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'a standby cannot post a call, which is a row of pgembed.call'
+            USING ERRCODE = 'read_only_sql_transaction',
+            HINT = 'Let a foreign server pgembed_calls lead to the primary, or install with --transport plpython and run a worker on this machine.';
     ELSIF (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user) THEN
         PERFORM @extschema:dblink@.dblink_connect_u(connection, pgembed._loopback());
     ELSE
@@ -109,11 +114,11 @@ AS $$
 DECLARE
     connection text := 'pgembed kept';
 BEGIN
-    IF connection = ANY (@extschema:dblink@.dblink_get_connections()) THEN
-        RETURN connection;
-    END IF;
+    -- Where others may use dblink, one of that name may lead to a server of theirs.
     IF NOT pgembed._dblink_is_private() THEN
         connection := 'pgembed_' || gen_random_uuid();
+    ELSIF connection = ANY (@extschema:dblink@.dblink_get_connections()) THEN
+        RETURN connection;
     END IF;
     BEGIN
         PERFORM pgembed._connect(connection);
@@ -189,21 +194,18 @@ SET lock_timeout = 0
 AS $$
 DECLARE
     lock_key CONSTANT bigint := pgembed._call_lock(call_id);
+    is_free boolean;
 BEGIN
-    IF NOT pg_try_advisory_lock_shared(lock_key) THEN
+    is_free := pg_try_advisory_xact_lock_shared(lock_key);
+    IF NOT is_free THEN
         -- Before the server looks for deadlocks, and may log the wait.
         PERFORM set_config('lock_timeout', greatest(least(patience, 0.5) * 1000, 1)::integer::text, true);
-        BEGIN
-            PERFORM pg_advisory_lock_shared(lock_key);
-        EXCEPTION
-            WHEN lock_not_available THEN
-                RETURN true;
-        END;
-        PERFORM pg_advisory_unlock_shared(lock_key);
-        RETURN true;
+        PERFORM pg_advisory_xact_lock_shared(lock_key);
     END IF;
-    PERFORM pg_advisory_unlock_shared(lock_key);
-    RETURN false;
+    RAISE lock_not_available;  -- what is rolled back lets go, a cancelled wait too
+EXCEPTION
+    WHEN lock_not_available THEN
+        RETURN NOT is_free;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._await_release(bigint, double precision) IS

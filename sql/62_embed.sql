@@ -16,7 +16,7 @@ BEGIN
     BEGIN
         timeout := given::interval;
     EXCEPTION
-        WHEN invalid_datetime_format OR datetime_field_overflow THEN
+        WHEN invalid_datetime_format OR datetime_field_overflow OR interval_field_overflow THEN
             timeout := NULL;
     END;
     IF timeout IS NULL OR timeout <= '0'::interval OR timeout > '1 day'::interval THEN
@@ -57,11 +57,13 @@ BEGIN
     END IF;
     IF getdatabaseencoding() = 'SQL_ASCII' THEN
         PERFORM convert_from(convert_to(t, 'SQL_ASCII'), 'UTF8') FROM unnest(contents) AS t;
+    ELSIF getdatabaseencoding() <> 'UTF8' THEN
+        PERFORM convert_to(t, 'UTF8') FROM unnest(contents) AS t;
     END IF;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._check_call(text[]) IS
-'An error when the texts of a call are too many or too long, or are no UTF-8.';
+'An error when the texts of a call are too many or too long, or cannot be UTF-8, in which they travel.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._no_answer(timeout interval, trouble text DEFAULT NULL)
@@ -86,7 +88,7 @@ BEGIN
                 'A worker must run on the database''s machine and share its socket directory; ''pgembed doctor'' says more.'
             WHEN alive IS NULL THEN
                 format('Start one with: pgembed worker --dsn ''dbname=%s ...''', current_database())
-            ELSE 'It may be busy, or loading the model: try again, or give it time: SET pgembed.call_timeout = ''60s'';'
+            ELSE 'It may be busy, or loading the model: try again, or give it time: SET pgembed.call_timeout, for add_model pgembed.add_model_timeout.'
         END;
 END;
 $$;
@@ -102,17 +104,17 @@ AS $$
 DECLARE
     -- A plan without an index calls a STABLE function once a row: within one statement
     -- the same text is asked for once.
-    asked text := md5(concat_ws(E'\n', statement_timestamp(), kind, model, content));
+    asked text := md5(ROW(statement_timestamp(), kind, model, content)::text);
     last_answer text := current_setting('pgembed.last_answer', true);
     vectors @extschema:vector@.vector[];
 BEGIN
-    IF content !~ '\S' THEN
-        RETURN NULL;
-    END IF;
     IF left(last_answer, 32) = asked THEN
         RETURN substr(last_answer, 33)::@extschema:vector@.vector;
     END IF;
     PERFORM pgembed._check_call(ARRAY[content]);
+    IF content COLLATE "default" !~ E'\\S' THEN
+        RETURN NULL;
+    END IF;
     vectors := pgembed._call(kind, model, ARRAY[content],
         pgembed._call_timeout('call_timeout', '5s'));
     PERFORM set_config('pgembed.last_answer', asked || vectors[1]::text, true);
@@ -120,7 +122,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._embed_text(text, text, text) IS
-'One text as a vector, NULL for a blank one; remembered until the statement ends.';
+'One text as a vector, NULL for a blank one; the last one is remembered until the statement ends.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.embed(model text, content text)
@@ -161,7 +163,7 @@ BEGIN
     PERFORM pgembed._check_call(contents);
     SELECT array_agg(t.content ORDER BY t.ordinal) INTO texts
     FROM unnest(contents) WITH ORDINALITY AS t (content, ordinal)
-    WHERE t.content ~ '\S';
+    WHERE t.content COLLATE "default" ~ E'\\S';
     IF texts IS NOT NULL THEN
         vectors := pgembed._call('document', model, texts,
             pgembed._call_timeout('call_timeout', '5s'));
@@ -174,8 +176,8 @@ BEGIN
         FROM (
             SELECT
                 c.ordinal,
-                CASE WHEN c.content ~ '\S'
-                    THEN count(*) FILTER (WHERE c.content ~ '\S') OVER (ORDER BY c.ordinal)
+                CASE WHEN c.content COLLATE "default" ~ E'\\S'
+                    THEN count(*) FILTER (WHERE c.content COLLATE "default" ~ E'\\S') OVER (ORDER BY c.ordinal)
                 END AS slot
             FROM unnest(contents) WITH ORDINALITY AS c (content, ordinal)
         ) AS t
@@ -193,7 +195,7 @@ LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF name !~ '\S' THEN
+    IF name !~ E'\\S' THEN
         RAISE EXCEPTION 'the name of a model is empty'
             USING ERRCODE = 'invalid_name', HINT = 'Give it one: pgembed.add_model(''minilm'', ''minilm'').';
     ELSIF octet_length(name) > 255 THEN
@@ -203,6 +205,9 @@ BEGIN
     IF jsonb_typeof(options) <> 'object' THEN
         RAISE EXCEPTION 'the options of a model are %, but must be an object', left(options::text, 100)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Write them as {"max_tokens": 256}, or leave them out.';
+    ELSIF octet_length(options::text) > 100000 THEN
+        RAISE EXCEPTION 'the options of a model have % bytes, more than 100000', octet_length(options::text)
+            USING ERRCODE = 'program_limit_exceeded', HINT = 'Write them as {"max_tokens": 256}, or leave them out.';
     END IF;
     IF source !~ '^(pypi:)?[A-Za-z0-9][A-Za-z0-9._-]*([/=]=?[A-Za-z0-9][A-Za-z0-9._-]*)?(@[A-Za-z0-9._/-]+)?$' THEN
         RAISE EXCEPTION 'a worker does not read the model source %', quote_literal(source)

@@ -156,7 +156,7 @@ BEGIN
                 WHEN jsonb_typeof(e.value) = 'array' AND nested
                     THEN pgembed._array_text(e.value, kind)
                 ELSE '"' || replace(replace(
-                    pgembed._value_text(e.value, kind), '\', '\\'), '"', '\"') || '"'
+                    pgembed._value_text(e.value, kind), E'\\', E'\\\\'), '"', E'\\"') || '"'
             END, delimiter ORDER BY e.ordinality), '') || '}'
         FROM jsonb_array_elements(elements) WITH ORDINALITY e
     );
@@ -201,7 +201,7 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN '%' || replace(replace(replace(part, '\', '\\'), '%', '\%'), '_', '\_') || '%';
+    RETURN '%' || replace(replace(replace(part, E'\\', E'\\\\'), '%', E'\\%'), '_', E'\\_') || '%';
 END;
 $$;
 COMMENT ON FUNCTION pgembed._like_pattern(text) IS

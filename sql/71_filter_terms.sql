@@ -27,11 +27,11 @@ BEGIN
     bare := CASE
         WHEN name LIKE '"_%"' THEN replace(substr(name, 2, length(name) - 2), '""', '"')
         ELSE name END;
-    IF bare <> ALL (known) AND bare ~ '.(\.|->)' THEN
+    IF bare <> ALL (known) AND bare ~ E'.(\\.|->)' THEN
         SELECT coalesce(c.prefix, bare), regexp_split_to_array(
             substr(name, length(c.prefix) + length(s.mark) + 1), s.pattern)
         INTO bare, path
-        FROM (VALUES ('.', '\.'), ('->', '->')) AS s (mark, pattern)
+        FROM (VALUES ('.', E'\\.'), ('->', '->')) AS s (mark, pattern)
         LEFT JOIN unnest(known) AS c (prefix) ON starts_with(name, c.prefix || s.mark)
         ORDER BY length(c.prefix) DESC NULLS LAST LIMIT 1;
     END IF;
@@ -266,7 +266,7 @@ BEGIN
     END IF;
     IF word = 'contains' THEN
         pattern := pgembed._like_pattern(pattern);
-    ELSIF pattern ~ '^(?:[^\\]|\\.)*\\$' THEN
+    ELSIF pattern ~ E'^(?:[^\\\\]|\\\\.)*\\\\$' THEN
         PERFORM pgembed._refuse_filter(format('the pattern %s for %s ends with a backslash',
             left(value::text, 100), label), 'A backslash escapes the next character: double it.');
     END IF;
@@ -295,7 +295,7 @@ BEGIN
     SELECT k.* INTO t FROM pg_catalog.pg_type AS k WHERE k.oid = kind;
     IF t.typcategory = 'A' AND jsonb_typeof(value) <> 'array' THEN
         value := jsonb_build_array(value);
-    ELSIF t.typtype IN ('r', 'm') AND value #>> '{}' !~ '^\s*([[({]|empty)' THEN
+    ELSIF t.typtype IN ('r', 'm') AND value #>> '{}' !~ E'^\\s*([[({]|empty)' THEN
         SELECT r.rngsubtype INTO element
         FROM pg_catalog.pg_range AS r WHERE kind IN (r.rngtypid, r.rngmultitypid);
         kind := element;

@@ -171,7 +171,7 @@ DECLARE
 BEGIN
     IF jsonb_typeof(list) <> 'array' THEN
         PERFORM pgembed._refuse_filter(format('"%s" is no list: %s', word, left(list::text, 100)),
-            format('Write {"%s": [{...}, {...}]}; a column called %s is "\"%s\"".', word, word, word));
+            format(E'Write {"%s": [{...}, {...}]}; a column called %s is "\\"%s\\"".', word, word, word));
     END IF;
     FOR entry IN SELECT e.value FROM jsonb_array_elements(list) AS e (value) LOOP
         r := pgembed._filter_node(source, entry.value, qualifier, reference, depth + 1, terms, arguments);

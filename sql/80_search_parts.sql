@@ -202,7 +202,7 @@ DECLARE
     operator_class text := pgembed._operator_class(e.storage, e.distance);
 BEGIN
     SELECT
-        i.indexrelid, m.amname, coalesce(substring(c.reloptions::text FROM 'lists=(\d+)')::integer, 100),
+        i.indexrelid, m.amname, coalesce(substring(c.reloptions::text FROM E'lists=(\\d+)')::integer, 100),
         greatest(c.reltuples, 0), w.expression IS NOT NULL
     INTO index, method, lists, rows, partial
     FROM pg_catalog.pg_index AS i

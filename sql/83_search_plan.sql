@@ -30,7 +30,7 @@ AS $$
 DECLARE
     before pg_catalog.text[] := pgembed._apply_settings(settings);
     estimates pg_catalog.text[] := pg_catalog.regexp_match(
-        pgembed._estimate(probe, query, k, arguments), '\.\.(\S+) rows=(\S+) width=\d+\)');
+        pgembed._estimate(probe, query, k, arguments), E'\\.\\.(\\S+) rows=(\\S+) width=\\d+\\)');
 BEGIN
     rows := estimates[2];
     planner_cost := estimates[1];

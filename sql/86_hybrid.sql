@@ -7,7 +7,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT ('''' || replace(replace(l.lexeme, '\', '\\'), '''', '''''') || '''')::tsquery
+    SELECT ('''' || replace(replace(l.lexeme, E'\\', E'\\\\'), '''', '''''') || '''')::tsquery
     FROM unnest(to_tsvector(language, left(query, 10000))) AS l
     ORDER BY l.lexeme LIMIT 100;
 END;

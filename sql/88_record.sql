@@ -35,7 +35,7 @@ DECLARE
 BEGIN
     IF share = '0' THEN
         RETURN false;
-    ELSIF share !~ '^\s*(0?\.\d+|[01](\.\d*)?)\s*$' OR share::float8 > 1 THEN
+    ELSIF share !~ E'^\\s*(0?\\.\\d+|[01](\\.\\d*)?)\\s*$' OR share::float8 > 1 THEN
         RAISE EXCEPTION 'the setting pgembed.record_filters is %, but must be from 0 to 1', quote_literal(share)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'It is the share of the searches whose filters are recorded: 0.01, or 0 for none.';

@@ -17,8 +17,8 @@ BEGIN
     FOR i IN 1..cardinality(c.arguments) LOOP
         written := regexp_replace(replace(written, format('((%s)[%s])::', token, i),
                 quote_literal(c.arguments[i]) || '::'),
-            format('pgembed\._value\(\(%s\)\[%s\], NULL::((?:[^")]|"(?:[^"]|"")*")+)\)', token, i),
-            replace(quote_literal(c.arguments[i]), '\', '\\') || '::\1', 'g');
+            format(E'pgembed\\._value\\(\\(%s\\)\\[%s\\], NULL::((?:[^")]|"(?:[^"]|"")*")+)\\)', token, i),
+            replace(quote_literal(c.arguments[i]), E'\\', E'\\\\') || E'::\\1', 'g');
     END LOOP;
     RETURN written;
 END;

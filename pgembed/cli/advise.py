@@ -57,7 +57,7 @@ def advise(
             map(dataclasses.asdict, found),
             as_json=as_json,
             empty="no index would pay. Are there filters? ALTER DATABASE ... SET "
-            "pgembed.record_filters = 0.01 records some, --workload names a table of them",
+            "pgembed.record_filters = 0.01 records some, --workload names a table",
         )
         if apply_it and found:
             _apply(connection, embedding, workload, found, quiet=as_json)

@@ -16,9 +16,10 @@ from pgembed.errors import ModelFileError
 from pgembed.models.options import ModelOptions
 
 Integers = npt.NDArray[np.int64]
-# A text with more characters per allowed token than this is cut at a space before
-# it is tokenized: a million characters cost most of a second, nearly all in vain.
+# A text with more characters per allowed token than this is cut before it is
+# tokenized: a million characters cost a second or two, nearly all in vain.
 _CHARACTERS_PER_TOKEN = 16
+_FAR = 2  # times max_tokens that are left over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +97,8 @@ class TextEncoder:
         short = [t if len(t) <= limit else _cut(t, limit) for t in prepared]
         encodings = self._truncating.encode_batch_fast(short)
         for i, text in enumerate(prepared):
-            # Only when the part overflows is its beginning that of the whole.
-            if short[i] is not text and not encodings[i].overflowing:
+            # Only what lies far from the end of the part is as in the whole.
+            if short[i] is not text and len(encodings[i].overflowing) < _FAR:
                 encodings[i] = self._truncating.encode(text)
         truncated = sum(bool(encoding.overflowing) for encoding in encodings)
         return _pack([encoding.ids for encoding in encodings], truncated)
@@ -168,8 +169,9 @@ def _prepare(text: str) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    space = text.rfind(" ", limit // 2, limit)
-    return text if space < 0 else text[:space]
+    """Return the beginning, up to white space if there is any in its second half."""
+    end = max(text.rfind(space, limit // 2, limit) for space in " \n\t\u3000")
+    return text[: limit if end < 0 else end]
 
 
 def _pack(ids: list[list[int]], truncated: int) -> Encoded:

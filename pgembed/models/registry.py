@@ -174,16 +174,20 @@ def fetch(
 def load(
     connection: Connection,
     name: str,
+    wanted: bytes | None = None,
     *,
     cache_dir: Path | None = None,
     threads: int = 0,
 ) -> Model:
     """Fetch a model's files, verify them and return it ready to run.
 
-    Raises ModelError for an unknown name and ModelFileError for files that are
-    missing, corrupt or not those the model's hash was made of.
+    Raises ModelError for an unknown name, or when the model has not the hash *wanted*
+    any more, and ModelFileError for files that are missing, corrupt or not those the
+    model's hash was made of.
     """
     record = get_model(connection, name)
+    if wanted not in (None, record.hash):
+        raise ModelError(f"model {name!r} was replaced meanwhile: ask again")
     files = fetch(connection, name, cache_dir)
     if model_hash(files, record.options) != record.hash:
         raise ModelFileError(

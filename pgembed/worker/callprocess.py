@@ -48,8 +48,8 @@ def _serve(
     identity: Identity,
     threads: Threads,
 ) -> None:
-    loader = Loader(ModelCache(lambda name: _load(settings, name)))
-    additions = Additions(settings, identity, lifetime)
+    loader = Loader(ModelCache(lambda *model: _load(settings, *model)))
+    additions = Additions(settings, lifetime)
     batches = Batches(settings, identity, lifetime)
     carrying_out = threads.start("batches", batches.run)
     table = TableCalls(link, identity, additions.begin)
@@ -91,10 +91,14 @@ def _open_socket(
     return sockets
 
 
-def _load(settings: Settings, name: str) -> Model:
+def _load(settings: Settings, name: str, model_hash: bytes) -> Model:
     with connect(settings.dsn, purpose="models") as connection:
         return registry.load(
-            connection, name, cache_dir=settings.cache_dir, threads=THREADS
+            connection,
+            name,
+            model_hash,
+            cache_dir=settings.cache_dir,
+            threads=THREADS,
         )
 
 

@@ -256,7 +256,11 @@ class CallServer:
         try:
             answers = together.add(calls)
         except Exception as error:
-            answers = [(call, _message(error)) for call in calls]
+            if len(calls) > 1:
+                for call in calls:  # what one of them holds is not the others' fault
+                    self._join(together, [call])
+                return
+            answers = [(calls[0], _message(error))]
         self._answer(answers)
 
     def _may_join(self, group: Group) -> bool:

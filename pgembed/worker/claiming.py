@@ -201,10 +201,10 @@ class Claimer:
         _log.error("%s is set aside for %.0f s: %s", work.name, wait, reason)
         self._link.run(lambda c: Queue(c).block(work.embedding, reason))
 
-    def _load(self, name: str) -> Model:
-        settings = self._settings
+    def _load(self, name: str, model_hash: bytes) -> Model:
+        folder = self._settings.cache_dir
         return self._link.run(
-            lambda c: registry.load(c, name, cache_dir=settings.cache_dir, threads=1)
+            lambda c: registry.load(c, name, model_hash, cache_dir=folder, threads=1)
         )
 
     def _is_done(self) -> bool:

@@ -151,6 +151,8 @@ def decode_request(frame: Frame) -> Request:
         raise FrameError(f"{texts} texts, not source and options")
     parts = _cut(frame.body, _REQUEST.size, [*lengths, 4 * texts])
     name, model_hash, sizes = parts
+    if b"\0" in name:
+        raise FrameError("a NUL in a model's name")
     start = _REQUEST.size + sum(map(len, parts))
     contents = _cut(frame.body, start, list(struct.unpack(f"<{texts}I", sizes)))
     if start + sum(map(len, contents)) != len(frame.body):

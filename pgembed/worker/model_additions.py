@@ -12,7 +12,6 @@ from uuid import UUID
 from pgembed.embeddings import calls
 from pgembed.embeddings.calls import Request
 from pgembed.settings import Settings
-from pgembed.worker.leases import Identity
 from pgembed.worker.lifetime import Lifetime, Stopped
 from pgembed.worker.link import Link
 from pgembed.worker.spawn import spawn
@@ -24,21 +23,17 @@ _SLICE = 0.5
 class Additions:
     """Runs the requests one after the other, beside everything else."""
 
-    def __init__(
-        self, settings: Settings, identity: Identity, lifetime: Lifetime
-    ) -> None:
+    def __init__(self, settings: Settings, lifetime: Lifetime) -> None:
         self._dsn = settings.dsn
-        self._identity = identity
         self._lifetime = lifetime
         self._turn = threading.Lock()
 
-    def begin(self, request: Request) -> None:
-        """Have a request of table pgembed.call done and answered there."""
-        worker = self._identity.id
+    def begin(self, request: Request, taker: UUID) -> None:
+        """Have a request of table pgembed.call done, and answered as who took it."""
         self.add(
             request.model,
             request.contents,
-            lambda error: self._answer(request.id, worker, error),
+            lambda error: self._answer(request.id, taker, error),
         )
 
     def add(
@@ -52,16 +47,19 @@ class Additions:
 
         def run() -> None:
             with self._turn:
-                error = self._add(model, *contents)
+                try:
+                    error = self._add(model, *contents)
+                except Exception as problem:  # whoever waits is to hear of it
+                    error = f"{type(problem).__name__}: {problem}"
             answered(error)
 
         threading.Thread(target=run, daemon=True).start()
 
-    def _answer(self, call_id: int, worker: UUID, error: str | None) -> None:
+    def _answer(self, call_id: int, taker: UUID, error: str | None) -> None:
         link = Link(self._dsn, "add_model", self._lifetime, finishing=True)
         try:
             answer = calls.Answer(call_id, error=error)
-            link.run(lambda c: calls.answer(c, worker, [answer]))
+            link.run(lambda c: calls.answer(c, taker, [answer]))
         except Stopped:
             pass
         finally:

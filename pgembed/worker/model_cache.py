@@ -27,7 +27,7 @@ class ModelCache:
 
     def __init__(
         self,
-        load: Callable[[str], Model],
+        load: Callable[[str, bytes], Model],
         *,
         capacity: int = _CAPACITY,
         clock: Callable[[], float] = time.monotonic,
@@ -42,15 +42,21 @@ class ModelCache:
         """Return the model, loaded if need be; raises whatever loading raises."""
         with self._lock:
             if model_hash not in self._loaded:
-                self._loaded[model_hash] = _Loaded(self._read(name), self._clock())
-            model = self._use(model_hash)
+                model = self._read(name, model_hash)
+                self._loaded[model_hash] = _Loaded(model, self._clock())
+            self._loaded[model_hash].used = self._clock()
+            model = self._loaded[model_hash].model
             while len(self._loaded) > self._capacity:
                 del self._loaded[min(self._loaded, key=lambda h: self._loaded[h].used)]
             return model
 
     def peek(self, model_hash: bytes) -> Model | None:
         """Return the model if it is loaded; counts as its use."""
-        return self._use(model_hash) if model_hash in self._loaded else None
+        loaded = self._loaded.get(model_hash)
+        if loaded is None:
+            return None
+        loaded.used = self._clock()
+        return loaded.model
 
     def forget_all_but(self, hashes: Collection[bytes]) -> None:
         """Forget the other models, once they have not been used for a minute."""
@@ -60,13 +66,8 @@ class ModelCache:
                 if model_hash not in hashes and loaded.used < before:
                     del self._loaded[model_hash]
 
-    def _use(self, model_hash: bytes) -> Model:
-        loaded = self._loaded[model_hash]
-        loaded.used = self._clock()
-        return loaded.model
-
-    def _read(self, name: str) -> Model:
+    def _read(self, name: str, model_hash: bytes) -> Model:
         started = time.monotonic()
-        model = self._load(name)
+        model = self._load(name, model_hash)
         _log.info("loaded model %s in %.1f s", name, time.monotonic() - started)
         return model

@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 _MAX_PEERS = 500  # below the usual limit of 1024 open files
 _MAX_HELD = 256 << 20  # bytes of all requests that are still arriving
 _PIECE = 1 << 18
+_PIECES = 16  # taken of one caller at a time
 _SLOW_SECONDS = 10.0  # for the rest of a frame to come, or of an answer to go
 
 Answered = Callable[[str | None], None]
@@ -201,7 +202,7 @@ class SocketCalls:
 
     def _receive(self, caller: _Caller) -> list[Call]:
         try:
-            data = caller.socket.recv(_PIECE)
+            data = _received(caller.socket)
         except BlockingIOError:
             return []
         except OSError:
@@ -337,3 +338,14 @@ class SocketCalls:
             if caller.is_between and caller.moved < now - self._slow_seconds:
                 _log.warning("a caller was cut off: its frame did not move on")
                 self._drop(caller)
+
+
+def _received(connection: socket.socket) -> bytes:
+    """Return what has come, of much only the beginning; nothing when it ended."""
+    data = connection.recv(_PIECE)
+    pieces = [data]
+    with contextlib.suppress(OSError):
+        while len(data) == _PIECE and len(pieces) < _PIECES:
+            data = connection.recv(_PIECE)
+            pieces.append(data)
+    return b"".join(pieces)

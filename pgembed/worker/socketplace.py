@@ -86,7 +86,7 @@ class SocketPlace:
             ) from None
 
     def _prepare(self) -> None:
-        if not self.folder.exists():
+        with contextlib.suppress(FileExistsError):  # by another worker, perhaps now
             self.folder.mkdir(_FOLDER_MODE)
             # Whatever the umask is.
             self.folder.chmod(_FOLDER_MODE)

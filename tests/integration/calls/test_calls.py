@@ -21,6 +21,11 @@ from pgembed.postgres.resources import Resources
 from pgembed.postgres.schema import install
 from pgembed.postgres.server_checks import check_call
 from pgembed.postgres.transports import Wish
+from pgembed.worker.leases import Identity
+from pgembed.worker.lifetime import Lifetime
+from pgembed.worker.link import Link
+from pgembed.worker.pending import Call
+from pgembed.worker.tablecalls import TableCalls, prepare_connection
 from tests.conftest import Connect
 from tests.harness import tiny_models
 from tests.harness.models import register_model
@@ -373,7 +378,7 @@ def test_somebody_else_s_lock_keeps_no_answer_back(
     assert value(connection, query), "the call had another lock"
 
 
-@pytest.mark.parametrize("text", ["soon", "-1s", "0", "2 days"])
+@pytest.mark.parametrize("text", ["soon", "-1s", "0", "2 days", "99999999999 years"])
 def test_a_timeout_that_makes_no_sense(connection: Connection, text: str) -> None:
     connection.execute("SELECT set_config('pgembed.call_timeout', %s, false)", [text])
     with pytest.raises(errors.InvalidParameterValue, match="no time to wait"):
@@ -444,6 +449,93 @@ def test_bytes_that_are_no_utf_8_are_refused(
         admin.execute("DROP DATABASE ascii WITH (FORCE)")
 
 
+def test_characters_that_utf_8_has_not_are_refused(
+    transport: str, databases: Databases, connect: Connect, tmp_path: Path
+) -> None:
+    admin = connect(databases.dsn())
+    admin.execute(
+        "CREATE DATABASE win ENCODING 'WIN1252' LOCALE 'C' TEMPLATE template0"
+    )
+    try:
+        connection = connect(databases.dsn("win"))
+        wish: Wish = "plpython" if transport == "plpython" else "dblink"
+        install(connection, transport=wish, socket_dir=str(databases.socket_dir))
+        add_tiny(connection, tiny_models.good_model(tmp_path / "good"))
+        with answering(databases.dsn("win")):
+            for call in (
+                "embed('tiny', chr(129))",
+                "embed_batch('tiny', ARRAY[chr(129)])",
+            ):
+                with pytest.raises(errors.UntranslatableCharacter, match="UTF8"):
+                    connection.execute(f"SELECT pgembed.{call}".encode())
+            good = "SELECT pgembed.embed('tiny', 'é')"
+            assert value(connection, good) is not None
+    finally:
+        admin.execute("DROP DATABASE win WITH (FORCE)")
+
+
+@over_dblink
+def test_ids_that_begin_anew_mix_up_no_answers(
+    dsn: str, connection: Connection, model: Model
+) -> None:
+    """A server that crashed comes back with an empty table of calls."""
+    lifetime = Lifetime(5)
+    link = Link(dsn, "calls", lifetime, opened=prepare_connection)
+    table = TableCalls(link, Identity("calls", link), lambda *_: None)
+    taken: list[Call] = []
+    for count in (1, 2):
+        connection.execute("TRUNCATE pgembed.call RESTART IDENTITY")
+        link.close()
+        post = "SELECT pgembed._post_call('document', 'tiny', '{a}', '1 min')"
+        assert value(connection, post) == 1
+        while len(taken) < count:
+            taken += table.take(10)
+    earlier, later = taken
+    answers = np.eye(2, model.dimensions, dtype=np.float32)
+    table.answer([(earlier, answers[:1])])
+    assert calls_waiting(connection) == 1
+    assert table.has_caller(later)
+    table.answer([(later, answers[1:])])
+    link.close()
+    assert value(connection, "SELECT (vectors[1])::real[] FROM pgembed.call") == (
+        answers[1].tolist()
+    )
+
+
+@pytest.mark.usefixtures("worker")
+@over_dblink
+@pytest.mark.parametrize("payload", ["²", "9" * 30, "-1", "", "x"])
+def test_anybody_may_notify_of_anything(connection: Connection, payload: str) -> None:
+    connection.execute("SELECT pg_notify('pgembed_call', %s)", [payload])
+    assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+
+
+@over_dblink
+@pytest.mark.usefixtures("worker", "shared")
+def test_a_connection_that_others_could_open_is_not_trusted(
+    connection: Connection,
+) -> None:
+    """It might lead to a server of theirs, whose answers name the calls of others."""
+    value(
+        connection,
+        "SELECT dblink_connect_u('pgembed kept', "
+        "pgembed._loopback() || ' dbname=postgres')",
+    )
+    assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+
+
+@pytest.mark.usefixtures("worker")
+def test_however_strings_are_written(connection: Connection) -> None:
+    connection.execute(
+        "SET standard_conforming_strings = off; SET escape_string_warning = off"
+    )
+    assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+    query = "SELECT pgembed.embed_batch('tiny', ARRAY['a cat', ' '])::text[]"
+    (first, second) = value(connection, query)
+    assert first is not None
+    assert second is None
+
+
 def test_a_caller_that_is_cancelled_frees_the_worker(
     dsn: str, connection: Connection, tmp_path: Path
 ) -> None:
@@ -486,6 +578,10 @@ def test_no_folder_is_read_for_sql(connection: Connection, source: str) -> None:
         ("'m', 'minilm', '[1]'", "are [1], but must be an object"),
         ("'m', 'minilm', 'null'", "are null, but must be an object"),
         ("repeat('é', 128), 'minilm'", "has 256 bytes"),
+        (
+            "'m', 'minilm', jsonb_build_object('a', repeat('x', 100000))",
+            "have 100009 bytes, more than 100000",
+        ),
     ],
 )
 def test_what_no_model_can_have_is_refused_at_once(

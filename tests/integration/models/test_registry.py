@@ -156,6 +156,16 @@ def test_damaged_files_are_refused_and_can_be_repaired(
     assert registry.load(connection, "tiny").dimensions == tiny_models.DIMENSIONS
 
 
+def test_a_model_of_another_hash_is_refused(
+    connection: Connection, folder: Path
+) -> None:
+    """What is kept under the hash that was asked for must be that model."""
+    record = registry.add_model(connection, "tiny", str(folder))
+    assert registry.load(connection, "tiny", record.hash).dimensions
+    with pytest.raises(ModelError, match="was replaced meanwhile"):
+        registry.load(connection, "tiny", bytes(32))
+
+
 def test_options_that_were_tampered_with_are_refused(
     connection: Connection, folder: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pgembed.models.encoding import Encoded
 from pgembed.models.options import ModelOptions
 from pgembed.models.session import Model
 from pgembed.postgres.vectors import Float32
@@ -79,7 +80,7 @@ class Bench:
         while self.loader.is_loading:
             time.sleep(0.001)
 
-    def _load(self, name: str) -> Model:
+    def _load(self, name: str, _: bytes) -> Model:
         if name != "tiny":
             raise ValueError("no such file")
         return self.model
@@ -260,3 +261,24 @@ def test_a_long_call_ends_when_its_caller_leaves(bench: Bench) -> None:
     bench.step()
     bench.step()
     assert list(bench.transport.answers) == ["next"]
+
+
+def test_a_text_that_has_no_tokens_fails_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(model)
+    tokenize = model.tokenize
+
+    def picky(texts: Sequence[str], side: str = "document") -> Encoded:
+        if any("bad" in text for text in texts):
+            raise ValueError("no token for it")
+        return tokenize(texts, side)
+
+    monkeypatch.setattr(model, "tokenize", picky)
+    for text in ("a cat", "a bad cat", "the dog"):
+        bench.post(text, text)
+    bench.step()
+    answers = bench.transport.answers
+    assert "no token for it" in str(answers["a bad cat"])
+    assert isinstance(answers["a cat"], np.ndarray)
+    assert isinstance(answers["the dog"], np.ndarray)

@@ -17,7 +17,7 @@ milliseconds = st.integers(0, 86_400_000)
 requests = st.builds(
     Request,
     kind=st.sampled_from(["document", "query"]),
-    model=texts,
+    model=texts.filter(lambda name: "\0" not in name),
     model_hash=st.binary(min_size=32, max_size=32),
     contents=st.lists(texts, max_size=5),
     seconds=milliseconds.map(lambda n: n / 1000),
@@ -83,6 +83,14 @@ def test_a_damaged_request_is_a_request_or_an_error(
 def test_what_is_no_frame_is_refused_by_its_header(data: bytes, message: str) -> None:
     with pytest.raises(FrameError, match=message):
         list(FrameReader().feed(data))
+
+
+def test_a_model_s_name_has_no_nul() -> None:
+    """PostgreSQL would refuse to look for it."""
+    request = Request("query", "a\0b", bytes(32), ["x"], 1.0, may_leave=False)
+    (frame,) = FrameReader().feed(frames.encode_request(request, 1))
+    with pytest.raises(FrameError, match="NUL"):
+        frames.decode_request(frame)
 
 
 def test_answers_come_through() -> None:

@@ -30,7 +30,7 @@ class Counting:
         self.now = 0.0
         self.models = ModelCache(self._load, capacity=2, clock=lambda: self.now)
 
-    def _load(self, name: str) -> Model:
+    def _load(self, name: str, _: bytes) -> Model:
         self.loaded.append(name)
         return self.model
 
