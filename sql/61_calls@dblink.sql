@@ -268,7 +268,7 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._withdraw(text, bigint) IS
-'Take a call away for whose answer its caller does not wait any longer, so that no worker goes on with it.';
+'Take a call away for whose answer its caller does not wait any longer, so that no worker begins it, or goes on with its texts.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._call(
