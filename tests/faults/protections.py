@@ -260,9 +260,9 @@ PROTECTIONS = (
             Edit(
                 "sql/84_search.sql",
                 "ROWS 10 COST 100000\nAS $$\nDECLARE\n    p pg_catalog.record;\n"
-                "    before",
+                "    f pg",
                 "ROWS 10 COST 100000 SECURITY DEFINER\nAS $$\nDECLARE\n"
-                "    p pg_catalog.record;\n    before",
+                "    p pg_catalog.record;\n    f pg",
             ),
         ),
         (
