@@ -194,18 +194,20 @@ SET lock_timeout = 0
 AS $$
 DECLARE
     lock_key CONSTANT bigint := pgembed._call_lock(call_id);
-    is_free boolean;
 BEGIN
-    is_free := pg_try_advisory_xact_lock_shared(lock_key);
-    IF NOT is_free THEN
-        -- Before the server looks for deadlocks, and may log the wait.
-        PERFORM set_config('lock_timeout', greatest(least(patience, 0.5) * 1000, 1)::integer::text, true);
-        PERFORM pg_advisory_xact_lock_shared(lock_key);
+    -- Taken and let go in one expression: a cancel between the two would leave the lock.
+    IF pg_try_advisory_lock_shared(lock_key) AND pg_advisory_unlock_shared(lock_key) THEN
+        RETURN false;
     END IF;
-    RAISE lock_not_available;  -- what is rolled back lets go, a cancelled wait too
-EXCEPTION
-    WHEN lock_not_available THEN
-        RETURN NOT is_free;
+    -- Before the server looks for deadlocks, and may log the wait.
+    PERFORM set_config('lock_timeout', greatest(least(patience, 0.5) * 1000, 1)::integer::text, true);
+    BEGIN
+        PERFORM pg_advisory_xact_lock_shared(lock_key);
+        RAISE lock_not_available;  -- what is rolled back lets go, a cancelled wait too
+    EXCEPTION
+        WHEN lock_not_available THEN
+            RETURN true;
+    END;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._await_release(bigint, double precision) IS
