@@ -218,7 +218,7 @@ AS $$
 BEGIN
     RETURN jsonb_build_object(
         'embedding', plan -> 'name', 'strategy', plan -> 'strategy', 'reason', plan -> 'reason',
-        'fallback', fell_back, 'index', plan -> 'index', 
+        'fallback', fell_back, 'index', plan -> 'index',
         'settings', jsonb_object(ARRAY(SELECT jsonb_array_elements_text(plan -> 'settings'))),
         'k', k, 'estimated_rows', plan -> 'estimated_rows', 'rows', found_rows,
         'exact_us', round((plan ->> 'exact_us')::numeric), 'index_us', round((plan ->> 'index_us')::numeric),

@@ -44,8 +44,7 @@ class ModelCache:
             if model_hash not in self._loaded:
                 model = self._read(name, model_hash)
                 self._loaded[model_hash] = _Loaded(model, self._clock())
-            self._loaded[model_hash].used = self._clock()
-            model = self._loaded[model_hash].model
+            model = self._use(self._loaded[model_hash])
             while len(self._loaded) > self._capacity:
                 del self._loaded[min(self._loaded, key=lambda h: self._loaded[h].used)]
             return model
@@ -53,10 +52,7 @@ class ModelCache:
     def peek(self, model_hash: bytes) -> Model | None:
         """Return the model if it is loaded; counts as its use."""
         loaded = self._loaded.get(model_hash)
-        if loaded is None:
-            return None
-        loaded.used = self._clock()
-        return loaded.model
+        return None if loaded is None else self._use(loaded)
 
     def forget_all_but(self, hashes: Collection[bytes]) -> None:
         """Forget the other models, once they have not been used for a minute."""
@@ -65,6 +61,10 @@ class ModelCache:
             for model_hash, loaded in list(self._loaded.items()):
                 if model_hash not in hashes and loaded.used < before:
                     del self._loaded[model_hash]
+
+    def _use(self, loaded: _Loaded) -> Model:
+        loaded.used = self._clock()
+        return loaded.model
 
     def _read(self, name: str, model_hash: bytes) -> Model:
         started = time.monotonic()

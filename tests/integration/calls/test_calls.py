@@ -425,53 +425,44 @@ def test_the_error_says_no_more_than_is_known(connection: Connection) -> None:
     assert str(caught.value.diag.message_detail).endswith("for this database.")
 
 
-@pytest.mark.usefixtures("databases")
-def test_bytes_that_are_no_utf_8_are_refused(
-    transport: str, databases: Databases, connect: Connect, tmp_path: Path
+@pytest.mark.parametrize(
+    ("encoding", "bad", "error"),
+    [
+        (
+            "SQL_ASCII",
+            "convert_from(decode('e9e820', 'hex'), 'SQL_ASCII')",
+            errors.CharacterNotInRepertoire,
+        ),
+        ("WIN1252", "chr(129)", errors.UntranslatableCharacter),
+    ],
+)
+def test_what_cannot_be_utf_8_is_refused(
+    transport: str,
+    databases: Databases,
+    connect: Connect,
+    tmp_path: Path,
+    encoding: str,
+    bad: str,
+    error: type[Exception],
 ) -> None:
     admin = connect(databases.dsn())
     admin.execute(
-        "CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"
+        f"CREATE DATABASE encoded ENCODING '{encoding}' LOCALE 'C' "
+        "TEMPLATE template0".encode()
     )
     try:
-        connection = connect(databases.dsn("ascii"))
+        connection = connect(databases.dsn("encoded"))
         wish: Wish = "plpython" if transport == "plpython" else "dblink"
         install(connection, transport=wish, socket_dir=str(databases.socket_dir))
         add_tiny(connection, tiny_models.good_model(tmp_path / "good"))
-        bad = "convert_from(decode('e9e820', 'hex'), 'SQL_ASCII')"
-        with answering(databases.dsn("ascii")):
+        with answering(databases.dsn("encoded")):
             for call in (f"embed('tiny', {bad})", f"embed_batch('tiny', ARRAY[{bad}])"):
-                with pytest.raises(errors.CharacterNotInRepertoire, match="UTF8"):
+                with pytest.raises(error, match="UTF8"):
                     connection.execute(f"SELECT pgembed.{call}".encode())
             good = "SELECT pgembed.embed('tiny', 'é')"
             assert value(connection, good) is not None
     finally:
-        admin.execute("DROP DATABASE ascii WITH (FORCE)")
-
-
-def test_characters_that_utf_8_has_not_are_refused(
-    transport: str, databases: Databases, connect: Connect, tmp_path: Path
-) -> None:
-    admin = connect(databases.dsn())
-    admin.execute(
-        "CREATE DATABASE win ENCODING 'WIN1252' LOCALE 'C' TEMPLATE template0"
-    )
-    try:
-        connection = connect(databases.dsn("win"))
-        wish: Wish = "plpython" if transport == "plpython" else "dblink"
-        install(connection, transport=wish, socket_dir=str(databases.socket_dir))
-        add_tiny(connection, tiny_models.good_model(tmp_path / "good"))
-        with answering(databases.dsn("win")):
-            for call in (
-                "embed('tiny', chr(129))",
-                "embed_batch('tiny', ARRAY[chr(129)])",
-            ):
-                with pytest.raises(errors.UntranslatableCharacter, match="UTF8"):
-                    connection.execute(f"SELECT pgembed.{call}".encode())
-            good = "SELECT pgembed.embed('tiny', 'é')"
-            assert value(connection, good) is not None
-    finally:
-        admin.execute("DROP DATABASE win WITH (FORCE)")
+        admin.execute("DROP DATABASE encoded WITH (FORCE)")
 
 
 @over_dblink
