@@ -20,6 +20,18 @@ COMMENT ON FUNCTION pgembed._dblink_is_private() IS
 'Whether nobody but its owner may use dblink. Only then a connection is kept: any user of dblink in the same session could send statements over it, as its owner.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._kept_connection()
+RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT 'pgembed kept ' || md5(concat_ws(' ', s.value, pg_backend_pid()))
+    FROM pgembed.call_secret AS s
+);
+COMMENT ON FUNCTION pgembed._kept_connection() IS
+'The name of this session''s kept dblink connection. Nobody else can tell it, and open one of that name that leads to a server of theirs.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._call_server()
 RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
@@ -106,19 +118,18 @@ COMMENT ON FUNCTION pgembed._connect(text) IS
 'Open a dblink connection to this database for calls, with the settings that waiting needs.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._dial()
+CREATE OR REPLACE FUNCTION pgembed._dial(kept text)
 RETURNS text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    connection text := 'pgembed kept';
+    connection text := kept;
 BEGIN
-    -- Where others may use dblink, one of that name may lead to a server of theirs.
-    IF NOT pgembed._dblink_is_private() THEN
-        connection := 'pgembed_' || gen_random_uuid();
-    ELSIF connection = ANY (@extschema:dblink@.dblink_get_connections()) THEN
+    IF connection = ANY (@extschema:dblink@.dblink_get_connections()) THEN
         RETURN connection;
+    ELSIF connection IS NULL OR NOT pgembed._dblink_is_private() THEN
+        connection := 'pgembed ' || gen_random_uuid();
     END IF;
     BEGIN
         PERFORM pgembed._connect(connection);
@@ -130,8 +141,8 @@ BEGIN
     RETURN connection;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._dial() IS
-'The name of an open dblink connection for calls: the session''s own when it may be kept, else a new one.';
+COMMENT ON FUNCTION pgembed._dial(text) IS
+'The name of an open dblink connection for calls: the session''s kept one when it may be kept, else a new one.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._hang_up(connection text)
@@ -282,7 +293,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     deadline CONSTANT timestamptz := clock_timestamp() + timeout;
-    connection text := pgembed._dial();
+    kept CONSTANT text := pgembed._kept_connection();
+    connection text := pgembed._dial(kept);
     answer record;
     call_id bigint;
 BEGIN
@@ -293,11 +305,11 @@ BEGIN
         WHEN connection_exception OR connection_failure OR connection_does_not_exist
             OR admin_shutdown OR crash_shutdown OR idle_session_timeout THEN
             PERFORM pgembed._hang_up(connection);
-            connection := pgembed._dial();
+            connection := pgembed._dial(kept);
             call_id := pgembed._post_over(connection, kind, model, contents, timeout);
     END;
     answer := pgembed._await_answer(connection, call_id, deadline, pgembed._sees_commits());
-    IF connection <> 'pgembed kept' THEN
+    IF connection IS DISTINCT FROM kept THEN
         PERFORM pgembed._hang_up(connection);
     END IF;
     IF NOT answer.answered THEN

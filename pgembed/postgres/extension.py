@@ -90,7 +90,7 @@ BEGIN
         WHERE c.relnamespace = 'pgembed'::regnamespace AND c.relkind IN ('r', 'S')
             AND c.relpersistence = 'p'
             AND c.relname NOT IN
-                ('installation', 'alembic_version', 'worker', 'progress')
+                ('installation', 'alembic_version', 'worker', 'progress', 'call_secret')
             -- Not what embeddings made.
             AND EXISTS (
                 SELECT FROM pg_catalog.pg_depend AS d

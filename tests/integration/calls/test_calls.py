@@ -273,7 +273,7 @@ def test_a_role_needs_execute_and_nothing_more(
             ).format(role)
         )
         assert value(user, "SELECT pgembed.embed('tiny', 'a cat')") is not None
-        for inner in ("_dial()", "_talk('look')"):
+        for inner in ("_dial('a')", "_kept_connection()", "_talk('look')"):
             with pytest.raises(
                 (errors.InsufficientPrivilege, errors.UndefinedFunction)
             ):
@@ -502,17 +502,35 @@ def test_anybody_may_notify_of_anything(connection: Connection, payload: str) ->
 
 
 @over_dblink
-@pytest.mark.usefixtures("worker", "shared")
+@pytest.mark.usefixtures("worker")
 def test_a_connection_that_others_could_open_is_not_trusted(
-    connection: Connection,
+    dsn: str, connection: Connection, connect: Connect
 ) -> None:
     """It might lead to a server of theirs, whose answers name the calls of others."""
+    call = "SELECT pgembed.embed('tiny', 'a cat')"
+    other = connect(dsn)
+    assert value(other, call) is not None
+    (name,) = value(other, "SELECT dblink_get_connections()")
     value(
         connection,
-        "SELECT dblink_connect_u('pgembed kept', "
-        "pgembed._loopback() || ' dbname=postgres')",
+        "SELECT dblink_connect_u(%s, pgembed._loopback() || ' dbname=postgres')",
+        name,
     )
+    assert value(connection, call) is not None
+    assert len(value(connection, "SELECT dblink_get_connections()")) == 2
+    with (
+        ordinary_role(dsn, may_create=False) as role_dsn,
+        pytest.raises(errors.InsufficientPrivilege),
+    ):
+        connect(role_dsn).execute("SELECT * FROM pgembed.call_secret")
+
+
+@over_dblink
+@pytest.mark.usefixtures("worker")
+def test_without_its_secret_no_connection_is_kept(connection: Connection) -> None:
+    connection.execute("DELETE FROM pgembed.call_secret")
     assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+    assert value(connection, "SELECT dblink_get_connections()") is None
 
 
 @pytest.mark.usefixtures("worker")
