@@ -73,7 +73,10 @@ BEGIN
     END IF;
     FOR part IN
         SELECT jsonb_build_object(f.key, CASE
-            WHEN f.key IN ('and', 'or', 'not') OR jsonb_typeof(f.value) = 'object' THEN f.value
+            WHEN f.key IN ('and', 'or', 'not') THEN f.value
+            WHEN jsonb_typeof(f.value) = 'object' THEN f.value - 'between' || CASE WHEN f.value ? 'between'
+                THEN jsonb_build_object('gte', f.value -> 'between' -> 0, 'lte', f.value -> 'between' -> 1)
+                ELSE '{}' END
             WHEN jsonb_typeof(f.value) = 'array' THEN jsonb_build_object('in', f.value)
             ELSE jsonb_build_object('eq', f.value) END) AS filter
         FROM jsonb_each(filter) AS f

@@ -165,6 +165,11 @@ BEGIN
     -- What predicates mean depends on these.
     names := pg_catalog.array_cat('{search_path,TimeZone,DateStyle,IntervalStyle}'::pg_catalog._text, names);
     FOREACH name IN ARRAY names LOOP
+        IF pg_catalog.current_setting(name, true) IS NULL THEN
+            RAISE EXCEPTION 'there is no setting % in this session', name
+                USING ERRCODE = 'undefined_object',
+                HINT = pg_catalog.format('SET %s before, or leave it out of settings.', name);
+        END IF;
         kept := kept OPERATOR(pg_catalog.||)
             pg_catalog.jsonb_build_object(name, pg_catalog.current_setting(name));
     END LOOP;

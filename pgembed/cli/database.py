@@ -57,6 +57,11 @@ def install(
         if roles:
             connection.execute("SELECT pgembed.create_roles()")
     click.echo(str(report))
+    if roles:
+        click.echo(
+            "roles pgembed_user, pgembed_owner and pgembed_worker have their rights "
+            "here: GRANT them to the roles that log in"
+        )
     if report.transport == "none" and transport != "none":
         click.echo(
             "Extension dblink is not there: pgembed.embed() cannot reach a worker.\n"

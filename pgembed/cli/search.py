@@ -65,7 +65,8 @@ def _statement(
         connection,
         "SELECT n.nspname, c.relname, ARRAY(SELECT attname::text FROM pg_attribute a "
         "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped "
-        "AND (a.attrelid, a.attname::text) <> (e.target, e.target_column) "
+        "AND NOT EXISTS (SELECT FROM pgembed.embedding AS o "
+        "WHERE o.target = a.attrelid AND o.target_column = a.attname) "
         "ORDER BY a.attnum) AS columns "
         "FROM pgembed._find_embedding(%s) AS e "
         "JOIN pg_class AS c ON c.oid = e.source "

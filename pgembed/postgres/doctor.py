@@ -66,10 +66,19 @@ def _server(connection: Connection) -> Iterator[Finding]:
 
 def _vector(connection: Connection) -> Iterator[Finding]:
     if extension_schema(connection, "vector") is None:
+        (there,) = fetch_one(
+            connection,
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_available_extensions "
+            "WHERE name = 'vector')",
+        )
         yield error(
             "pgvector",
             "extension vector is not in this database",
-            "install pgvector on the server, then run 'pgembed install'",
+            "run 'pgembed install', which creates it; or let a superuser run 'CREATE "
+            "EXTENSION vector' first"
+            if there
+            else "install pgvector 0.8 or later on the server (package "
+            "postgresql-NN-pgvector), then run 'pgembed install'",
         )
         return
     version = guards.extension_version(connection, "vector")

@@ -70,6 +70,18 @@ def test_columns_called_like_something_else(run: Run, connection: Connection) ->
     assert "off" in run("search", "off", "text", "--explain").stdout
 
 
+def test_vectors_of_other_embeddings_are_not_printed(
+    run: Run, connection: Connection
+) -> None:
+    connection.execute(
+        "CREATE TABLE twice (id int PRIMARY KEY, v public.vector(3), w public.vector(3));"
+        "INSERT INTO twice VALUES (1, '[1,0,0]', '[0,1,0]');"
+        "SELECT pgembed.adopt_vectors('twice', 'v', name => 'one', model => 'tiny');"
+        "SELECT pgembed.adopt_vectors('twice', 'w', name => 'two', model => 'tiny')"
+    )
+    assert found(run, "one") == [{"distance": 0.0, "id": 1}]
+
+
 def test_values_that_python_does_not_have(run: Run, connection: Connection) -> None:
     """Dates beyond its calendar are PostgreSQL's text; JSON has no NaN."""
     connection.execute(

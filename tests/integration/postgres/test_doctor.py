@@ -48,6 +48,7 @@ def test_empty_database(empty_dsn: str, connect: Connect) -> None:
         ("server", "ok"),
         ("pgvector", "error"),
     ]
+    assert "'pgembed install', which creates it" in findings[-1].remedy
 
 
 def test_database_without_schema(empty_dsn: str, connect: Connect) -> None:

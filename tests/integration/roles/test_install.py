@@ -25,6 +25,7 @@ def test_doing_it_again_changes_nothing(roles: Roles) -> None:
     result = CliRunner().invoke(pgembed, arguments)
     assert result.exit_code == 0, result.output
     assert "already up to date" in result.output
+    assert "pgembed_worker have their rights here" in result.output
 
 
 def test_without_createrole_the_roles_are_asked_for(empty_dsn: str) -> None:

@@ -158,6 +158,20 @@ def test_apply_use_and_drop(advised: Connection) -> None:
     assert advice.advised_indexes(advised, "items_v") == []
 
 
+def test_the_index_for_a_range_is_found_without_the_planner(
+    advised: Connection,
+) -> None:
+    """Between is two bounds."""
+    between: dict[str, object] = {"n": {"between": [0, 1199]}}
+    workload(advised, (between, 50))
+    (found,) = advice.advise(advised, "items_v", workload="workload")
+    advice.apply(advised, found)
+    for where in (between, {"n": {"lte": 1199, "gte": 0}}):
+        report = explain(advised, "items", vectors()[1], filter=where)
+        assert (report["index"], report["estimated_rows"]) == (found.index_name, 1200)
+    advised.execute(unsafe(f"DROP INDEX {found.index_name}"))
+
+
 def test_the_index_for_a_filter_is_found_without_the_planner(
     advised: Connection,
 ) -> None:
