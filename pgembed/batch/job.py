@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pgembed.batch.execute import Batch, Options
 from pgembed.batch.join import Join
 from pgembed.batch.result import Report
+from pgembed.batch.results_table import ResultsTable
 from pgembed.batch.source import describe
 from pgembed.batch.tables import Embed, read_queries, read_texts
 from pgembed.batch.workload import Filter, Workload
@@ -76,11 +77,13 @@ def run_batch(
             distance=source.distance,
             embed=embed,
         )
+        place = ResultsTable.for_queries(results, table.name, source)
+        place.check(connection)
         batch = Batch(connection, source, workload, options)
         answer = batch.run()
         with batch.report.stage("writing"):
-            asked = Asked.by_table(table, source)
-            rows = write_results(connection, source, asked, results, answer)
+            asked = Asked.by_table(table)
+            rows = write_results(connection, place, asked, answer)
         frame.finish(connection, rows, batch.report)
     return rows, batch.report
 
@@ -115,10 +118,12 @@ def run_join(
             filter=filter,
             predicate=predicate,
         )
+        place = ResultsTable.for_rows(results, join.asking, join.source)
+        place.check(connection)
         askers, answer = join.run()
         with answer.report.stage("writing"):
-            asked = Asked.by_rows(join.asking, join.source, askers, join.tables.oids)
-            rows = write_results(connection, join.source, asked, results, answer)
+            asked = Asked.by_rows(join.asking, askers, join.tables.oids)
+            rows = write_results(connection, place, asked, answer)
         frame.finish(connection, rows, answer.report)
     return rows, answer.report
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import sql
 
 from pgembed.batch.join import Askers
 from pgembed.batch.result import BatchResult
+from pgembed.batch.results_table import ResultsTable
 from pgembed.batch.rows import (
     Float8Array,
     Int4Array,
@@ -23,9 +23,9 @@ from pgembed.batch.rows import (
 )
 from pgembed.batch.source import Source
 from pgembed.batch.tables import QueryTable
-from pgembed.errors import PgembedError, SettingError
+from pgembed.errors import PgembedError
 from pgembed.postgres import copying
-from pgembed.postgres.connection import Connection, fetch_all, fetch_one
+from pgembed.postgres.connection import Connection
 
 _BLOCK = 50_000
 Ints = NDArray[np.int64]
@@ -35,36 +35,25 @@ _NUMBERS = {21: ">i2", 23: ">i4", 20: ">i8", 701: ">f8"}
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """The rows of a table q that asked, and what results call them and the answers."""
+    """The rows of a table that asked."""
 
-    name: str
     places: NDArray[np.uint64]
-    """(q,): where the rows are."""
-    columns: dict[str, str]
-    """Columns of the results by name: expressions on q."""
-    keys: tuple[str, ...]
-    """Columns of the results for the key columns of the rows found."""
+    """(q,): where they are."""
     numbers: NDArray[np.int64] | None
-    """(q,): the values of *columns*, if that is one column of integers."""
+    """(q,): what the results call them, if that is one column of integers."""
     oids: tuple[int, ...] = ()
     """The tables to which *places* refer, when the rows are in several."""
 
     @classmethod
-    def by_table(cls, queries: QueryTable, source: Source) -> Asked:
+    def by_table(cls, queries: QueryTable) -> Asked:
         """Queries of a table with an id."""
-        columns = {"query_id": "q.id"}
-        return cls(queries.name, queries.places, columns, source.keys, queries.ids)
+        return cls(queries.places, queries.ids)
 
     @classmethod
-    def by_rows(
-        cls, asking: Source, source: Source, askers: Askers, oids: Sequence[int]
-    ) -> Asked:
+    def by_rows(cls, asking: Source, askers: Askers, oids: Sequence[int]) -> Asked:
         """Rows of an embedding, in tables *oids*."""
-        columns = {key: f"q.{key}" for key in asking.keys}
-        keys = tuple(_related(key) for key in source.keys)
-        several = tuple(oids) if asking.divided else ()
         numbers = askers.keys if asking.whole_key else None
-        return cls(asking.target, askers.ids, columns, keys, numbers, several)
+        return cls(askers.ids, numbers, tuple(oids) if asking.divided else ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,32 +75,26 @@ class _Rows:
 
 
 def write_results(
-    connection: Connection,
-    source: Source,
-    asked: Asked,
-    results: str,
-    answer: BatchResult,
+    connection: Connection, results: ResultsTable, asked: Asked, answer: BatchResult
 ) -> int:
-    """Write *answer* to the table *results*; return the rows written.
+    """Write *answer* to the table of results; return the rows written.
 
     Belongs into the transaction in which the batch ran: then all of it is committed,
-    or nothing. The table is created if it does not exist: the columns of those who
-    asked, rank, the key columns of the rows found, distance.
+    or nothing. The table is created if it does not exist.
     """
-    names = _result_columns(source, asked)
-    _create(connection, source, asked, results, names)
-    target = _quoted(connection, results)
     there = np.arange(answer.distances.shape[1]) < answer.counts[:, None]
     queries, ranks = np.nonzero(there)
-    rows = _Rows(asked, answer, queries, ranks, target, names)
+    target = results.create(connection)
+    rows = _Rows(asked, answer, queries, ranks, target, results.columns)
     written = _copy_in(connection, rows)
     if written is None:
-        written = _insert(connection, source, rows)
+        written = _insert(connection, results, rows)
     if written != len(rows):
         raise PgembedError(
             f"{written} of {len(rows)} result rows could be written: a trigger of "
-            f"{results} left some out, or rows of {source.relation} are not visible "
-            "any more: run the batch in a REPEATABLE READ transaction with the writing"
+            f"{results.name} left some out, or rows of {results.source.relation} are "
+            "not visible any more: run the batch in a REPEATABLE READ transaction with "
+            "the writing"
         )
     return written
 
@@ -169,9 +152,9 @@ def _holds(type_: str, values: NDArray[Any]) -> bool:
     return bool(bounds.min <= values.min() and values.max() <= bounds.max)
 
 
-def _insert(connection: Connection, source: Source, rows: _Rows) -> int:
+def _insert(connection: Connection, results: ResultsTable, rows: _Rows) -> int:
     asked, answer = rows.asked, rows.answer
-    statement = _insert_statement(source, rows)
+    statement = _insert_statement(results, rows)
     written = 0
     with raw_cursor(connection) as cursor:
         for start in range(0, len(rows), _BLOCK):
@@ -194,14 +177,14 @@ def _insert(connection: Connection, source: Source, rows: _Rows) -> int:
     return written
 
 
-def _insert_statement(source: Source, rows: _Rows) -> str:
-    asked = rows.asked
+def _insert_statement(results: ResultsTable, rows: _Rows) -> str:
+    source = results.source
     in_table = " AND {}.tableoid::pg_catalog.int8 = u.{}"
-    asker = in_table.format("q", "query_oid") if asked.oids else ""
+    asker = in_table.format("q", "query_oid") if rows.asked.oids else ""
     found = in_table.format("t", "oid") if source.divided else ""
     return (
         f"INSERT INTO {rows.target} ({', '.join(rows.names)}) "  # noqa: S608 - quoted names
-        f"SELECT {', '.join(asked.columns.values())}, u.rank, "
+        f"SELECT {', '.join(results.asked.values())}, u.rank, "
         f"{source.key_list('t')}, u.distance "
         "FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog._tid), "
         "pg_catalog.unnest($2::pg_catalog._int8), "
@@ -210,7 +193,7 @@ def _insert_statement(source: Source, rows: _Rows) -> str:
         "pg_catalog.unnest($5::pg_catalog._int4), "
         "pg_catalog.unnest($6::pg_catalog._float8)) "
         "AS u (query, query_oid, tid, oid, rank, distance) "
-        f"INNER JOIN {asked.name} AS q ON q.ctid = u.query{asker} "
+        f"INNER JOIN {results.asking} AS q ON q.ctid = u.query{asker} "
         f"INNER JOIN {source.target} AS t ON t.ctid = u.tid{found}"
     )
 
@@ -220,64 +203,3 @@ def _tables(places: NDArray[np.uint64], oids: Sequence[int]) -> Int8Array:
         return Int8Array(np.zeros(len(places)))
     numbers = (places >> np.uint64(48)).astype(np.int64)
     return Int8Array(np.array(oids, np.int64)[numbers])
-
-
-def _result_columns(source: Source, asked: Asked) -> list[str]:
-    names = [*asked.columns, "rank", *asked.keys, "distance"]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise SettingError(
-            f"the key column {twice[0]} of {source.relation} has the name of a "
-            "column of results: rename it, or use pgembed.search_batch in Python"
-        )
-    return names
-
-
-def _related(key: str) -> str:
-    """Return the quoted name of the column for a related row's key column."""
-    name = key[1:-1].replace('""', '"') if key.startswith('"') else key
-    return sql.Identifier(f"related_{name}").as_string()
-
-
-def _create(
-    connection: Connection,
-    source: Source,
-    asked: Asked,
-    results: str,
-    names: list[str],
-) -> None:
-    found = fetch_all(connection, "SELECT pg_catalog.to_regclass(%s)", [results])
-    if found[0][0] is not None:
-        return
-    parts = fetch_one(connection, "SELECT pg_catalog.parse_ident(%s)", [results])[0]
-    values = [
-        *asked.columns.values(),
-        "NULL::pg_catalog.int4",
-        *(f"t.{key}" for key in source.keys),
-        "NULL::pg_catalog.float8",
-    ]
-    columns = [f"{v} AS {n}" for v, n in zip(values, names, strict=True)]
-    connection.execute(
-        sql.SQL("CREATE TABLE {} AS SELECT {} FROM {} AS q, {} AS t LIMIT 0").format(
-            sql.Identifier(*parts),
-            _sql(", ".join(columns)),
-            _sql(asked.name),
-            _sql(source.target),
-        )
-    )
-
-
-def _quoted(connection: Connection, name: str) -> str:
-    (quoted,) = fetch_one(
-        connection,
-        "SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname) "
-        "FROM pg_catalog.pg_class AS c INNER JOIN pg_catalog.pg_namespace AS n "
-        "ON n.oid = c.relnamespace "
-        "WHERE c.oid = %s::pg_catalog.text::pg_catalog.regclass",
-        [name],
-    )
-    return str(quoted)
-
-
-def _sql(text: str) -> sql.SQL:
-    return sql.SQL(text)

@@ -626,7 +626,10 @@ def test_calls_and_embedding_go_on_beside_a_batch(
         ("search_batch('items_v', 'queries', 'r', k => 0)", "k is 0"),
         ("search_batch('items_v', 'queries', 'r', recall => 2)", "recall is 2"),
         ("search_batch('items_v', 'queries', NULL)", "null value in column|violates"),
-        ("search_batch('items_v', 'queries', 'r', settings => '{a.b}')", "no setting a.b"),
+        (
+            "search_batch('items_v', 'queries', 'r', settings => '{a.b}')",
+            "no setting a.b",
+        ),
     ],
 )
 def test_refused_at_once(

@@ -74,7 +74,7 @@ def test_vectors_of_other_embeddings_are_not_printed(
     run: Run, connection: Connection
 ) -> None:
     connection.execute(
-        "CREATE TABLE twice (id int PRIMARY KEY, v public.vector(3), w public.vector(3));"
+        "CREATE TABLE twice (id int PRIMARY KEY, v vector(3), w vector(3));"
         "INSERT INTO twice VALUES (1, '[1,0,0]', '[0,1,0]');"
         "SELECT pgembed.adopt_vectors('twice', 'v', name => 'one', model => 'tiny');"
         "SELECT pgembed.adopt_vectors('twice', 'w', name => 'two', model => 'tiny')"
