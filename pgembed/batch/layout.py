@@ -8,7 +8,7 @@ import json
 import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ def build_layout(
     threads: int | None = None,
     root: Path | None = None,
     recorder: Connection | None = None,
+    begin: Callable[[Connection], object] | None = None,
 ) -> Layout:
     """Build the layout of *embedding* from one snapshot, in place of the one before.
 
@@ -96,7 +97,8 @@ def build_layout(
     table, whose distances they report, unless float16 holds every value (it does for
     halfvec). *memory*, *threads*: as in search_batch. *root*: the folder for layouts;
     default: beside the cache of models. *recorder*: the connection that records what
-    was built, if the reader may not. Raises PgembedError when the connection is in a
+    was built, if the reader may not. *begin* is called first in the snapshot. Raises
+    PgembedError when the connection is in a
     transaction and when the files cannot be written, SettingError when an argument
     makes no sense, FilterError for a bad condition, VectorError for a value that does
     not fit *precision* and for queries of other dimensions.
@@ -110,6 +112,8 @@ def build_layout(
     with borrowed(connection) as own:
         builder = Builder(own, list_rows, least_rows, precision, limit, count)
         with one_snapshot(own):
+            if begin is not None:
+                begin(own)
             source = describe(own, embedding)
             position = freshness.written_position(own)
             builder.read(source)

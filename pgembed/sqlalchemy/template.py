@@ -66,7 +66,8 @@ class Template:
         for number, parameter in enumerate(self._parameters):
             value = compiler.process(parameter, **options)
             cast = "" if literal else _cast(parameter, compiler)
-            text = text.replace(_HOLE.format(number), f"%L{cast}")
+            # By number: a WITH stands before what was compiled earlier.
+            text = text.replace(_HOLE.format(number), f"%{number + 1}$L{cast}")
             if not cast:
                 twin = compiler.process(_twin(parameter, compiler), **options)
                 value = f"CAST({twin} AS TEXT)"

@@ -112,8 +112,12 @@ class QueueCollector(Collector):
             yield family
 
     def _rows(self) -> list[tuple[str, int, int, float]]:
-        with connect(self._dsn, purpose="metrics") as connection:
-            connection.execute(f"SET statement_timeout = '{_STATEMENT_TIMEOUT}'")
+        # Not in the session, which behind a pooler others use next.
+        with (
+            connect(self._dsn, purpose="metrics") as connection,
+            connection.transaction(),
+        ):
+            connection.execute(f"SET LOCAL statement_timeout = '{_STATEMENT_TIMEOUT}'")
             return [
                 (str(name), int(pending), int(failed), float(age))
                 for name, pending, failed, age in fetch_all(

@@ -36,6 +36,7 @@ from pgembed.batch.layout import build_layout, drop_layout
 from pgembed.batch.posted import Posted, Progress
 from pgembed.batch.precision import check_precision
 from pgembed.batch.result import Report
+from pgembed.batch.workload import Workload
 from pgembed.errors import PgembedError, SettingError, WorkerError
 from pgembed.postgres.connection import Connection, connect, is_transient
 from pgembed.settings import memory_bytes
@@ -106,7 +107,18 @@ class _Run:
         return self._drop_layout()
 
     def _begin(self, connection: Connection) -> None:
-        _apply(connection, self.posted.settings, local=True)
+        """Set what the batch runs under until its transaction ends.
+
+        Not in the session, which behind a pooler others use next.
+        """
+        # When this process is killed, a statement that still runs is for nobody.
+        with contextlib.suppress(psycopg.Error), connection.transaction():
+            # Not on every platform.
+            connection.execute("SET LOCAL client_connection_check_interval = 1000")
+        for name, value in self.posted.settings.items():
+            connection.execute(
+                "SELECT pg_catalog.set_config(%s, %s, true)", [name, value]
+            )
 
     def _frame(self) -> Frame:
         return Frame(self.own, self.cache_dir, self._begin, self._finish)
@@ -151,22 +163,25 @@ class _Run:
 
     def _build_layout(self) -> int:
         posted = self.posted
-        _apply(self.session, posted.settings, local=False)
         options = _layout_options(posted.options)
         self.voice.stage("building", 0.0)
         layout = build_layout(
             self.session,
             posted.embedding,
-            workload=read_workload(self.session, posted.embedding, posted.queries)
-            if posted.queries
-            else None,
+            workload=self._workload(posted.queries) if posted.queries else None,
             root=self.layouts,
             recorder=self.own,
             memory=self.memory,
+            begin=self._begin,
             **options,
         )
         self._finish(self.session, layout.rows, None)
         return layout.rows
+
+    def _workload(self, queries: str) -> Workload:
+        with self.session.transaction():
+            self._begin(self.session)
+            return read_workload(self.session, self.posted.embedding, queries)
 
     def _drop_layout(self) -> int:
         drop_layout(self.own, self.posted.embedding, root=self.layouts)
@@ -205,13 +220,6 @@ def _session(dsn: str, posted: Posted, own: Connection) -> Connection:
     )
 
 
-def _apply(connection: Connection, settings: Mapping[str, str], *, local: bool) -> None:
-    for name, value in settings.items():
-        connection.execute(
-            "SELECT pg_catalog.set_config(%s, %s, %s)", [name, value, local]
-        )
-
-
 def _memory(posted: Posted, most: str) -> int:
     """Return how many bytes the batch may use; SettingError for more than *most*."""
     limit = memory_bytes(most)
@@ -242,12 +250,6 @@ def _layout_options(given: Mapping[str, Any]) -> dict[str, Any]:
     if "precision" in options:
         check_precision(options["precision"])
     return options
-
-
-def _prepare(session: Connection) -> None:
-    # When this process is killed, a statement that still runs is for nobody.
-    with contextlib.suppress(psycopg.Error):  # not on every platform
-        session.execute("SET client_connection_check_interval = 1000")
 
 
 def _watch(sessions: list[Connection]) -> None:
@@ -286,7 +288,6 @@ def main() -> int:
             session = _session(request["dsn"], posted, own)
             sessions.append(session)
             with session:
-                _prepare(session)
                 cache_dir = Path(request["cache_dir"])
                 run = _Run(posted, own, session, cache_dir, memory, voice)
                 rows = run.carry_out()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pgembed.postgres.connection import fetch_all, fetch_one
+from pgembed.worker.exposition import QueueCollector
 from tests.conftest import Connect
 from tests.harness import pgbouncer
 from tests.harness.oracle import assert_converged
@@ -187,7 +188,8 @@ def test_pgbouncer_in_transaction_mode(
     connect: Connect,
     tmp_path: Path,
 ) -> None:
-    """Rows, chunks, index, calls and searches; and no setting stays behind."""
+    """Rows, chunks, index, calls, searches, batches: no setting stays behind."""
+    kept = tmp_path / "models"
     client = connect(pooled_dsn)
     model = add_good(client, tmp_path)
     create_docs(client, "a cat", "the dog", None, index="hnsw")
@@ -195,7 +197,7 @@ def test_pgbouncer_in_transaction_mode(
         "SELECT pgembed.create_embedding('docs', 'body', 'tiny', name => 'cut', "
         "chunk_tokens => 16)"
     )
-    with embedding(pooled_dsn), answering(pooled_dsn):
+    with embedding(pooled_dsn), answering(pooled_dsn, cache_dir=kept):
         wait_until(lambda: is_drained(client) and is_drained(client, "cut"))
         insert(client, "a man eats food", "blue", first=4)
         client.execute("UPDATE docs SET body = 'red' WHERE id = 1")
@@ -210,8 +212,23 @@ def test_pgbouncer_in_transaction_mode(
         assert found == (2,)
         ready = "SELECT bool_and(index_state = 'ready') FROM pgembed.embedding_status"
         wait_until(lambda: fetch_one(client, ready) == (True,))
+        post_batches(client)
+        list(QueueCollector(pooled_dsn).collect())
     assert_converged(connection, model)
     assert settings_left_behind(pooled_dsn, connect) == set()
+
+
+def post_batches(client: Connection) -> None:
+    """Have a layout built and searched, under settings of the client's."""
+    client.execute("CREATE TABLE asked AS SELECT 1 AS id, 'the dog' AS content")
+    for call in (
+        "build_layout('docs_body', 'asked')",
+        "search_batch('docs_body', 'asked', 'answers', 1)",
+    ):
+        with client.transaction():
+            client.execute("SET LOCAL IntervalStyle = iso_8601")
+            (batch,) = fetch_one(client, f"SELECT pgembed.{call}")
+        assert fetch_one(client, "SELECT pgembed.await_batch(%s)", [batch]) == ("done",)
 
 
 def settings_left_behind(pooled_dsn: str, connect: Connect) -> set[str]:
@@ -224,4 +241,6 @@ def settings_left_behind(pooled_dsn: str, connect: Connect) -> set[str]:
         left |= {name for (name,) in fetch_all(client, query)}
     for client in clients:
         client.execute("ROLLBACK")
-    return left - {"application_name", "client_encoding", "DateStyle", "TimeZone"}
+    # What PgBouncer keeps for each client, and what ends with its transaction.
+    kept = {"application_name", "client_encoding", "DateStyle", "TimeZone"}
+    return left - kept - {"transaction_isolation", "transaction_read_only"}

@@ -119,6 +119,9 @@ CRITERIA: dict[str, Change] = {
         Article.author_id.in_(select(Author.id).where(Author.country == "de"))
     ),
     "cte": lambda s: s.where(Article.id.in_(select(recent.c.id))),
+    "cte behind a value": lambda s: s.where(
+        Article.year < 2023, Article.id.in_(select(recent.c.id)), Article.id > 7
+    ),
     "join": lambda s: s.join(Article.author).where(Author.country == "fr"),
     "join without criteria": lambda s: s.join(Article.author),
     "two joins": lambda s: (
