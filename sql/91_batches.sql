@@ -37,7 +37,11 @@ BEGIN
         RAISE EXCEPTION 'must be owner of table % to change its layout', e.source
             USING ERRCODE = 'insufficient_privilege';
     END IF;
-    IF jsonb_typeof(NEW.options) <> 'object' THEN
+    IF NEW.kind = 'search' AND NEW.queries IS NULL OR NEW.kind IN ('search', 'join') AND NEW.results IS NULL THEN
+        RAISE EXCEPTION 'the table for % is NULL', CASE WHEN NEW.results IS NULL THEN 'results' ELSE 'queries' END
+            USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Name a table; to_regclass gives NULL for one that does not exist.';
+    ELSIF jsonb_typeof(NEW.options) <> 'object' THEN
         RAISE EXCEPTION 'options are %, but must be an object', left(NEW.options::text, 100)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Write {"list_rows": 1000}.';
     ELSIF NEW.options ? 'memory' THEN
@@ -112,6 +116,8 @@ BEGIN
                 USING ERRCODE = 'invalid_schema_name';
         END IF;
         parts := pg_catalog.array_prepend(pg_catalog.current_schema()::pg_catalog.text, parts);
+    ELSIF pg_catalog.cardinality(parts) OPERATOR(pg_catalog.=) 3 THEN
+        parts := parts[2:];  -- this database's, or to_regclass had refused it
     END IF;
     IF pg_catalog.starts_with(parts[1], 'pg_temp') THEN
         RAISE EXCEPTION 'table % would be temporary, so that it would be gone with the worker''s session', results

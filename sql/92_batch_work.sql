@@ -47,7 +47,7 @@ BEGIN
         leased_until = excluded.leased_until, stage = NULL, share = NULL,
         queries = NULL, queries_done = NULL;
     UPDATE pgembed.batch AS b
-    SET state = 'running', worker = _claim_batch.worker, lease = nextval('pgembed.lease_seq'),
+    SET state = 'running', worker = _claim_batch.worker, lease = pgembed._new_lease(),
         attempts = b.attempts + 1, started_at = clock_timestamp(), error = NULL
     WHERE b.id = chosen.id
     RETURNING b.* INTO chosen;

@@ -229,7 +229,7 @@ def _literals(connection: Connection, asking: Source) -> dict[str, str]:
         SELECT a.attname, pg_catalog.quote_ident(a.attname), pg_catalog.quote_literal(
             '::' || pg_catalog.format_type(a.atttypid, -1) || ')')
         FROM pg_catalog.pg_attribute AS a
-        WHERE a.attrelid = %s::pg_catalog.text::pg_catalog.regclass
+        WHERE a.attrelid = %s::pg_catalog.text::pg_catalog.regclass::oid
             AND a.attnum > 0 AND NOT a.attisdropped
         ORDER BY a.attnum
         """,

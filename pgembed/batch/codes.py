@@ -121,10 +121,10 @@ def describe(connection: Connection, source: Source) -> dict[str, Column]:
             pg_catalog.current_setting('client_encoding')
         FROM pg_catalog.pg_attribute AS a
         INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
-        INNER JOIN pg_catalog.pg_proc AS p ON p.oid = t.typsend
+        INNER JOIN pg_catalog.pg_proc AS p ON p.oid = t.typsend::oid
         LEFT JOIN pg_catalog.pg_collation AS c ON c.oid = a.attcollation
         LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = c.collnamespace
-        WHERE a.attrelid = $1::pg_catalog.text::pg_catalog.regclass
+        WHERE a.attrelid = $1::pg_catalog.text::pg_catalog.regclass::oid
             AND a.attgenerated IN ('', 's')
             AND coalesce(c.collisdeterministic, true)
             AND t.oid IN (

@@ -138,7 +138,7 @@ class Batch:
                 listing = conditions.listing(self.tables, rounds[0])
                 listed = corpus.find(listing.ids)
         workload = self.workload
-        most = int(workload.k.max())
+        most = min(int(workload.k.max()), len(corpus.vectors))
         positions = np.full((len(workload), most), -1, np.int64)
         distances = np.full((len(workload), most), np.inf)
         done = 0
@@ -151,8 +151,9 @@ class Batch:
                 passing = conditions.passing(part, listing, listed, corpus, self.tables)
             for chosen in self._portions([*part.shared, *part.alone]):
                 found, far = self._answer(workload.part(chosen), corpus, passing)
-                positions[chosen, : found.shape[1]] = found
-                distances[chosen, : far.shape[1]] = far
+                width = min(most, found.shape[1])
+                positions[chosen, :width] = found[:, :width]
+                distances[chosen, :width] = far[:, :width]
                 done += len(chosen)
                 self._count(done)
         return self._result(corpus, positions, distances)

@@ -38,7 +38,7 @@ def origin(connection: Connection, oids: Sequence[int]) -> dict[str, Any]:
         SELECT c.timeline_id,
             pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8,
             ARRAY(SELECT coalesce(pg_catalog.pg_relation_filenode(t.oid), 0)::int8
-                  FROM unnest(%s::int8[]) WITH ORDINALITY AS u (oid, place)
+                  FROM pg_catalog.unnest(%s::int8[]) WITH ORDINALITY AS u (oid, place)
                   INNER JOIN pg_catalog.pg_class AS t ON t.oid = u.oid::oid
                   ORDER BY u.place)
         FROM pg_catalog.pg_control_checkpoint() AS c
@@ -65,8 +65,8 @@ def columns(
         connection,
         """
         SELECT a.attnum::int, a.atttypid::int8, a.attcollation::int8
-        FROM unnest(%s::int8[]) WITH ORDINALITY AS t (oid, place)
-        CROSS JOIN unnest(%s::text[]) WITH ORDINALITY AS u (name, place)
+        FROM pg_catalog.unnest(%s::int8[]) WITH ORDINALITY AS t (oid, place)
+        CROSS JOIN pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS u (name, place)
         LEFT JOIN pg_catalog.pg_attribute AS a
             ON a.attrelid = t.oid::oid AND pg_catalog.quote_ident(a.attname) = u.name
         ORDER BY t.place, u.place
@@ -99,10 +99,12 @@ def written_position(connection: Connection) -> str | None:
         """
         SELECT (i.lsn - CASE
             WHEN (i.lsn - '0/0') % pg_catalog.pg_size_bytes(
-                pg_catalog.current_setting('wal_segment_size')) = 40 THEN 40
-            WHEN (i.lsn - '0/0') %
-                pg_catalog.current_setting('wal_block_size')::int = 24 THEN 24
-            ELSE 0 END)::text
+                pg_catalog.current_setting('wal_segment_size'))::numeric = 40.0
+            THEN 40.0
+            WHEN (i.lsn - '0/0')
+                % pg_catalog.current_setting('wal_block_size')::numeric = 24.0
+            THEN 24.0
+            ELSE 0.0 END)::text
         FROM pg_catalog.pg_current_wal_insert_lsn() AS i (lsn)
         """,
     )

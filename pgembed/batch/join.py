@@ -123,12 +123,19 @@ class Join:
         workload = Workload(
             vectors, np.full(len(ids), wanted, np.int64), conditions, members
         )
+        # Itself is found for certain, and does not count for the recall.
         options = dataclasses.replace(
-            self.options, few_by_sql=self.options.few_by_sql and wanted <= MAX_K
+            self.options,
+            recall=(self.k * self.options.recall + self.reflexive) / wanted,
+            few_by_sql=self.options.few_by_sql and wanted <= MAX_K,
         )
         answer = Batch(self.connection, self.source, workload, options).run()
         if self.reflexive:
             answer = _without(answer, self._own(askers, answer), self.k)
+            answer.report.measured[:] = [
+                (queries, (recall * wanted - 1) / self.k)
+                for queries, recall in answer.report.measured
+            ]
         if self.asking.chunked:
             return self._by_row(askers, answer)
         return askers, answer

@@ -139,7 +139,7 @@ def _blurred(connection: Connection, source: Source) -> set[str]:
         SELECT $2 || '.' || pg_catalog.quote_ident(a.attname)
         FROM pg_catalog.pg_attribute AS a
         INNER JOIN pg_catalog.pg_collation AS c ON c.oid = a.attcollation
-        WHERE a.attrelid = $1::pg_catalog.text::pg_catalog.regclass
+        WHERE a.attrelid = $1::pg_catalog.text::pg_catalog.regclass::oid
             AND NOT c.collisdeterministic
         """,
         [source.relation, source.alias],

@@ -138,7 +138,7 @@ class Conditions:
         others = [i for i, costs_nothing in enumerate(free) if not costs_nothing]
         expected = [each.rows if each else 0 for each in map(found.__getitem__, others)]
         # What is received, what is unpacked, and what is kept: 24 bytes a word.
-        words = max(1, memory // 4 // (24 * max(rows, 1)))
+        words = max(1, min(256, memory // 4 // (24 * max(rows, 1))))
         bins = np.cumsum(expected) * 24 // max(memory // 4, 1)
         parts = [
             [others[i] for i in np.flatnonzero(bins == b)] for b in np.unique(bins)

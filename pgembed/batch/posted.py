@@ -57,7 +57,7 @@ def claim(
         SELECT b.id, b.kind, r.rolname, b.embedding, b.queries, b.results, b.k,
             b.recall, b.options, b.settings, b.state, b.attempts, b.lease
         FROM pgembed._claim_batch(%s, %s, %s::int) AS b
-        LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = b.caller
+        LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = b.caller::pg_catalog.oid
         """,
         [worker, lease, attempts],
     )

@@ -36,7 +36,7 @@ class Ranking:
     ) -> None:
         self._metric, self._k = metric, k
         self._search, self._ranks, self._chunked = search, ranks, chunked
-        most = int(k.max(initial=1))
+        most = min(int(k.max(initial=1)), max(1, len(metric.vectors)))
         self.positions = np.full((len(k), most), -1, np.int64)
         self.distances = np.full((len(k), most), np.inf)
         self.repeated = 0

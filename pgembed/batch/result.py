@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+ONE_BY_ONE = "one by one"
+
 
 @dataclasses.dataclass
 class Report:
@@ -39,8 +41,13 @@ class Report:
     _inner: list[float] = dataclasses.field(default_factory=list, repr=False)
 
     @property
-    def recall(self) -> float:
-        """The recall measured on samples, over all queries that were approximated."""
+    def recall(self) -> float | None:
+        """The recall measured on samples, over all queries that were approximated.
+
+        None when they were answered one by one: pgembed.search measures nothing.
+        """
+        if self.strategy == ONE_BY_ONE:
+            return None
         count = sum(queries for queries, _ in self.measured)
         return sum(q * r for q, r in self.measured) / count if count else 1.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from psycopg import sql
+from psycopg import errors, sql
 
 from pgembed.batch.source import Source
 from pgembed.errors import SettingError
@@ -61,16 +61,17 @@ class ResultsTable:
             connection,
             """
             SELECT u.name
-            FROM pg_catalog.unnest(%s::pg_catalog._text)
+            FROM pg_catalog.pg_class AS c
+            CROSS JOIN pg_catalog.unnest(%s::pg_catalog._text)
                 WITH ORDINALITY AS u (name, place)
-            WHERE pg_catalog.to_regclass(%s) IS NOT NULL AND NOT EXISTS (
+            WHERE c.oid = pg_catalog.to_regclass(%s)::oid AND NOT EXISTS (
                 SELECT FROM pg_catalog.pg_attribute AS a
-                WHERE a.attrelid = pg_catalog.to_regclass(%s) AND NOT a.attisdropped
+                WHERE a.attrelid = c.oid AND NOT a.attisdropped
                     AND a.attname
                         = (pg_catalog.parse_ident(u.name))[1]::pg_catalog.name)
             ORDER BY u.place
             """,
-            [names, self.name, self.name],
+            [names, self.name],
         )
         if missing:
             raise SettingError(
@@ -81,18 +82,30 @@ class ResultsTable:
 
     def create(self, connection: Connection) -> str:
         """Create the table if it is not there; return its quoted, qualified name."""
-        found = fetch_all(connection, "SELECT pg_catalog.to_regclass(%s)", [self.name])
-        if found[0][0] is None:
-            self._create(connection)
+        if not self._is_there(connection):
+            try:
+                with connection.transaction():
+                    self._create(connection)
+            except (errors.DuplicateTable, errors.UniqueViolation):
+                # Another batch made it meanwhile.
+                if not self._is_there(connection):
+                    raise
+        # Not from pg_class: the snapshot may be older than the table.
         (quoted,) = fetch_one(
             connection,
-            "SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname) "
-            "FROM pg_catalog.pg_class AS c INNER JOIN pg_catalog.pg_namespace AS n "
-            "ON n.oid = c.relnamespace "
-            "WHERE c.oid = %s::pg_catalog.text::pg_catalog.regclass",
+            """
+            SELECT pg_catalog.format('%%I.%%I', i.object_names[1], i.object_names[2])
+            FROM pg_catalog.pg_identify_object_as_address(
+                'pg_catalog.pg_class'::pg_catalog.regclass::oid,
+                %s::pg_catalog.text::pg_catalog.regclass::oid, 0) AS i
+            """,
             [self.name],
         )
         return str(quoted)
+
+    def _is_there(self, connection: Connection) -> bool:
+        query = "SELECT pg_catalog.to_regclass(%s) IS NOT NULL"
+        return bool(fetch_one(connection, query, [self.name])[0])
 
     def _create(self, connection: Connection) -> None:
         parts = fetch_one(connection, "SELECT pg_catalog.parse_ident(%s)", [self.name])

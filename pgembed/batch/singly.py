@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgembed.batch.predicates import refusals
-from pgembed.batch.result import BatchResult, Report
+from pgembed.batch.result import ONE_BY_ONE, BatchResult, Report
 from pgembed.batch.rows import Tables, fetch, readable, unpack
 from pgembed.batch.source import Source
 from pgembed.batch.workload import Condition, Workload
@@ -100,7 +100,7 @@ def answer(
     keys: bool = True,
 ) -> BatchResult:
     """Answer each query by pgembed.search; *keys*: whether they are wanted."""
-    report.strategy = "one by one"
+    report.strategy = ONE_BY_ONE
     tables = Tables()
     most = int(workload.k.max())
     shape = (len(workload), most)

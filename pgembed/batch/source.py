@@ -101,24 +101,26 @@ def describe(connection: Connection, name: str) -> Source:
             pg_catalog.quote_ident(c.relname),
             pg_catalog.format('%%I.%%I', m.nspname, t.relname),
             pg_catalog.quote_ident(e.target_column),
-            ARRAY(SELECT pg_catalog.quote_ident(k) FROM unnest(e.key_columns) AS k),
-            CASE WHEN e.target <> e.source
+            ARRAY(SELECT pg_catalog.quote_ident(k)
+                FROM pg_catalog.unnest(e.key_columns) AS k),
+            CASE WHEN e.target::oid <> e.source::oid
                 THEN pgembed._key_match(e.source, 's', 'v') END,
             t.relkind = 'p' OR t.relhassubclass,
-            ARRAY(SELECT y.oid >= 16384 AND y.typtype <> 'd'
-                FROM unnest(e.key_columns) WITH ORDINALITY AS k (name, place)
+            ARRAY(SELECT y.oid >= 16384::oid AND y.typtype <> 'd'
+                FROM pg_catalog.unnest(e.key_columns) WITH ORDINALITY AS k (name, place)
                 INNER JOIN pg_catalog.pg_attribute AS a
-                    ON a.attrelid = e.source AND a.attname = k.name
+                    ON a.attrelid = e.source::oid AND a.attname = k.name
                 INNER JOIN pg_catalog.pg_type AS y ON y.oid = a.atttypid
                 ORDER BY k.place),
-            (SELECT cardinality(e.key_columns) = 1 AND a.atttypid IN (20, 21, 23)
+            (SELECT pg_catalog.cardinality(e.key_columns) = 1
+                    AND a.atttypid IN (20::oid, 21::oid, 23::oid)
                 FROM pg_catalog.pg_attribute AS a
-                WHERE a.attrelid = e.source AND a.attname = e.key_columns[1]),
+                WHERE a.attrelid = e.source::oid AND a.attname = e.key_columns[1]),
             e.storage
         FROM pgembed._find_embedding(%s) AS e
-        INNER JOIN pg_catalog.pg_class AS c ON c.oid = e.source
+        INNER JOIN pg_catalog.pg_class AS c ON c.oid = e.source::oid
         INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        INNER JOIN pg_catalog.pg_class AS t ON t.oid = e.target
+        INNER JOIN pg_catalog.pg_class AS t ON t.oid = e.target::oid
         INNER JOIN pg_catalog.pg_namespace AS m ON m.oid = t.relnamespace
         """,
         [name],

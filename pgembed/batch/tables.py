@@ -98,23 +98,24 @@ def _describe(connection: Connection, name: str) -> tuple[str, frozenset[str], b
         connection,
         """
         SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname),
-            pgembed._columns(c.oid), c.relkind,
+            pgembed._columns(c.oid), c.relkind = 'r' AND NOT EXISTS (
+                SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhparent = c.oid),
             EXISTS (
                 SELECT FROM pg_catalog.pg_attribute AS a
                 WHERE a.attrelid = c.oid AND a.attname = 'id'
-                    AND a.atttypid IN (20, 21, 23)
+                    AND a.atttypid IN (20::oid, 21::oid, 23::oid)
             )
         FROM pg_catalog.pg_class AS c
         INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE c.oid = %s::pg_catalog.text::pg_catalog.regclass
+        WHERE c.oid = %s::pg_catalog.text::pg_catalog.regclass::oid
         """,
         [name],
     )
     columns = frozenset(row[1])
-    if row[2] != "r":
+    if not row[2]:
         raise SettingError(
-            f"{name} is not an ordinary table: put the queries into one, such as "
-            "CREATE UNLOGGED TABLE queries AS SELECT …"
+            f"{name} is not an ordinary table, or others inherit from it: put the "
+            "queries into one alone, such as CREATE UNLOGGED TABLE queries AS SELECT …"
         )
     if "id" not in columns or not columns & {"embedding", "content"}:
         raise SettingError(

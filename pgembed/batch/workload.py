@@ -49,19 +49,21 @@ class Condition:
             return (self,) if self != Condition() else ()
         if not self.filter.startswith("{"):
             return (self,)
-        parts = tuple(map(Condition, _entries(self.filter)))
+        # Of entries of one name, jsonb keeps the last.
+        entries = dict(_entries(self.filter))
+        parts = tuple(map(Condition, entries.values()))
         return parts if len(parts) <= _MOST_PARTS else (self,)
 
 
-def _entries(text: str) -> Iterator[str]:
-    """Yield each entry of a JSON object, digit for digit, as an object of its own."""
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the name of each entry of a JSON object, and it alone, digit for digit."""
     decode = json.JSONDecoder().raw_decode
     at = _skip(text, 1)
     while text[at] != "}":
-        _, end = decode(text, at)
+        name, end = decode(text, at)
         first = _skip(text, end)
         _, last = decode(text, first)
-        yield f"{{{text[at:end]}: {text[first:last]}}}"
+        yield name, f"{{{text[at:end]}: {text[first:last]}}}"
         at = _skip(text, last)
 
 
@@ -191,7 +193,7 @@ def canonical(given: Any) -> str | None:
 def _canonical_text(text: str) -> str:
     try:
         return _dumped(json.loads(text, parse_float=_exactly))
-    except _TooManyDigitsError:
+    except _OtherDigitsError:
         return text.strip()
 
 
@@ -199,14 +201,16 @@ def _dumped(value: Any) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
-class _TooManyDigitsError(Exception):
-    """A number that a float cannot hold."""
+class _OtherDigitsError(Exception):
+    """A number that a float does not hold as it is written."""
 
 
 def _exactly(digits: str) -> float:
+    """Return the number, unless it would be written with other digits: 1.10."""
     value = float(digits)
-    if not math.isfinite(value) or Decimal(repr(value)) != Decimal(digits):
-        raise _TooManyDigitsError
+    written = Decimal(repr(value)).as_tuple()
+    if not math.isfinite(value) or written != Decimal(digits).as_tuple():
+        raise _OtherDigitsError
     return value
 
 

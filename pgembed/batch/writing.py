@@ -127,7 +127,7 @@ def _types(connection: Connection, target: str, names: list[str]) -> list[int]:
         SELECT a.atttypid::pg_catalog.int8
         FROM pg_catalog.unnest($2::pg_catalog._text) WITH ORDINALITY AS u (name, place)
         INNER JOIN pg_catalog.pg_attribute AS a
-            ON a.attrelid = $1::pg_catalog.text::pg_catalog.regclass
+            ON a.attrelid = $1::pg_catalog.text::pg_catalog.regclass::oid
             AND u.name IN (
                 pg_catalog.quote_ident(a.attname),
                 '"' || pg_catalog.replace(a.attname, '"', '""') || '"'

@@ -77,7 +77,7 @@ def batch(
         "rows": report.rows,
         "conditions": report.conditions,
         "seconds": round(seconds, 3),
-        "measured_recall": round(report.recall, 4),
+        "measured_recall": report.recall and round(report.recall, 4),
         "layout": report.layout,
     }
     output.show([summary], as_json=as_json)
@@ -96,7 +96,7 @@ def _check_queries(arguments: dict[str, Any]) -> None:
 
 def _check_results(connection: Connection, results: str) -> None:
     (parts,) = fetch_one(connection, "SELECT pg_catalog.parse_ident(%s)", [results])
-    if parts[0].startswith("pg_temp"):
+    if len(parts) > 1 and parts[0].startswith("pg_temp"):
         raise SettingError(
             f"table {results} would be temporary, and gone when this command ends: "
             "name an ordinary table for the results"

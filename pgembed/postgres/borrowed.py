@@ -38,10 +38,17 @@ def borrowed(
     own.prepare_threshold = None
     if own.info.transaction_status == TransactionStatus.IDLE:
         own.autocommit = True
+    encoding = own.info.parameter_status("client_encoding")
+    set_encoding = "SELECT pg_catalog.set_config('client_encoding', %s, false)"
     try:
+        if encoding != "UTF8":  # of statements of ours, and of what JSON is read from
+            own.execute(set_encoding, ["UTF8"])
         vectors.register(own)
         yield own
     finally:
+        if encoding != "UTF8":  # a failed transaction, rolled back, restores it itself
+            with contextlib.suppress(psycopg.Error):
+                own.execute(set_encoding, [encoding])
         pgconn.notice_handler, pgconn.notify_handler = handlers
         # Without it, the connection is not missed as one that nobody closed.
         del own.pgconn

@@ -196,7 +196,7 @@ class _Run:
                 "strategy": report.strategy,
                 "rows": report.rows,
                 "conditions": report.conditions,
-                "measured_recall": round(report.recall, 4),
+                "measured_recall": report.recall and round(report.recall, 4),
                 "layout": report.layout,
                 "memory": self.memory,
                 "seconds": {k: round(v, 3) for k, v in report.seconds.items()},

@@ -75,7 +75,7 @@ class Batches:
         print(
             f"batch {spent:.2f} s, {count / spent:.0f} q/s"
             f"{self._times(count / spent)}; "
-            f"recall {self._recall():.4f} (sample: {report.recall:.4f}); "
+            f"recall {self._recall():.4f} (sample: {report.recall}); "
             f"{report.strategy}, {report.products / count:.0f} distances and "
             f"{report.lists / count:.1f} lists a query; "
             f"peak {memory() / 2**20:.0f} MB beside mapped files"

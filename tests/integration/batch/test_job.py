@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from pgembed.batch.execute import Options
-from pgembed.batch.job import read_workload, run_batch, run_join
+from pgembed.batch.job import Frame, read_workload, run_batch, run_join
 from pgembed.batch.layout import build_layout
 from pgembed.batch.search import search_batch
 from pgembed.cli.batch import batch
@@ -97,6 +97,37 @@ def test_results_are_added_to_a_table_that_exists(
         "GROUP BY query_id, rank HAVING count(*) = 2) AS t"
     ).fetchone() or (0,)
     assert count > 200
+
+
+def test_results_in_a_table_of_the_full_name(
+    connection: Connection, items: str
+) -> None:
+    (database,) = connection.execute("SELECT current_database()").fetchone() or ("",)
+    name = f'"{database}".public.answers'
+    assert run_batch(connection, items, "queries", name, options=OPTIONS)[0] > 200
+
+
+def test_a_table_that_another_batch_has_just_made(
+    dsn: str, connection: Connection, connect: Connect, items: str
+) -> None:
+    """Its snapshot does not show it, and its results go there, too."""
+    made = "CREATE TABLE results (query_id text, rank int, id int, distance float8)"
+    other = connect(dsn)
+    snapshots = 0
+
+    def begin(own: Connection) -> None:
+        nonlocal snapshots
+        snapshots += 1
+        own.execute("TABLE items")
+        if snapshots == 2:  # the first is for texts among the queries
+            other.execute(made)
+
+    frame = Frame(begin=begin)
+    rows, _ = run_batch(
+        connection, items, "queries", "results", options=OPTIONS, frame=frame
+    )
+    (count,) = connection.execute("SELECT count(*) FROM results").fetchone() or (0,)
+    assert count == rows > 200
 
 
 @pytest.mark.parametrize(
@@ -346,8 +377,9 @@ def test_a_layout_for_a_workload_gives_the_same_answers(
         ("UPDATE queries SET embedding = '[1]' WHERE id = 'q3'", "1 dimensions"),
         (
             "ALTER TABLE queries RENAME TO q2; CREATE VIEW queries AS TABLE q2",
-            "not an ordinary table: .*CREATE UNLOGGED TABLE",
+            "not an ordinary table, .*CREATE UNLOGGED TABLE",
         ),
+        ("CREATE TABLE more () INHERITS (queries)", "or others inherit from it"),
         (
             "ALTER TABLE queries ADD content text; UPDATE queries SET content = 'a', "
             "embedding = NULL WHERE id = 'q3'",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -297,6 +298,23 @@ def test_with_a_layout(connection: Connection, items: str, tmp_path: Any) -> Non
     assert pairs(result) == pairs(
         pgembed.knn_join(connection, items, layout=False, **arguments)
     )
+
+
+def test_the_recall_asked_for_is_that_of_others(
+    connection: Connection, tmp_path: Path
+) -> None:
+    """A row finds itself for certain, which does not count."""
+    random = np.random.default_rng(0)
+    flat = random.standard_normal((8000, 10)) @ random.standard_normal((10, 96))
+    noise = 0.3 * random.standard_normal(flat.shape)
+    create_items(connection, "points", (flat + noise).astype(np.float32))
+    name = adopt(connection, "points")
+    pgembed.build_layout(connection, name, list_rows=25, root=tmp_path)
+    given: dict[str, Any] = {"k": 1, "layouts": tmp_path}
+    exact = pgembed.knn_join(connection, name, recall=1.0, **given)
+    found = pgembed.knn_join(connection, name, recall=0.7, **given)
+    recall = float(np.mean(exact.related.keys == found.related.keys))
+    assert recall >= 0.7 - 0.03
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ def test_search_with_a_layout(
     assert "opening" in report.seconds
     if recall < 1:
         assert report.strategy == "posting lists"
+        assert report.recall is not None
         assert report.recall >= recall
 
 

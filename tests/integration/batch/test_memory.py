@@ -56,6 +56,17 @@ def test_without_a_layout(connection: Connection, wide: str) -> None:
     assert peak(connection, wide, layout=False) < 1.2 * MEMORY
 
 
+def test_more_rows_than_there_are(connection: Connection) -> None:
+    """What is asked for takes no room where it cannot be found."""
+    connection.execute("CREATE TABLE few (id int PRIMARY KEY, v vector(3))")
+    connection.execute("INSERT INTO few VALUES (1, '[1,0,0]'), (2, '[0,1,0]')")
+    name = adopt(connection, "few", distance="l2")
+    queries = np.ones((2000, 3), np.float32)
+    result = search_batch(connection, name, queries, k=10_000, few_by_sql=False)
+    assert (result.counts == 2).all()
+    assert tracemalloc.get_traced_memory()[1] < MEMORY
+
+
 @pytest.mark.parametrize(("precision", "k"), [("float32", 10), ("float16", 60)])
 def test_with_a_layout_and_changed_rows(
     connection: Connection, wide: str, tmp_path: Path, precision: str, k: int

@@ -625,7 +625,9 @@ def test_calls_and_embedding_go_on_beside_a_batch(
         ("knn_join('items_v', 'PG_TEMP.\"r s\"')", "would be temporary"),
         ("search_batch('items_v', 'queries', 'r', k => 0)", "k is 0"),
         ("search_batch('items_v', 'queries', 'r', recall => 2)", "recall is 2"),
-        ("search_batch('items_v', 'queries', NULL)", "null value in column|violates"),
+        ("search_batch('items_v', 'queries', NULL)", "table for results is NULL"),
+        ("search_batch('items_v', NULL, 'r')", "table for queries is NULL"),
+        ("search_batch('items_v', 'queries', 'a.b.c')", "cross-database"),
         (
             "search_batch('items_v', 'queries', 'r', settings => '{a.b}')",
             "no setting a.b",

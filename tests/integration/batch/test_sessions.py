@@ -14,7 +14,7 @@ from pgembed.batch.execute import Options
 from pgembed.batch.job import run_batch, run_join
 from pgembed.batch.layout import build_layout
 from pgembed.batch.search import knn_join, search_batch
-from pgembed.errors import PgembedError
+from pgembed.errors import FilterError, PgembedError
 from tests.integration.search.support import Connection, adopt, create_items
 
 ONE = np.ones((1, 3), np.float32)
@@ -58,3 +58,23 @@ def test_a_batch_may_take_longer_than_transactions_idle(
         run_join(connection, "items_v", "results", options=options)
     row = connection.execute("SHOW idle_in_transaction_session_timeout").fetchone()
     assert row == ("50ms",)
+
+
+@pytest.mark.parametrize("encoding", ["UTF8", "LATIN1"])
+@pytest.mark.parametrize("singly", [False, True])
+def test_sessions_of_another_encoding(
+    dsn: str, connection: Connection, encoding: str, singly: bool
+) -> None:
+    """They mean what they write, and go on in their encoding, also after an error."""
+    names = {"s": ("text", ["ä", "a", "Ã¤"])}
+    create_items(connection, "tä", np.eye(3, dtype=np.float32), columns=names)
+    name = adopt(connection, "tä")
+    with psycopg.connect(dsn, autocommit=True, client_encoding=encoding) as own:
+        given: dict[str, Any] = {"few_by_sql": singly, "k": 3}
+        for filter_ in ({"predicates": "s = 'ä'"}, {"filters": {"s": "ä"}}):
+            found = search_batch(own, name, ONE, **filter_, **given)
+            assert found.keys[0, : found.counts[0]].tolist() == [0]
+        with pytest.raises(FilterError):
+            search_batch(own, name, ONE, predicates="s = 1", **given)
+        row = own.execute("SELECT current_setting('client_encoding'), 'ä'").fetchone()
+        assert row == (encoding, "ä")

@@ -132,5 +132,12 @@ def test_digits_of_a_filter_as_text_are_kept(digits: str) -> None:
 
 
 def test_numbers_of_a_filter_as_text() -> None:
-    texts = ['{"a": 1.50}', ' {"a": 1.5}', '{"a": 15e-1}']
-    assert Workload.of(QUERIES, texts).conditions == (Condition('{"a": 1.5}'),)
+    """They are compared with text, too, to which 1.50 is not 1.5."""
+    texts = [' {"a": 1.5}', '{"a": 15e-1}', '{"a": 1.50}']
+    expected = (Condition('{"a": 1.5}'), Condition('{"a": 1.50}'))
+    assert Workload.of(QUERIES, texts).conditions == expected
+
+
+def test_of_entries_of_one_name_the_last_counts() -> None:
+    condition = Condition('{"a": 1, "b": 1.50, "a": 2}')
+    assert condition.parts() == (Condition('{"a": 2}'), Condition('{"b": 1.50}'))
