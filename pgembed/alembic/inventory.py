@@ -14,12 +14,13 @@ Place = tuple[str | None, str]
 _KEPT = text(
     """
     SELECT e.name, s.nspname AS schema, c.relname AS table, e.content, e.model,
-        CASE WHEN e.target = e.source THEN e.target_column END AS target_column,
+        CASE WHEN e.target::oid = e.source::oid
+            THEN e.target_column END AS target_column,
         e.chunk_tokens, e.chunk_overlap, e.storage, e.index_method AS index,
         e.on_change, t.relname AS target, e.index_name
     FROM pgembed.embedding AS e
-    JOIN pg_catalog.pg_class AS c ON c.oid = e.source
-    JOIN pg_catalog.pg_class AS t ON t.oid = e.target
+    JOIN pg_catalog.pg_class AS c ON c.oid = e.source::oid
+    JOIN pg_catalog.pg_class AS t ON t.oid = e.target::oid
     JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace
     WHERE e.kind = 'kept'
     ORDER BY e.id
@@ -30,7 +31,7 @@ _ADVISED = text(
     """
     SELECT s.nspname AS schema, c.relname AS name
     FROM pgembed.embedding AS e
-    JOIN pg_catalog.pg_index AS i ON i.indrelid = e.target
+    JOIN pg_catalog.pg_index AS i ON i.indrelid = e.target::oid
     JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
     JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace
     WHERE starts_with(c.relname, format('pgembed_%s_', e.id))

@@ -69,7 +69,7 @@ def _statement(
         "WHERE o.target = a.attrelid AND o.target_column = a.attname) "
         "ORDER BY a.attnum) AS columns "
         "FROM pgembed._find_embedding(%s) AS e "
-        "JOIN pg_class AS c ON c.oid = e.source "
+        "JOIN pg_class AS c ON c.oid = e.source::oid "
         "JOIN pg_namespace AS n ON n.oid = c.relnamespace",
         [embedding],
     )

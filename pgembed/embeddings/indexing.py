@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Literal, LiteralString, cast
 from uuid import UUID
 
+from psycopg import sql
+
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 
 State = Literal["waiting", "ready", "failed"]
@@ -59,7 +61,7 @@ def stranger_owner(connection: Connection, job: IndexJob) -> str | None:
         """
         SELECT r.rolname
         FROM pgembed.embedding AS e
-        INNER JOIN pg_catalog.pg_class AS c ON c.oid = e.target
+        INNER JOIN pg_catalog.pg_class AS c ON c.oid = e.target::oid
         INNER JOIN pg_catalog.pg_roles AS r ON r.oid = c.relowner
         WHERE e.id = %s AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
         """,
@@ -81,18 +83,21 @@ def build(connection: Connection, job: IndexJob) -> None:
 
 @contextlib.contextmanager
 def _patient(connection: Connection) -> Iterator[None]:
-    limits = (
-        "SELECT current_setting('statement_timeout'), current_setting('lock_timeout')"
+    # Behind a transaction pooler, a setting would reach somebody else.
+    limits = fetch_all(
+        connection,
+        "SELECT s.name FROM pg_catalog.pg_settings AS s WHERE s.setting <> '0' AND "
+        "s.name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout')",
     )
-    if fetch_one(connection, limits) == ("0", "0"):
-        yield  # behind a transaction pooler, a setting would reach somebody else
-        return
-    connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+    names = [sql.Identifier(name) for (name,) in limits]
+    for name in names:
+        connection.execute(sql.SQL("SET {} = 0").format(name))
     try:
         yield
     finally:
-        if not connection.broken:
-            connection.execute("RESET statement_timeout; RESET lock_timeout")
+        for name in names:
+            if not connection.broken:
+                connection.execute(sql.SQL("RESET {}").format(name))
 
 
 def statements(connection: Connection, job: IndexJob) -> list[LiteralString]:

@@ -250,7 +250,8 @@ def _workers(connection: Connection) -> Iterator[Finding]:
     silent = fetch_one(
         connection,
         """
-        SELECT pg_catalog.count(*), pg_catalog.min(host || ', pid ' || pid)
+        SELECT pg_catalog.count(*),
+            pg_catalog.min(pg_catalog.concat(host, ', pid ', pid))
         FROM pgembed.worker
         WHERE seen_at <= pg_catalog.now() - interval '1 minute'
         """,

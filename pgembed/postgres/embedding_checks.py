@@ -43,12 +43,12 @@ def check_all(connection: Connection) -> Iterator[Finding]:
         SELECT e.id, e.name, e.kind, s.oid::pg_catalog.regclass::pg_catalog.text,
             EXISTS (
                 SELECT FROM pg_catalog.pg_attribute AS a
-                WHERE a.attrelid = e.target AND a.attname = e.target_column
+                WHERE a.attrelid = e.target::oid AND a.attname = e.target_column
                   AND NOT a.attisdropped),
             e.paused, e.blocked, e.index_state, e.index_error,
-            pg_catalog.to_regclass('pgembed.job_' || e.id) IS NOT NULL
+            pg_catalog.to_regclass(pg_catalog.concat('pgembed.job_', e.id)) IS NOT NULL
         FROM pgembed.embedding AS e
-        LEFT JOIN pg_catalog.pg_class AS s ON s.oid = e.source
+        LEFT JOIN pg_catalog.pg_class AS s ON s.oid = e.source::oid
         ORDER BY e.name
         """,
     )
@@ -75,7 +75,8 @@ def _lock_holder(connection: Connection, embedding: _Embedding) -> int | None:
         SELECT l.pid
         FROM pgembed.embedding AS e
         JOIN pg_catalog.pg_locks AS l ON l.relation IN
-            (e.source, e.target, pg_catalog.to_regclass('pgembed.job_' || e.id))
+            (e.source::oid, e.target::oid, pg_catalog.to_regclass(
+                pg_catalog.concat('pgembed.job_', e.id))::oid)
         JOIN pg_catalog.pg_database AS d ON d.oid = l.database
         WHERE e.id = %s AND d.datname = pg_catalog.current_database() AND l.granted
             AND l.mode = 'AccessExclusiveLock' AND l.pid <> pg_catalog.pg_backend_pid()
@@ -115,11 +116,11 @@ def _capture(connection: Connection, embedding: _Embedding) -> Iterator[Finding]
         """
         SELECT t.tgtype, t.tgenabled
         FROM pgembed.embedding AS e
-        JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = e.source
+        JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = e.source::oid
         JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
         WHERE e.id = %(id)s
-          AND p.pronamespace = pg_catalog.to_regnamespace('pgembed')
-          AND p.proname ~ ('^_capture_' || %(id)s || '(_|$)')
+          AND p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
+          AND p.proname ~ pg_catalog.concat('^_capture_', %(id)s::int4, '(_|$)')
         """,
         {"id": embedding.id},
     )
@@ -204,7 +205,10 @@ def _queue(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
         yield error(
             embedding.subject,
             f"no worker can go on with it: {embedding.blocked}",
-            "mend the model; a worker that can load it goes on by itself",
+            "mend the model; a worker that can load it goes on by itself"
+            if embedding.blocked.startswith("model ")
+            else "mend that; a worker tries again by itself, or at once after "
+            + embedding.call("resume_embedding"),
         )
     if embedding.paused:
         yield warning(
@@ -265,19 +269,33 @@ def _index(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
     rows = fetch_all(
         connection,
         """
-        SELECT i.indexrelid::pg_catalog.regclass::pg_catalog.text
+        SELECT i.indexrelid::pg_catalog.regclass::pg_catalog.text,
+            e.kind = 'kept' AND c.relname = e.index_name
         FROM pgembed.embedding AS e
         JOIN pg_catalog.pg_attribute AS a
-          ON a.attrelid = e.target AND a.attname = e.target_column
+          ON a.attrelid = e.target::oid AND a.attname = e.target_column
         JOIN pg_catalog.pg_index AS i
-          ON i.indrelid = e.target AND a.attnum = ANY (i.indkey)
+          ON i.indrelid = e.target::oid AND a.attnum = ANY (i.indkey)
+        JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
         WHERE e.id = %s AND NOT i.indisvalid AND e.index_state <> 'building'
         """,
         (embedding.id,),
     )
-    for (name,) in rows:
+    for name, is_its_own in rows:
         yield error(
             embedding.subject,
             f"index {name} is invalid: a build was interrupted",
-            f"DROP INDEX {name}; the worker builds it again",
+            f"as the table's owner: {embedding.call('reconcile')}; a worker builds it "
+            "again"
+            if is_its_own
+            else f"DROP INDEX CONCURRENTLY {name}, and create it again",
+        )
+    if rows or embedding.kind != "kept" or embedding.index_state != "ready":
+        return
+    query = "SELECT EXISTS (SELECT FROM pgembed._index_statements(%s))"
+    if fetch_one(connection, query, (embedding.id,))[0]:
+        yield warning(
+            embedding.subject,
+            "its index is not there any more, or not as it was declared",
+            f"as the table's owner: {embedding.call('reconcile')}; a worker builds it",
         )

@@ -33,7 +33,7 @@ _FOREIGN = """
         SELECT 'type', t.oid::pg_catalog.regtype::pg_catalog.text, t.typowner
         FROM pg_catalog.pg_type AS t
         WHERE t.typnamespace = %(schema)s::pg_catalog.oid
-          AND t.typtype IN ('d', 'e', 'r', 'b') AND t.typelem = 0
+          AND t.typtype IN ('d', 'e', 'r', 'b') AND t.typelem = 0::oid
         UNION ALL
         SELECT 'operator', o.oid::pg_catalog.regoperator::pg_catalog.text, o.oprowner
         FROM pg_catalog.pg_operator AS o
@@ -58,18 +58,19 @@ _PUBLIC = """
         SELECT p.oid::pg_catalog.regprocedure::pg_catalog.text, p.proowner,
             coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
         FROM pg_catalog.pg_proc AS p
-        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')
+        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
         UNION ALL
         SELECT c.oid::pg_catalog.regclass::pg_catalog.text, c.relowner, c.relacl
         FROM pg_catalog.pg_class AS c
-        WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed')
+        WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed')::oid
         UNION ALL
         SELECT 'schema pgembed', n.nspowner, n.nspacl
         FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'pgembed'
     ) AS o (name, owner, acl)
     -- What belongs to owners of tables they alone can mend: pgembed.reconcile does.
     WHERE pg_catalog.pg_has_role(o.owner, 'USAGE')
-        AND EXISTS (SELECT FROM pg_catalog.aclexplode(o.acl) AS a WHERE a.grantee = 0)
+        AND EXISTS (
+            SELECT FROM pg_catalog.aclexplode(o.acl) AS a WHERE a.grantee = 0::oid)
     ORDER BY 1
 """
 
@@ -149,8 +150,8 @@ def _revoke_from_public(connection: Connection, extension: str) -> None:
         JOIN pg_catalog.pg_proc AS p ON p.oid = d.objid
         JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
         WHERE e.extname = %s AND d.deptype = 'e'
-            AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-            AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
+            AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass::oid
+            AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::oid
         """,
         (extension,),
     )

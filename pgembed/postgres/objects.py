@@ -30,14 +30,15 @@ _OBJECTS = """
     SELECT 'ROUTINE', i.identity, p.oid, p.xmin::pg_catalog.text
     FROM pg_catalog.pg_proc AS p,
         pg_catalog.pg_identify_object('pg_catalog.pg_proc'::regclass, p.oid, 0) AS i
-    WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')
+    WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
       AND p.proname !~ '^_capture_[0-9]+(_|$)'
     UNION ALL
     SELECT 'VIEW', i.identity, c.oid, r.xmin::pg_catalog.text
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = c.oid AND r.rulename = '_RETURN',
         pg_catalog.pg_identify_object('pg_catalog.pg_class'::regclass, c.oid, 0) AS i
-    WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed') AND c.relkind = 'v'
+    WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed')::oid
+      AND c.relkind = 'v'
     ORDER BY 1, 2
 """
 
@@ -45,26 +46,28 @@ _GRANTS = """
     SELECT 'ROUTINE', p.proname, p.oid, a.privilege_type, a.is_grantable,
         a.grantee::pg_catalog.regrole::pg_catalog.text
     FROM pg_catalog.pg_proc AS p, pg_catalog.aclexplode(p.proacl) AS a
-    WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')
-      AND a.grantee <> 0 AND a.grantee <> p.proowner
+    WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
+      AND a.grantee <> 0::oid AND a.grantee <> p.proowner
     UNION ALL
     SELECT 'TABLE', c.relname, c.oid, a.privilege_type, a.is_grantable,
         a.grantee::pg_catalog.regrole::pg_catalog.text
     FROM pg_catalog.pg_class AS c, pg_catalog.aclexplode(c.relacl) AS a
-    WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed') AND c.relkind = 'v'
-      AND a.grantee <> 0 AND a.grantee <> c.relowner
+    WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed')::oid
+      AND c.relkind = 'v'
+      AND a.grantee <> 0::oid AND a.grantee <> c.relowner
 """
 
 _NAMES = """
     SELECT 'ROUTINE', p.proname, p.oid, i.identity
     FROM pg_catalog.pg_proc AS p,
         pg_catalog.pg_identify_object('pg_catalog.pg_proc'::regclass, p.oid, 0) AS i
-    WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')
+    WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
     UNION ALL
     SELECT 'TABLE', c.relname, c.oid, i.identity
     FROM pg_catalog.pg_class AS c,
         pg_catalog.pg_identify_object('pg_catalog.pg_class'::regclass, c.oid, 0) AS i
-    WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed') AND c.relkind = 'v'
+    WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed')::oid
+      AND c.relkind = 'v'
 """
 
 

@@ -289,7 +289,7 @@ def _trigger_drops(connection: Connection) -> list[str]:
         JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
         JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')
+        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
           AND NOT t.tgisinternal AND t.tgparentid = 0
         """,
     )
@@ -305,7 +305,7 @@ def _everything(connection: Connection) -> list[str]:
         FROM pg_catalog.pg_proc AS p,
             pg_catalog.pg_identify_object(
                 'pg_catalog.pg_proc'::regclass, p.oid, 0) AS i
-        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')
+        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
         UNION ALL
         SELECT CASE c.relkind WHEN 'v' THEN 'DROP VIEW ' WHEN 'S' THEN 'DROP SEQUENCE '
             WHEN 'c' THEN 'DROP TYPE ' WHEN 'm' THEN 'DROP MATERIALIZED VIEW '
@@ -313,20 +313,20 @@ def _everything(connection: Connection) -> list[str]:
         FROM pg_catalog.pg_class AS c,
             pg_catalog.pg_identify_object(
                 'pg_catalog.pg_class'::regclass, c.oid, 0) AS i
-        WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed')
+        WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed')::oid
           AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'c')
           -- Sequences of identity columns go with their tables.
           AND NOT EXISTS (
               SELECT FROM pg_catalog.pg_depend AS d
-              WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
+              WHERE d.classid = 'pg_catalog.pg_class'::regclass::oid AND d.objid = c.oid
                 AND d.deptype IN ('i', 'a')
-                AND d.refclassid = 'pg_catalog.pg_class'::regclass)
+                AND d.refclassid = 'pg_catalog.pg_class'::regclass::oid)
         UNION ALL
         SELECT 'DROP TYPE ' || i.identity
         FROM pg_catalog.pg_type AS t,
             pg_catalog.pg_identify_object(
                 'pg_catalog.pg_type'::regclass, t.oid, 0) AS i
-        WHERE t.typnamespace = pg_catalog.to_regnamespace('pgembed')
+        WHERE t.typnamespace = pg_catalog.to_regnamespace('pgembed')::oid
           AND t.typtype IN ('d', 'e', 'r')
         """,
     )

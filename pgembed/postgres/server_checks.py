@@ -129,7 +129,7 @@ def _build_memory(connection: Connection) -> Iterator[Finding]:
             CASE e.storage WHEN 'vector' THEN 4 * e.dimensions
                 WHEN 'halfvec' THEN 2 * e.dimensions ELSE e.dimensions / 8 END
         FROM pgembed.embedding AS e
-        JOIN pg_catalog.pg_class AS c ON c.oid = e.target
+        JOIN pg_catalog.pg_class AS c ON c.oid = e.target::oid
         CROSS JOIN pg_catalog.pg_settings AS s
         WHERE e.index_method = 'hnsw' AND s.name = 'maintenance_work_mem'
         """,

@@ -86,8 +86,8 @@ def _fetch_type(connection: psycopg.Connection[Any], name: str) -> TypeInfo | No
             SELECT t.oid, t.typarray
             FROM pg_catalog.pg_type AS t
             JOIN pg_catalog.pg_depend AS d
-              ON d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = t.oid
-             AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+              ON d.classid = 'pg_catalog.pg_type'::regclass::oid AND d.objid = t.oid
+             AND d.refclassid = 'pg_catalog.pg_extension'::regclass::oid
              AND d.deptype = 'e'
             JOIN pg_catalog.pg_extension AS e ON e.oid = d.refobjid
             WHERE e.extname = 'vector' AND t.typname = %s

@@ -198,7 +198,7 @@ def _is_valid(connection: Connection, name: str) -> bool:
     rows = fetch_all(
         connection,
         "SELECT i.indisvalid FROM pg_catalog.pg_index AS i "
-        "WHERE i.indexrelid = to_regclass(%s)",
+        "WHERE i.indexrelid = pg_catalog.to_regclass(%s)::oid",
         (name,),
     )
     return bool(rows and rows[0][0])

@@ -102,7 +102,8 @@ def _is_due(
         return False
     there = text(
         "SELECT count(*) FROM pg_catalog.pg_attribute WHERE "
-        "attrelid = pg_catalog.to_regclass(:place) AND attname = ANY (:columns)"
+        "attrelid = CAST(pg_catalog.to_regclass(:place) AS oid) "
+        "AND attname = ANY (:columns)"
     )
     columns = [column.name for column in target.columns]
     values = {"place": _place(bind, target.table), "columns": columns}
@@ -157,7 +158,8 @@ def _exists(connection: Connection, source: Table, spec: EmbeddingSpec) -> bool:
         return False
     query = text(
         "SELECT EXISTS (SELECT FROM pgembed.embedding "
-        "WHERE name = :name AND source = pg_catalog.to_regclass(:place))"
+        "WHERE name = :name "
+        "AND CAST(source AS oid) = CAST(pg_catalog.to_regclass(:place) AS oid))"
     )
     values = {"name": spec.name, "place": _place(connection, source)}
     return bool(connection.scalar(query, values))

@@ -142,7 +142,7 @@ _USES_SOCKETS = """
 """
 
 _PLACE = """
-    SELECT i.socket_dir, s.system_identifier || '-' || d.oid || '-'
+    SELECT i.socket_dir, pg_catalog.concat(s.system_identifier, '-', d.oid, '-')
     FROM pgembed.installation AS i, pg_catalog.pg_control_system() AS s,
         pg_catalog.pg_database AS d
     WHERE d.datname = pg_catalog.current_database()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from pgembed.embeddings import indexing
 from tests.harness.sql_worker import (
     Connection,
     SqlWorker,
@@ -226,3 +227,16 @@ def test_one_worker_builds(db: Connection, worker: SqlWorker) -> None:
     rows(db, "SELECT pgembed._set_index_state(1, 'ready', NULL)")
     assert not begin(third)
     assert index_work(db) == []
+
+
+def test_transactions_may_take_no_time(db: Connection, worker: SqlWorker) -> None:
+    """An index build takes longer than an application's transactions may."""
+    if db.info.server_version < 170000:
+        pytest.skip("transaction_timeout came with PostgreSQL 17")
+    rows(db, "CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    rows(db, "INSERT INTO docs SELECT i, i FROM generate_series(1, 3000) AS i")
+    number = embedding_id(db, declare(db, "docs", "body", index="hnsw"))
+    worker.drain()
+    db.execute("SET transaction_timeout = '20ms'")
+    indexing.build(db, indexing.IndexJob(number, "docs_body"))
+    assert vector_indexes(db) == [("docs", True)]

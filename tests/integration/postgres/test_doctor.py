@@ -156,7 +156,36 @@ def test_invalid_index(docs: Connection) -> None:
     docs.execute(
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'broken'::regclass"
     )
-    assert "index broken is invalid" in bad(docs, "embedding docs_body")[0].message
+    [finding] = bad(docs, "embedding docs_body")
+    assert "index broken is invalid" in finding.message
+    assert finding.remedy.startswith("DROP INDEX CONCURRENTLY broken, and create")
+    docs.execute("UPDATE pgembed.embedding SET index_name = 'broken'")
+    [finding] = bad(docs, "embedding docs_body")
+    assert "reconcile('docs_body')" in finding.remedy
+
+
+def test_an_index_that_is_gone(docs: Connection) -> None:
+    docs.execute(
+        "UPDATE pgembed.embedding SET index_method = 'hnsw', index_state = 'ready'"
+    )
+    [finding] = bad(docs, "embedding docs_body")
+    assert "its index is not there" in finding.message
+    docs.execute("SELECT pgembed.reconcile('docs_body')")
+    query = "SELECT index_state FROM pgembed.embedding_status"
+    row = docs.execute(query).fetchone()
+    assert row == ("waiting",)
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [("model tiny does not load", "mend the model"), ("no right", "resume_embedding")],
+)
+def test_what_no_worker_can_go_on_with(
+    docs: Connection, reason: str, remedy: str
+) -> None:
+    docs.execute("UPDATE pgembed.embedding SET blocked = %s", [reason])
+    [finding] = bad(docs, "embedding docs_body")
+    assert remedy in finding.remedy
 
 
 def test_grants_to_public(docs: Connection) -> None:
