@@ -33,6 +33,8 @@ AS $$
 DECLARE
     used_by text;
 BEGIN
+    -- What files models share is known while nobody adds or drops one.
+    LOCK TABLE pgembed.model IN SHARE ROW EXCLUSIVE MODE;
     PERFORM pgembed._find_model(drop_model.name);
     SELECT string_agg(e.name, ', ' ORDER BY e.name) INTO used_by
     FROM pgembed.embedding AS e

@@ -39,30 +39,6 @@ COMMENT ON FUNCTION pgembed._adopted_type(regclass, text) IS
 'Storage and dimensions of a vector column that the application fills.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._present_index(
-    target regclass, target_column text, operator_class text
-)
-RETURNS TABLE (method text, index_name text)
-LANGUAGE sql STABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT m.amname::text, c.relname::text
-    FROM pg_catalog.pg_index AS i
-    INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-    INNER JOIN pg_catalog.pg_am AS m ON m.oid = c.relam
-    INNER JOIN pg_catalog.pg_opclass AS o ON o.oid = i.indclass[0]
-    INNER JOIN pg_catalog.pg_attribute AS a
-        ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-    WHERE i.indrelid = target AND i.indisvalid AND i.indpred IS NULL AND i.indnatts = 1
-        AND m.amname IN ('hnsw', 'ivfflat') AND a.attname = target_column
-        AND o.opcname = operator_class
-    ORDER BY m.amname, c.relname
-    LIMIT 1;
-$$;
-COMMENT ON FUNCTION pgembed._present_index(regclass, text, text) IS
-'A valid vector index over the whole column with that operator class, if there is one.';
-
-
 CREATE OR REPLACE FUNCTION pgembed.adopt_vectors(
     source regclass,
     vector_column text,
@@ -79,6 +55,7 @@ DECLARE
     keys text[] := pgembed._check_source(source);
     m pgembed.model;
     t record;
+    e pgembed.embedding;
     present record;
 BEGIN
     PERFORM pgembed._check_option('distance', distance, ARRAY['cosine', 'l2', 'inner_product']);
@@ -97,17 +74,19 @@ BEGIN
         63
     );
     PERFORM pgembed._check_free(source, vector_column);
-    SELECT p.method, p.index_name INTO present
-    FROM pgembed._present_index(
-        source, vector_column, pgembed._operator_class(t.storage, distance)
-    ) AS p;
+    e.target := source;
+    e.target_column := vector_column;
+    e.storage := t.storage;
+    e.distance := distance;
+    SELECT i.method, c.relname INTO present
+    FROM pgembed._usable_index(e, '{}') AS i INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.index;
     INSERT INTO pgembed.embedding (
         name, kind, source, key_columns, model, target, target_column, storage,
         dimensions, distance, index_method, index_name, index_state, enqueued
     )
     VALUES (
         name, 'adopted', source, keys, model, source, vector_column, t.storage,
-        t.dimensions, distance, coalesce(present.method, 'none'), present.index_name,
+        t.dimensions, distance, coalesce(present.method, 'none'), present.relname,
         CASE WHEN present.method IS NULL THEN 'none' ELSE 'ready' END, true
     );
     RETURN name;

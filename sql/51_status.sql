@@ -114,7 +114,8 @@ BEGIN
         name := e.name;
         source := e.source::text;
         model := e.model;
-        index_state := e.index_state;
+        index_state := CASE WHEN e.kind = 'kept' THEN e.index_state
+            WHEN (pgembed._usable_index(e, '{}')).index IS NULL THEN 'none' ELSE 'ready' END;
         rows := NULL;
         embedded := NULL;
         pending := 0;

@@ -143,7 +143,7 @@ BEGIN
         '_column_type _content_columns _create_capture _create_chunk_table '
         '_create_trigger _create_truncate_trigger _delete_twins _failures _find_kept '
         '_find_model _follow_key _forget_all _index_name _is_built_in _is_moved_out _key_changed '
-        '_key_definitions _key_object _most_dimensions _present_index _queue_stale _rate _rename_keys _shorten _state '
+        '_key_definitions _key_object _most_dimensions _queue_stale _rate _rename_keys _shorten _state '
         '_status _vector_type _wake_trigger') AS r
     UNION
     SELECT r FROM pgembed._shared_routines() AS r;

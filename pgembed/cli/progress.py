@@ -38,7 +38,8 @@ def wait_until_current(
         while True:
             status = _status(connection, name)
             over = _is_over(status, index=index)
-            if None in (status["rows"], status["pending"]):  # locked at the moment
+            if None in (status["rows"], status["pending"]):
+                _check_countable(status)
                 time.sleep(_LOOK_SECONDS)
                 continue
             done = status["rows"] - status["pending"]
@@ -61,6 +62,16 @@ def _status(connection: psycopg.Connection[Any], name: str) -> dict[str, Any]:
     if not rows:
         raise EmbeddingError(f"embedding {name!r} was dropped while it was watched")
     return rows[0]
+
+
+def _check_countable(status: dict[str, Any]) -> None:
+    """Raise EmbeddingError unless the rows were only locked at the moment."""
+    state = str(status["state"])
+    if "not counted: another transaction" not in state:
+        raise EmbeddingError(
+            f"embedding {status['name']!r} cannot be watched: {state}; ask a role that "
+            "may count its rows"
+        )
 
 
 def _is_over(status: dict[str, Any], *, index: bool) -> bool:

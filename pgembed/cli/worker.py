@@ -43,7 +43,8 @@ def worker(once: bool, **arguments: str | int | float | Path | None) -> None:
     moment.
 
     With --once all rows that wait are embedded, then all posted batches are carried
-    out, until there is neither; no calls are answered.
+    out, until there is neither; no calls are answered. The exit status is 1 when an
+    embedding had to be left, because no worker can go on with it.
     """
     from pgembed.worker.supervisor import run_worker
 

@@ -7,6 +7,7 @@ import datetime
 from collections.abc import Sequence
 from uuid import UUID
 
+from psycopg import errors
 from psycopg.adapt import Buffer, Loader
 
 from pgembed.embeddings.workers import PROTOCOL
@@ -88,7 +89,14 @@ class Queue:
                 ready, next_at
             FROM pgembed._work()
         """
-        return [Work(*row) for row in fetch_all(self.connection, query)]
+        try:
+            rows = fetch_all(self.connection, query)
+        except errors.QueryCanceled:
+            # A large table takes longer to enqueue than a statement may here.
+            with self.connection.transaction():
+                self.connection.execute("SET LOCAL statement_timeout = 0")
+                rows = fetch_all(self.connection, query)
+        return [Work(*row) for row in rows]
 
     def claim(
         self,

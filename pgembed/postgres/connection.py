@@ -31,7 +31,11 @@ _DEFAULTS: dict[str, Any] = {
 
 # Serialization and resource trouble, shutdowns, lost connections.
 _TRANSIENT_CLASSES = ("08", "40", "53")
-_TRANSIENT_STATES = {"55P03", "57P01", "57P02", "57P03"}
+# A lock not to be had, a server that ends, time that a session or transaction may take.
+_TRANSIENT_STATES = {
+    *("55P03", "57P01", "57P02", "57P03"),
+    *("57P05", "25P03", "25P04"),
+}
 
 
 def connect(dsn: str, *, purpose: str = "", autocommit: bool = True) -> Connection:

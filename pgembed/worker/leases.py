@@ -95,6 +95,8 @@ class Heart:
     def run(self) -> None:
         """Beat until finish is called or the time to drain is over."""
         while not self._finished.wait(min(self._interval, self._lifetime.remaining())):
+            if self._lifetime.over:
+                return
             self._identity.beat(self._link)
             for lease in self._leases.held():
                 self._renew(lease)

@@ -15,7 +15,13 @@ from types import FrameType
 from pgembed.batch import posted
 from pgembed.embeddings import workers
 from pgembed.errors import WorkerError
-from pgembed.postgres.connection import backoff, connect, fetch_one
+from pgembed.postgres.connection import (
+    Connection,
+    backoff,
+    connect,
+    fetch_all,
+    fetch_one,
+)
 from pgembed.postgres.versions import difference
 from pgembed.settings import Settings
 from pgembed.worker import child, exposition
@@ -44,7 +50,7 @@ def run_worker(
     batches that are posted, and return when neither is left.
     The processes log to standard error; with *quiet* only what goes wrong.
     Raises ConnectError or WorkerError when the worker cannot start, and WorkerError
-    when a *once* process fails again and again.
+    when a *once* process fails again and again, or had to leave an embedding alone.
     """
     check(settings)
     supervisor = Supervisor(settings, quiet=quiet)
@@ -73,13 +79,22 @@ def _work_off(
             return
         with connect(settings.dsn, purpose="check") as connection:
             if not posted.is_any_open(connection):
+                _check_nothing_is_left(connection)
                 return
         supervisor.run(["batches"], stop, environment)
 
 
-def run_supervisor(settings: Settings) -> None:
-    """Embed rows and answer calls until SIGTERM or SIGINT."""
-    run_worker(settings)
+def _check_nothing_is_left(connection: Connection) -> None:
+    query = """
+        SELECT name, blocked FROM pgembed.embedding
+        WHERE kind = 'kept' AND blocked IS NOT NULL AND NOT paused ORDER BY name
+    """
+    left = [f"{name!r} ({reason})" for name, reason in fetch_all(connection, query)]
+    if left:
+        raise WorkerError(
+            f"rows of these embeddings were left, because no worker can go on with "
+            f"them: {', '.join(left)}; mend that, and run it again"
+        )
 
 
 def check(settings: Settings) -> None:
@@ -122,21 +137,21 @@ class Supervisor:
         self._log_level = "WARNING" if quiet else "INFO"
         self._children: list[_Child] = []
         self._environment: Mapping[str, str] = {}
+        self._told_to_stop = 0
         self._deadline: float | None = None
 
     def stop(self) -> None:
-        """Let the children drain; a second time: kill them."""
-        if self._deadline is not None:
-            self._deadline = 0.0
-            return
-        self._deadline = time.monotonic() + self._settings.drain_seconds + _KILL_AFTER
-        for process in self._running():
-            process.terminate()
+        """Let the children drain; a second time: kill them.
+
+        It is the loop of *run* that does so: a signal may come at any moment, also
+        between the start of a child and its being known.
+        """
+        self._told_to_stop += 1
 
     @property
     def stopping(self) -> bool:
         """Whether it was told to stop."""
-        return self._deadline is not None
+        return self._told_to_stop > 0
 
     def processes(self) -> list[Process]:
         """Return what runs now."""
@@ -158,8 +173,9 @@ class Supervisor:
         self._environment = environment
         try:
             while not self._is_over():
-                if stop.is_set() and self._deadline is None:
+                if stop.is_set() and not self.stopping:
                     self.stop()
+                self._heed_stop()
                 for each in self._children:
                     self._tend(each)
                 self._kill_late()
@@ -169,6 +185,15 @@ class Supervisor:
                 process.kill()
             for each in self._children:
                 _reap(each)
+
+    def _heed_stop(self) -> None:
+        if self.stopping and self._deadline is None:
+            patience = self._settings.drain_seconds + _KILL_AFTER
+            self._deadline = time.monotonic() + patience
+            for process in self._running():
+                process.terminate()
+        elif self._told_to_stop > 1:
+            self._deadline = 0.0
 
     def _is_over(self) -> bool:
         if self._deadline is not None:

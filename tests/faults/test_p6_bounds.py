@@ -170,6 +170,26 @@ def test_statements_that_take_too_long(
     assert_converged(connection, model)
 
 
+@pytest.mark.usefixtures("statement_timeout")
+def test_a_table_that_takes_longer_to_enqueue_than_a_statement_may(
+    dsn: str, connection: Connection, tmp_path: Path
+) -> None:
+    """It does not keep the others from being embedded."""
+    model = add_good(connection, tmp_path)
+    create_docs(connection, *[f"the dog {i}" for i in range(20)])
+    connection.execute(
+        """
+        CREATE FUNCTION pgembed.dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_sleep(0.05); RETURN NEW;
+        END $$;
+        CREATE TRIGGER dawdle BEFORE INSERT ON pgembed.job_1
+        FOR EACH ROW EXECUTE FUNCTION pgembed.dawdle();
+        """
+    )
+    embed_all(dsn)
+    assert_converged(connection, model)
+
+
 @pytest.fixture
 def pooled_dsn(dsn: str, server: Databases, tmp_path: Path) -> Iterator[str]:
     """Return the DSN of the test's database by way of PgBouncer."""

@@ -14,9 +14,11 @@ import click
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from psycopg.conninfo import conninfo_to_dict
 
 from pgembed.cli.main import pgembed
 from tests.harness.models import register_model
+from tests.harness.roles import ordinary_role
 
 Connection = psycopg.Connection[Any]
 Run = Callable[..., Result]
@@ -153,6 +155,20 @@ def test_waiting_without_a_worker(run: Run, docs: Connection) -> None:
     """Waiting for a worker that is not there is an error that says how to start one."""
     result = run("embedding", "wait", "docs_body")
     assert "pgembed worker" in str(result.exception)
+
+
+def test_waiting_for_rows_that_one_may_not_count(dsn: str, docs: Connection) -> None:
+    """Waiting would be for ever."""
+    docs.execute("SELECT pgembed._register_worker('embed', 'here', 1, '0.1.0')")
+    with ordinary_role(dsn, may_create=False) as role:
+        name = conninfo_to_dict(role)["user"]
+        docs.execute("SELECT pgembed.grant_owner(%s::text::regrole)", [name])
+        result = CliRunner().invoke(
+            pgembed, ["embedding", "wait", "docs_body"], env={"PGEMBED_DSN": role}
+        )
+    assert "'docs_body' cannot be watched: unknown; not counted" in str(
+        result.exception
+    )
 
 
 def test_models_are_listed_shown_and_removed(run: Run, docs: Connection) -> None:

@@ -39,6 +39,19 @@ def adopted(connection: Connection, name: str) -> tuple[object, ...]:
     return row
 
 
+def test_an_index_that_comes_later(docs: Connection) -> None:
+    """Also one that leaves out what has no vector, which searches take, too."""
+    name = adopt(docs)
+    assert status(docs, name)["index_state"] == "none"
+    docs.execute(
+        "CREATE INDEX later ON docs USING hnsw (v vector_cosine_ops) "
+        "WHERE v IS NOT NULL"
+    )
+    assert status(docs, name)["index_state"] == "ready"
+    docs.execute("SELECT pgembed.drop_embedding(%s)", [name])
+    assert adopted(docs, adopt(docs))[4:] == ("hnsw", "ready")
+
+
 def test_every_storage(docs: Connection) -> None:
     assert adopt(docs) == "docs_v"
     assert adopt(docs, "h", distance="l2", name="half") == "half"

@@ -133,6 +133,16 @@ def test_once_with_several_processes(
     assert workers(connection) == []
 
 
+def test_once_says_what_it_had_to_leave(
+    dsn: str, connection: Connection, tmp_path: Path
+) -> None:
+    add_good(connection, tmp_path)
+    create_docs(connection, "a cat")
+    connection.execute("ALTER TABLE docs RENAME body TO words")
+    with pytest.raises(WorkerError, match=r"'docs_body' \(column body"):
+        run_worker(settings_for(dsn), once=True)
+
+
 def test_two_workers_share_the_rows(
     dsn: str, connection: Connection, tmp_path: Path
 ) -> None:
