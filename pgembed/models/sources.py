@@ -14,7 +14,7 @@ from pgembed.models.candidate import Candidate, check
 from pgembed.models.convert import convert
 from pgembed.models.encoding import padding_id
 from pgembed.models.folder import Folder
-from pgembed.models.layout import Layout
+from pgembed.models.modules import Modules
 from pgembed.models.options import ModelOptions, check_names
 from pgembed.models.quantize import quantize_int8
 
@@ -115,10 +115,10 @@ def _candidate(
     *,
     weights: bool,
 ) -> Candidate:
-    layout = Layout(folder)
-    tokenizer = layout.tokenizer()
-    network = _network(folder, layout, tell, weights=weights)
-    values = {**layout.options(), "pad_id": padding_id(tokenizer)}
+    modules = Modules(folder)
+    tokenizer = modules.tokenizer()
+    network = _network(folder, modules, tell, weights=weights)
+    values = {**modules.options(), "pad_id": padding_id(tokenizer)}
     checks.check_graph(network)
     if "pooling" not in values or checks.ranks(network) == {2}:
         values["pooling"] = "mean" if 3 in checks.ranks(network) else "none"
@@ -130,14 +130,14 @@ def _candidate(
     return check(source, network, tokenizer, options)
 
 
-def _network(folder: Folder, layout: Layout, tell: Report, *, weights: bool) -> bytes:
-    onnx = layout.find(*_ONNX)
-    safetensors = layout.find("model.safetensors")
+def _network(folder: Folder, modules: Modules, tell: Report, *, weights: bool) -> bytes:
+    onnx = modules.find(*_ONNX)
+    safetensors = modules.find("model.safetensors")
     if onnx and not (weights and safetensors):
         return folder.read(onnx, checks.MAX_BYTES)
     if safetensors:
         tell("converting the weights to ONNX")
-        return convert(layout.config(), folder.read(safetensors))
+        return convert(modules.config(), folder.read(safetensors))
     raise ModelSourceError(
         f"{folder} has neither {', '.join(_ONNX)} nor model.safetensors: "
         f"export the model to ONNX, or save its weights as one safetensors file"

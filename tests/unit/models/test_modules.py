@@ -9,7 +9,7 @@ import tokenizers
 
 from pgembed.errors import ModelSourceError
 from pgembed.models.folder import Folder
-from pgembed.models.layout import Layout
+from pgembed.models.modules import Modules
 from tests.harness import tiny_models
 
 MODULE = "sentence_transformers.models."
@@ -18,17 +18,17 @@ POOLING = {"path": "1_Pooling", "type": f"{MODULE}Pooling"}
 NORMALIZE = {"path": "2_Normalize", "type": f"{MODULE}Normalize"}
 
 
-def layout(folder: Path, **files: Any) -> Layout:
+def read(folder: Path, **files: Any) -> Modules:
     """Write JSON files, __ in their names for a slash, and read the folder."""
     for name, values in files.items():
         path = folder / (name.replace("__", "/") + ".json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    return Layout(Folder(folder))
+    return Modules(Folder(folder))
 
 
 def test_a_bare_folder_says_little(tmp_path: Path) -> None:
-    options = layout(tmp_path).options()
+    options = read(tmp_path).options()
     assert options == {
         "max_tokens": 512,
         "distance": "cosine",
@@ -48,9 +48,9 @@ def test_a_bare_folder_says_little(tmp_path: Path) -> None:
 )
 def test_pooling(tmp_path: Path, pooling: dict[str, Any], expected: str) -> None:
     modules = [TRANSFORMER, POOLING]
-    read = layout(tmp_path, modules=modules, **{"1_Pooling__config": pooling})
-    assert read.options()["pooling"] == expected
-    assert read.options()["normalize"] is False
+    found = read(tmp_path, modules=modules, **{"1_Pooling__config": pooling})
+    assert found.options()["pooling"] == expected
+    assert found.options()["normalize"] is False
 
 
 @pytest.mark.parametrize(
@@ -65,39 +65,39 @@ def test_pooling_that_cannot_be_honoured(
     tmp_path: Path, pooling: dict[str, Any]
 ) -> None:
     with pytest.raises(ModelSourceError, match="only mean, cls and lasttoken"):
-        layout(tmp_path, modules=[POOLING], **{"1_Pooling__config": pooling})
+        read(tmp_path, modules=[POOLING], **{"1_Pooling__config": pooling})
 
 
 def test_normalize(tmp_path: Path) -> None:
-    read = layout(tmp_path, modules=[TRANSFORMER, NORMALIZE])
-    assert read.options()["normalize"] is True
+    found = read(tmp_path, modules=[TRANSFORMER, NORMALIZE])
+    assert found.options()["normalize"] is True
 
 
 def test_dense_is_refused(tmp_path: Path) -> None:
     dense = {"path": "3_Dense", "type": f"{MODULE}Dense"}
     with pytest.raises(ModelSourceError, match="a module of type 'Dense'"):
-        layout(tmp_path, modules=[TRANSFORMER, dense])
+        read(tmp_path, modules=[TRANSFORMER, dense])
 
 
 def test_prompts(tmp_path: Path) -> None:
     prompts = {"query": "query: ", "passage": "passage: "}
-    read = layout(tmp_path, config_sentence_transformers={"prompts": prompts})
-    assert read.options()["query_prompt"] == "query: "
-    assert read.options()["document_prompt"] == "passage: "
+    found = read(tmp_path, config_sentence_transformers={"prompts": prompts})
+    assert found.options()["query_prompt"] == "query: "
+    assert found.options()["document_prompt"] == "passage: "
 
 
 def test_default_prompt(tmp_path: Path) -> None:
     config = {"prompts": {"x": "say: "}, "default_prompt_name": "x"}
-    options = layout(tmp_path, config_sentence_transformers=config).options()
+    options = read(tmp_path, config_sentence_transformers=config).options()
     assert options["query_prompt"] == options["document_prompt"] == "say: "
 
 
 def test_distance(tmp_path: Path) -> None:
-    read = layout(tmp_path, config_sentence_transformers={"similarity_fn_name": "dot"})
-    assert read.options()["distance"] == "inner_product"
+    found = read(tmp_path, config_sentence_transformers={"similarity_fn_name": "dot"})
+    assert found.options()["distance"] == "inner_product"
     config = {"similarity_fn_name": "manhattan"}
     with pytest.raises(ModelSourceError, match="compares vectors by 'manhattan'"):
-        layout(tmp_path, config_sentence_transformers=config).options()
+        read(tmp_path, config_sentence_transformers=config).options()
 
 
 @pytest.mark.parametrize(
@@ -117,29 +117,29 @@ def test_distance(tmp_path: Path) -> None:
     ],
 )
 def test_max_tokens(tmp_path: Path, files: dict[str, Any], expected: int) -> None:
-    assert layout(tmp_path, **files).options()["max_tokens"] == expected
+    assert read(tmp_path, **files).options()["max_tokens"] == expected
 
 
 def test_a_transformer_in_a_folder_of_its_own(tmp_path: Path) -> None:
     module = {**TRANSFORMER, "path": "0_Transformer"}
     files = {"0_Transformer__config": {"max_position_embeddings": 99}}
-    read = layout(tmp_path, modules=[module], **files)
-    assert read.options()["max_tokens"] == 99
+    found = read(tmp_path, modules=[module], **files)
+    assert found.options()["max_tokens"] == 99
     (tmp_path / "0_Transformer" / "model.onnx").touch()
-    assert read.find("model.onnx") == "0_Transformer/model.onnx"
+    assert found.find("model.onnx") == "0_Transformer/model.onnx"
 
 
 def test_the_tokenizer_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelSourceError, match=r"has no tokenizer\.json"):
-        layout(tmp_path).tokenizer()
+        read(tmp_path).tokenizer()
 
 
 def test_lower_case_first(tmp_path: Path) -> None:
     tokenizer = tiny_models.tokenizer()
     tokenizer.normalizer = None
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
-    plain = tokenizers.Tokenizer.from_buffer(layout(tmp_path).tokenizer())
+    plain = tokenizers.Tokenizer.from_buffer(read(tmp_path).tokenizer())
     assert plain.encode("CAT").tokens == ["[CLS]", "[UNK]", "[SEP]"]
-    read = layout(tmp_path, sentence_bert_config={"do_lower_case": True})
-    lower = tokenizers.Tokenizer.from_buffer(read.tokenizer())
+    found = read(tmp_path, sentence_bert_config={"do_lower_case": True})
+    lower = tokenizers.Tokenizer.from_buffer(found.tokenizer())
     assert lower.encode("CAT").tokens == ["[CLS]", "cat", "[SEP]"]

@@ -20,7 +20,7 @@ _DISTANCES = {"cosine": "cosine", "dot": "inner_product", "euclidean": "l2"}
 _NO_LIMIT = 1_000_000  # tokenizers without a limit state a number beyond this
 
 
-class Layout:
+class Modules:
     """The modules of a model folder: a transformer, maybe pooling and normalising.
 
     Raises ModelSourceError for modules that cannot be honoured.
