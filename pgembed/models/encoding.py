@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
 from pgembed.errors import ModelFileError
+from pgembed.models.jsonfile import parse
 from pgembed.models.options import ModelOptions
 
 Integers = npt.NDArray[np.int64]
@@ -124,7 +124,7 @@ class TextEncoder:
 
 def padding_id(tokenizer_bytes: bytes) -> int:
     """Return the id of the padding token, 0 when the tokenizer has none."""
-    padding = _json(tokenizer_bytes).get("padding")
+    padding = parse(tokenizer_bytes, "tokenizer.json", dict).get("padding")
     if isinstance(padding, dict) and isinstance(padding.get("pad_id"), int):
         return int(padding["pad_id"])
     tokenizer = _read(tokenizer_bytes)
@@ -133,16 +133,6 @@ def padding_id(tokenizer_bytes: bytes) -> int:
         if found is not None:
             return int(found)
     return 0
-
-
-def _json(tokenizer_bytes: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(tokenizer_bytes)
-    except ValueError as error:
-        raise ModelFileError(f"tokenizer.json is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ModelFileError("tokenizer.json is not a JSON object: get it again")
-    return values
 
 
 def _read(tokenizer_bytes: bytes) -> tokenizers.Tokenizer:

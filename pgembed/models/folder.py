@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pgembed.errors import ModelFileError
+from pgembed.models.jsonfile import parse
 
 MAX_BYTES = 8 << 30
 MAX_JSON_BYTES = 256 << 20
+T = TypeVar("T")
 
 
 class Folder:
@@ -34,7 +35,7 @@ class Folder:
         Raises ModelFileError for a name that leads out of the folder, for what is
         not a regular file, and for more than limit bytes.
         """
-        path = (self.path / name).resolve()
+        path = self._resolved(name)
         if not path.is_relative_to(self._root):
             raise ModelFileError(
                 f"{name} in {self} leads to {path}, outside of the folder, which is "
@@ -45,14 +46,20 @@ class Folder:
         except OSError as error:
             raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
 
-    def json(self, name: str) -> Any:
-        """Return what a JSON file holds, {} when it is not there."""
-        if self.find(name) is None:
-            return {}
+    def _resolved(self, name: str) -> Path:
         try:
-            return json.loads(self.read(name, MAX_JSON_BYTES))
-        except ValueError as error:
-            raise ModelFileError(f"{name} in {self} is not JSON: {error}") from None
+            return (self.path / name).resolve()
+        except RuntimeError:
+            raise ModelFileError(f"{name} in {self} is a link to itself") from None
+
+    def json(self, name: str, kind: type[T]) -> T:
+        """Return the dict or list in a JSON file, an empty one when it is not there.
+
+        Raises ModelFileError for a file that does not hold that.
+        """
+        if self.find(name) is None:
+            return kind()
+        return parse(self.read(name, MAX_JSON_BYTES), f"{name} in {self}", kind)
 
 
 def _read_regular(path: Path, limit: int) -> bytes:

