@@ -18,6 +18,12 @@ LOG_FORMATS = ("plain", "json")
 _UNITS = {"": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _LEAST_MEMORY = 64 << 20
 _DAY = 86_400
+_TYPES: Mapping[type, tuple[str, tuple[type, ...]]] = {
+    str: ("a string", (str,)),
+    Path: ("a path", (Path,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+}
 _RANGES = {
     "processes": (1, 1000),
     "threads": (0, 1000),
@@ -37,7 +43,8 @@ class Settings:
     """What a pgembed process can be told.
 
     Build it with :meth:`load`; the environment variable of a field is its name in
-    capitals after ``PGEMBED_``.
+    capitals after ``PGEMBED_``. Raises SettingError for a value of the wrong type or
+    out of range.
     """
 
     dsn: str = ""
@@ -81,6 +88,8 @@ class Settings:
     """Where a worker opens its socket for SQL functions; empty: as installed."""
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            _check_type(name, getattr(self, name), kind)
         for name, (least, most) in _RANGES.items():
             _require(name, getattr(self, name), at_least=least, at_most=most)
         if self.log_format not in LOG_FORMATS:
@@ -135,6 +144,15 @@ def _parse(variable: str, text: str, kind: type) -> Any:
             f"{variable}={text!r} is not a valid {kind.__name__}: "
             f"correct it or unset it"
         ) from None
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    wanted, types = _TYPES[kind]
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise SettingError(
+            f"{name} is {value!r}, but must be {wanted}: "
+            f"pass one or unset PGEMBED_{name.upper()}"
+        )
 
 
 def _require(name: str, value: float, *, at_least: float, at_most: float) -> None:

@@ -708,6 +708,36 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
         "threads is -1, but must be from 0 to 1,000: pass another val",
     ),
     (
+        lambda s: Settings.load({}, processes="3"),
+        SettingError,
+        "processes is '3', but must be a whole number: pass one or un",
+    ),
+    (
+        lambda s: Settings.load({}, processes=True),
+        SettingError,
+        "processes is True, but must be a whole number: pass one or u",
+    ),
+    (
+        lambda s: Settings.load({}, metrics_port=1.5),
+        SettingError,
+        "metrics_port is 1.5, but must be a whole number: pass one or",
+    ),
+    (
+        lambda s: Settings.load({}, lease_seconds="60"),
+        SettingError,
+        "lease_seconds is '60', but must be a number: pass one or uns",
+    ),
+    (
+        lambda s: Settings.load({}, cache_dir="models"),
+        SettingError,
+        "cache_dir is 'models', but must be a path: pass one or unset",
+    ),
+    (
+        lambda s: Settings.load({}, dsn=5),
+        SettingError,
+        "dsn is 5, but must be a string: pass one or unset PGEMBED_DS",
+    ),
+    (
         lambda s: Settings(processes=0),
         SettingError,
         "processes is 0, but must be from 1 to 1,000: pass another va",
