@@ -1,11 +1,33 @@
 -- What a search costs, exactly and through an index, in microseconds. The constants were
 -- measured; settings replace them: SET pgembed.cost_planner = 3, for example.
 
+CREATE OR REPLACE FUNCTION pgembed._refuse_cost(name text)
+RETURNS float8
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    setting text := 'pgembed.cost_' || name;
+BEGIN
+    RAISE EXCEPTION 'the setting % is %, but must be a number of microseconds, 0 or more',
+        setting, quote_literal(current_setting(setting))
+        USING ERRCODE = 'invalid_parameter_value',
+        HINT = format('RESET %s, and correct it where it comes from, if ALTER DATABASE or ALTER ROLE set it.', setting);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._refuse_cost(text) IS
+'The error of a setting pgembed.cost_NAME that is no cost.';
+
+
+-- One expression, which the planner puts in the place of the call.
 CREATE OR REPLACE FUNCTION pgembed._cost(name text, fallback float8)
 RETURNS float8
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN coalesce(
-    nullif(pg_catalog.current_setting('pgembed.cost_' || name, true), '')::float8, fallback);
+RETURN CASE
+    WHEN pgembed._setting('cost_' || name, NULL) IS NULL THEN fallback
+    WHEN pgembed._setting('cost_' || name, NULL) ~* '^ *\+?(\d{1,20}\.?|\d{0,20}\.\d+)(e[+-]?\d{1,2})? *$'
+    THEN pgembed._setting('cost_' || name, NULL)::float8
+    ELSE pgembed._refuse_cost(name) END;
 COMMENT ON FUNCTION pgembed._cost(text, float8) IS
 'A constant of the cost model, in microseconds: the setting pgembed.cost_NAME, or the fallback.';
 

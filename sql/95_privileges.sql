@@ -41,7 +41,7 @@ BEGIN
         '_like_pattern _measure_recall _memory_settings _named_column _nearest_statement _operator_class '
         '_passing_rows _pattern_operator _plan_fallback _plan_search _planned_index _query_vector _read_index '
         '_read_value _recall_of _record_filter _records_filter '
-        '_refuse_filter _refuse_source _refuse_term _run_search _same_key _sample_queries _search_condition '
+        '_refuse_cost _refuse_filter _refuse_source _refuse_term _run_search _same_key _sample_queries _search_condition '
         '_search_distances _search_embedding _search_report _search_rows _search_statement '
         '_search_strategy _sentinels _setting _source_relation _table_name _table_size '
         '_template_expression _trigrams_statement _usable_index _value _value_text '

@@ -134,6 +134,28 @@ def test_costs_can_be_set(planned: Connection) -> None:
         assert report["strategy"] == "exact"
 
 
+@pytest.mark.parametrize("cost", ["3", "0.0015", ".5", "1e-05", " +2.E1 ", ""])
+def test_costs_are_numbers(planned: Connection, cost: str) -> None:
+    row = planned.execute(
+        "SELECT pgembed._cost('planner', 9) FROM "
+        "set_config('pgembed.cost_planner', %s, true)",
+        (cost,),
+    ).fetchone()
+    assert row == (float(cost) if cost else 9,)
+
+
+@pytest.mark.parametrize("cost", ["x", "-1", "nan", "inf", "1e999", "1 2", "9" * 400])
+def test_what_is_no_cost(planned: Connection, cost: str) -> None:
+    says = f"pgembed.cost_visit is '{cost}', but must be a number of microseconds"
+    with planned.transaction(force_rollback=True):
+        planned.execute("SELECT set_config('pgembed.cost_visit', %s, true)", (cost,))
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=says) as caught:
+            search(planned, "items", np.ones(WIDTH))
+    hint = caught.value.diag.message_hint
+    assert hint is not None
+    assert hint.startswith("RESET pgembed.cost_visit, ")
+
+
 def test_a_table_in_memory_has_cheap_pages(planned: Connection) -> None:
     """Whatever the server thinks of pages; a table that is too big has the server's."""
     query = np.ones(WIDTH)
