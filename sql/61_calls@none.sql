@@ -10,9 +10,9 @@ AS $$
 BEGIN
     RAISE EXCEPTION 'no SQL function of this database can reach a worker'
         USING ERRCODE = 'feature_not_supported',
-        DETAIL = 'pgembed was installed without the extension dblink, and without plpython3u.',
-        HINT = 'CREATE EXTENSION dblink (part of PostgreSQL''s contrib) or plpython3u, then run '
-            '''pgembed install'' again. Kept embeddings, the command line and Python work without.';
+        DETAIL = 'pgembed was installed to use neither dblink nor PL/Python: that was asked for, or the extensions were not there.',
+        HINT = 'CREATE EXTENSION dblink (part of PostgreSQL''s contrib) or plpython3u, unless it is there, then run '
+            '''pgembed install --transport auto''. Kept embeddings, the command line and Python work without.';
 END;
 $$;
 COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS

@@ -62,7 +62,12 @@ def install(
             "roles pgembed_user, pgembed_owner and pgembed_worker have their rights "
             "here: GRANT them to the roles that log in"
         )
-    if report.transport == "none" and transport != "none":
+    if report.wish == "none":
+        click.echo(
+            "pgembed.embed() reaches no worker, by your choice: "
+            "'pgembed install --transport auto' changes it"
+        )
+    elif report.transport == "none":
         click.echo(
             "Extension dblink is not there: pgembed.embed() cannot reach a worker.\n"
             "Run CREATE EXTENSION dblink, then 'pgembed install' again."

@@ -47,7 +47,8 @@ def verify(
         findings += _transport(connection, plan)
         findings += _workers(connection)
         findings += (models := list(_models(connection)))
-        findings += server_checks.check_call(connection, _complete(models))
+        if plan.transport != "none":  # which was reported already
+            findings += server_checks.check_call(connection, _complete(models))
         findings += server_checks.check_settings(connection)
         findings += embedding_checks.check_all(connection)
     return findings
@@ -181,7 +182,13 @@ def _privileges(connection: Connection) -> Iterator[Finding]:
 
 
 def _transport(connection: Connection, plan: installation.Plan) -> Iterator[Finding]:
-    if plan.transport == "none":
+    if plan.calls.transport == "none":
+        yield ok(
+            "transport",
+            "none, by your choice: SQL functions cannot ask a worker to embed a text; "
+            "'pgembed install --transport auto' changes it",
+        )
+    elif plan.transport == "none":
         yield warning(
             "transport",
             "without dblink SQL functions cannot ask a worker to embed a text",

@@ -122,29 +122,33 @@ class Plan:
         return resolve_schemas(text, self.schemas)
 
 
-def plan(
+def wished(
     connection: Connection,
-    resources: Resources,
-    *,
     transport: transports.Wish | None = None,
     socket_dir: str | None = None,
+) -> CallSettings:
+    """Return these settings of calls; what is None is as it was installed."""
+    found = read(connection)
+    kept = found.calls if found else CallSettings()
+    return CallSettings(transport or kept.transport, socket_dir or kept.socket_dir)
+
+
+def plan(
+    connection: Connection, resources: Resources, calls: CallSettings | None = None
 ) -> Plan:
     """Compare the database with *resources*; extension vector must be there.
 
-    *transport* and *socket_dir* are as they were installed when they are None. Raises
-    InstallError when the transport cannot be had.
+    *calls* are as they were installed when they are None. Raises InstallError when
+    their transport cannot be had.
     """
+    calls = calls or wished(connection)
     schemas = {
         name: schema
         for name in ("vector", "dblink")
         if (schema := extension_schema(connection, name)) is not None
     }
     found = read(connection)
-    settings = found.calls if found else CallSettings()
-    settings = CallSettings(
-        transport or settings.transport, socket_dir or settings.socket_dir
-    )
-    chosen = transports.choose(connection, settings.transport)
+    chosen = transports.choose(connection, calls.transport)
     revision = migrate.current(connection)
     migrations = resources.migrations
     return Plan(
@@ -159,7 +163,7 @@ def plan(
             for path in resources.sql_files(chosen)
         ],
         schemas=schemas,
-        calls=settings,
+        calls=calls,
         transport=chosen,
         is_extension=extension_schema(connection, "pgembed") is not None,
     )

@@ -76,6 +76,8 @@ class InstallReport:
     """None: there was no schema before."""
     transport: str
     """How SQL functions reach a worker: plpython, dblink or none."""
+    wish: Wish
+    """How they are to reach one: as asked for, now or at an earlier installation."""
 
     def __str__(self) -> str:
         if not self.changed:
@@ -98,7 +100,7 @@ def install(
 
     Runs in one transaction of its own, alone: a second installer waits. Needs a role
     that may create a schema, or owns an empty one; extension vector is created when
-    the role may do so, and dblink if possible.
+    the role may do so, and that of the transport if possible.
 
     *transport* is how SQL functions are to reach a worker, *socket_dir* the folder in
     which they look for its socket; None leaves them as they were installed, at first
@@ -138,11 +140,10 @@ def install_in_transaction(
     _refuse_extension(connection)
     guards.require_versions(connection)
     guards.require_vector(connection)
-    transports.offer(connection, transport)
     guards.claim_schema(connection)
-    plan = installation.plan(
-        connection, resources, transport=transport, socket_dir=socket_dir
-    )
+    calls = installation.wished(connection, transport, socket_dir)
+    transports.offer(connection, calls.transport)
+    plan = installation.plan(connection, resources, calls)
     plan.refuse_newer()
     changed = plan.is_public or not plan.is_current
     if changed:
@@ -153,6 +154,7 @@ def install_in_transaction(
         revision=plan.head,
         previous_version=plan.found.version if plan.found else None,
         transport=plan.transport,
+        wish=plan.calls.transport,
     )
 
 

@@ -13,15 +13,15 @@ Wish = Literal["auto", "plpython", "dblink", "none"]
 """The transport asked for; auto: PL/Python, dblink or none, what the database has."""
 
 
-def offer(connection: Connection, wish: Wish | None) -> None:
-    """Create the extension of a transport, as far as that is permitted.
+def offer(connection: Connection, wish: Wish) -> None:
+    """Create the extension of the transport, as far as that is permitted.
 
     PL/Python, which asks for a worker on the server's machine, only when asked for.
-    Raises InstallError when it cannot be created.
+    Raises InstallError when that one cannot be created.
     """
-    if wish != "plpython":
+    if wish in ("auto", "dblink"):
         guards.offer_dblink(connection)
-    elif extension_schema(connection, "plpython3u") is None:
+    elif wish == "plpython" and extension_schema(connection, "plpython3u") is None:
         failure = guards.create_extension(connection, "plpython3u", "pg_catalog")
         if failure is not None:
             raise InstallError(

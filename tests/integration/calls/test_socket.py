@@ -18,7 +18,7 @@ from psycopg import errors
 
 from pgembed.models.session import Model
 from pgembed.postgres.connection import connect as open_connection
-from pgembed.postgres.connection import fetch_one
+from pgembed.postgres.connection import extension_schema, fetch_one
 from pgembed.postgres.doctor import verify
 from pgembed.postgres.schema import install
 from pgembed.worker import frames
@@ -369,6 +369,7 @@ def test_the_transport_is_kept_until_another_is_named(
     databases: Databases, connection: Connection
 ) -> None:
     assert install(connection).transport == "plpython"
+    assert extension_schema(connection, "dblink") is None
     folder = str(databases.socket_dir)
     assert install(connection, transport="dblink").transport == "dblink"
     report = install(connection)

@@ -62,6 +62,16 @@ def test_install_on_an_empty_database(empty_dsn: str) -> None:
     assert result.stdout.startswith("installed pgembed")
 
 
+def test_install_without_a_transport(empty_dsn: str) -> None:
+    runner = CliRunner(env={"PGEMBED_DSN": empty_dsn})
+    for arguments in (["--transport", "none"], []):
+        said = runner.invoke(pgembed, ["install", *arguments]).output
+        assert "by your choice: 'pgembed install --transport auto'" in said
+        assert "dblink" not in said
+    said = runner.invoke(pgembed, ["install", "--transport", "auto"]).output
+    assert "by your choice" not in said
+
+
 def test_uninstall_asks_first(run: Run, connection: Connection) -> None:
     """Without a yes nothing is removed."""
     assert run("uninstall", input="n\n").exit_code == 1

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from pgembed.errors import InstallError, PgembedError
+from pgembed.postgres.connection import extension_schema
 from pgembed.postgres.guards import open_to_public
 from pgembed.postgres.schema import install, verify
 from tests.conftest import Connect
@@ -162,6 +163,27 @@ def test_dblink_that_appears_later_is_used(empty_dsn: str, connect: Connect) -> 
         report = install(connection)
         assert (report.changed, report.transport) == (True, "dblink")
         connection.close()
+
+
+def has_dblink(connection: psycopg.Connection[Any]) -> bool:
+    return extension_schema(connection, "dblink") is not None
+
+
+def test_no_transport_by_choice(empty_dsn: str, connect: Connect) -> None:
+    """It stays, and no extension is created, until another is asked for."""
+    connection = connect(empty_dsn)
+    for wish in ("none", None):
+        report = install(connection, transport=wish)
+        assert (report.wish, report.transport) == ("none", "none")
+        assert not has_dblink(connection)
+        [finding] = [f for f in verify(connection) if f.subject == "transport"]
+        assert finding.level == "ok"
+        assert "by your choice" in finding.message
+    with pytest.raises(psycopg.Error, match="can reach a worker") as caught:
+        connection.execute("SELECT pgembed.embed('m', 'text')")
+    assert "install --transport auto" in (caught.value.diag.message_hint or "")
+    report = install(connection, transport="auto")
+    assert (report.wish, report.transport) == ("auto", "dblink")
 
 
 def test_role_without_create_is_told_what_to_ask_for(
