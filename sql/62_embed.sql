@@ -209,7 +209,12 @@ BEGIN
         RAISE EXCEPTION 'the options of a model have % bytes, more than 100000', octet_length(options::text)
             USING ERRCODE = 'program_limit_exceeded', HINT = 'Write them as {"max_tokens": 256}, or leave them out.';
     END IF;
-    IF source !~ '^(pypi:)?[A-Za-z0-9][A-Za-z0-9._-]*([/=]=?[A-Za-z0-9][A-Za-z0-9._-]*)?(@[A-Za-z0-9._/-]+)?$' THEN
+    IF octet_length(source) > 1000 THEN
+        RAISE EXCEPTION 'the model source %... has % bytes, more than 1000', quote_literal(left(source, 40)), octet_length(source)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one: minilm, owner/name or pypi:name.';
+    END IF;
+    -- Which sources there are is the worker's to say; paths and URLs are none to any worker.
+    IF source !~ '^[A-Za-z0-9_][A-Za-z0-9_.!+@:/=-]*$' OR split_part(source, '@', 1) ~ '/.*/' THEN
         RAISE EXCEPTION 'a worker does not read the model source %', quote_literal(source)
             USING ERRCODE = 'invalid_parameter_value',
             DETAIL = 'From SQL a model comes from a hub (owner/name), a package (pypi:name) or a built-in name (minilm).',

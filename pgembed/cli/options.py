@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from pgembed.errors import FilterError
 from pgembed.settings import Settings
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -25,6 +27,17 @@ dsn = setting("--dsn", str, "libpq connection string or URI of the database.")
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead of a table."
 )
+
+
+def check_filter(text: str | None) -> None:
+    """Raise FilterError for a --filter that is not JSON."""
+    try:
+        json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise FilterError(
+            f"the filter {text!r} is not JSON: {error}; write it as "
+            "'{\"column\": value}', in single quotes for the shell"
+        ) from None
 
 
 def settings(**arguments: Any) -> Settings:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pgembed.cli import options, output
-from pgembed.errors import FilterError, PgembedError
+from pgembed.errors import PgembedError
 from pgembed.postgres.connection import connect
 
 _LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
@@ -53,7 +53,7 @@ def recall(
     and the median milliseconds of the search and of the exact one. Without a workload
     the queries are vectors of the table, which flatters: each finds itself.
     """
-    _check_json(arguments["filter_json"])
+    options.check_filter(arguments["filter_json"])
     parameters = {**arguments, "embedding": embedding}
     with connect(options.settings(dsn=dsn).dsn, purpose="recall") as connection:
         rows = output.query(connection, _STATEMENT, parameters)
@@ -64,13 +64,6 @@ def recall(
     output.show(rows, as_json=as_json, empty="no vectors to measure with")
     if plot:
         _draw(embedding, curve, plot)
-
-
-def _check_json(text: str | None) -> None:
-    try:
-        json.loads(text or "{}")
-    except ValueError as error:
-        raise FilterError(f"the filter {text!r} is not JSON: {error}") from None
 
 
 def _draw(

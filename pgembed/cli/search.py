@@ -9,7 +9,7 @@ import click
 from psycopg import sql
 
 from pgembed.cli import options, output
-from pgembed.errors import EmbeddingError, FilterError
+from pgembed.errors import EmbeddingError
 from pgembed.postgres.connection import Connection, connect
 
 
@@ -36,7 +36,7 @@ def search(
     The text becomes a vector in a running worker. --filter is data and safe to take
     from anyone; --where is SQL and runs with your rights.
     """
-    _check_json(arguments["filter_json"])
+    options.check_filter(arguments["filter_json"])
     parameters = {**arguments, "embedding": embedding, "query": query}
     with connect(options.settings(dsn=dsn).dsn, purpose="search") as connection:
         rows = output.query(
@@ -46,16 +46,6 @@ def search(
         click.echo(json.dumps(rows[0]["explain_search"], indent=2))
     else:
         output.show(rows, as_json=as_json, empty="no rows")
-
-
-def _check_json(text: str | None) -> None:
-    try:
-        json.loads(text or "{}")
-    except ValueError as error:
-        raise FilterError(
-            f"the filter {text!r} is not JSON: {error}; write it as "
-            "'{\"column\": value}', in single quotes for the shell"
-        ) from None
 
 
 def _statement(

@@ -12,6 +12,8 @@ from pgembed.models.jsonfile import parse
 
 MAX_BYTES = 8 << 30
 MAX_JSON_BYTES = 256 << 20
+ONNX_NAMES = ("model.onnx", "onnx/model.onnx")
+WEIGHTS_NAME = "model.safetensors"
 T = TypeVar("T")
 
 

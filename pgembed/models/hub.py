@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pgembed.errors import ModelSourceError
-from pgembed.models.folder import Folder
+from pgembed.models.folder import ONNX_NAMES, WEIGHTS_NAME, Folder
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 Snapshot = Callable[..., Any]
 _SETTINGS = ("*.json", "*/config.json")
-_ONNX = ("model.onnx", "onnx/model.onnx")
-_WEIGHTS = ("model.safetensors", "*/model.safetensors")
+_WEIGHTS = (WEIGHTS_NAME, f"*/{WEIGHTS_NAME}")
 _TIMEOUT_SECONDS = 5.0
 
 
@@ -29,9 +28,9 @@ def snapshot(
     repository, _, revision = name.partition("@")
     get = download or _download
     folder = _get(
-        get, name, repository, revision, (*_SETTINGS, *(_ONNX if onnx else ()))
+        get, name, repository, revision, (*_SETTINGS, *(ONNX_NAMES if onnx else ()))
     )
-    if not (onnx and folder.find(*_ONNX)):
+    if not (onnx and folder.find(*ONNX_NAMES)):
         folder = _get(get, name, repository, revision, (*_SETTINGS, *_WEIGHTS))
     return folder
 

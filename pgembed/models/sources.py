@@ -13,7 +13,7 @@ from pgembed.models import checks, hub, wheel
 from pgembed.models.candidate import Candidate, check
 from pgembed.models.convert import convert
 from pgembed.models.encoding import padding_id
-from pgembed.models.folder import Folder
+from pgembed.models.folder import ONNX_NAMES, WEIGHTS_NAME, Folder
 from pgembed.models.modules import Modules
 from pgembed.models.options import ModelOptions, check_names
 from pgembed.models.quantize import quantize_int8
@@ -27,7 +27,6 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 Their weights are converted even where an ONNX file lies beside them, so that the
 model is the same, and as fast, whichever source had it.
 """
-_ONNX = ("model.onnx", "onnx/model.onnx")
 
 
 def resolve(
@@ -131,15 +130,15 @@ def _candidate(
 
 
 def _network(folder: Folder, modules: Modules, tell: Report, *, weights: bool) -> bytes:
-    onnx = modules.find(*_ONNX)
-    safetensors = modules.find("model.safetensors")
+    onnx = modules.find(*ONNX_NAMES)
+    safetensors = modules.find(WEIGHTS_NAME)
     if onnx and not (weights and safetensors):
         return folder.read(onnx, checks.MAX_BYTES)
     if safetensors:
         tell("converting the weights to ONNX")
         return convert(modules.config(), folder.read(safetensors))
     raise ModelSourceError(
-        f"{folder} has neither {', '.join(_ONNX)} nor model.safetensors: "
+        f"{folder} has neither {', '.join(ONNX_NAMES)} nor {WEIGHTS_NAME}: "
         f"export the model to ONNX, or save its weights as one safetensors file"
     )
 

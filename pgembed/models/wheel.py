@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from pgembed.errors import ModelFileError, ModelSourceError
-from pgembed.models.folder import Folder
+from pgembed.models.folder import ONNX_NAMES, WEIGHTS_NAME, Folder
 
 REQUIREMENT = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?(==[\w.!+-]+)?", re.ASCII)
 Download = Callable[[str, Path], Path]
@@ -19,7 +19,7 @@ _TIMEOUT_SECONDS = 1800
 _MAX_FILES = 10_000
 _MAX_BYTES = 8 << 30
 _BLOCK = 1 << 20
-_NETWORKS = ("model.onnx", "onnx/model.onnx", "model.safetensors")
+_NETWORKS = (*ONNX_NAMES, WEIGHTS_NAME)
 
 
 def unpack(requirement: str, into: Path, download: Download | None = None) -> Folder:
