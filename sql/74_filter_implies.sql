@@ -77,7 +77,10 @@ BEGIN
         SELECT FROM jsonb_array_elements(choices) AS c (choice)
         WHERE NOT CASE word
             WHEN 'eq' THEN c.choice = value
-            WHEN 'in' THEN value @> jsonb_build_array(c.choice)
+            -- Not @>, by which {"a": 1} would be in [{"a": 1, "b": 2}].
+            WHEN 'in' THEN EXISTS (
+                SELECT FROM jsonb_array_elements(CASE jsonb_typeof(value) WHEN 'array' THEN value ELSE '[]' END) AS v (v)
+                WHERE v.v = c.choice)
             ELSE pgembed._bound_implies('eq', c.choice, word, value) END);
 END;
 $$;
