@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def recall(
     the queries are vectors of the table, which flatters: each finds itself.
     """
     options.check_filter(arguments["filter_json"])
+    figure = _figure(plot) if plot else None
     parameters = {**arguments, "embedding": embedding}
     with connect(options.settings(dsn=dsn).dsn, purpose="recall") as connection:
         rows = output.query(connection, _STATEMENT, parameters)
@@ -63,14 +65,11 @@ def recall(
         ]
     output.show(rows, as_json=as_json, empty="no vectors to measure with")
     if plot:
-        _draw(embedding, curve, plot)
+        _draw(figure, embedding, curve, plot)
 
 
-def _draw(
-    embedding: str,
-    curve: Sequence[tuple[Mapping[str, float], Sequence[Mapping[str, Any]]]],
-    file: Path,
-) -> None:
+def _figure(file: Path) -> Any:
+    """Return an empty figure that can be drawn into the file, or raise PgembedError."""
     try:
         figures = importlib.import_module("matplotlib.figure")
     except ImportError:
@@ -78,6 +77,37 @@ def _draw(
             "--plot needs matplotlib: pip install 'pgembed-vector[plot]'"
         ) from None
     figure = figures.Figure(figsize=(7, 5), layout="constrained")
+    formats = figure.canvas.get_supported_filetypes()
+    if file.suffix and file.suffix[1:].lower() not in formats:
+        raise PgembedError(
+            f"cannot write {file}: its name must end in one of "
+            f"{', '.join(sorted(formats))}"
+        )
+    with _writing(file):
+        made = not file.exists()
+        file.open("ab").close()
+        if made:
+            file.unlink()
+    return figure
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PgembedError(
+            f"cannot write {file}: {error.strerror or error}; "
+            f"name another file for --plot"
+        ) from error
+
+
+def _draw(
+    figure: Any,
+    embedding: str,
+    curve: Sequence[tuple[Mapping[str, float], Sequence[Mapping[str, Any]]]],
+    file: Path,
+) -> None:
     axes = figure.subplots()
     shapes: dict[str, list[tuple[float, float]]] = {}
     for _, rows in curve:
@@ -89,4 +119,5 @@ def _draw(
         axes.plot(ms, recalls, marker="o", label=shape)
     axes.set(xlabel="median milliseconds", ylabel="recall", title=embedding)
     axes.legend(fontsize="small")
-    figure.savefig(file)
+    with _writing(file):
+        figure.savefig(file)

@@ -83,21 +83,45 @@ def test_recall_draws(run: Run, items: psycopg.Connection[Any], tmp_path: Path) 
     """--plot writes a picture, where matplotlib is installed."""
     pytest.importorskip("matplotlib")
     file = tmp_path / "recall.png"
+    file.write_text("an earlier one")
     result = run("recall", "items_v", "--sample", "3", "--plot", str(file))
     assert result.exit_code == 0, result.output
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("absent/x.png", r"cannot write .*absent/x\.png: No such file or directory"),
+        ("file/x.png", r"cannot write .*file/x\.png: Not a directory"),
+        ("x.txt", r"cannot write .*x\.txt: its name must end in one of .*png, "),
+    ],
+)
+def test_where_nothing_can_be_drawn(tmp_path: Path, name: str, says: str) -> None:
+    """It is told before the database is asked for anything."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").touch()
+    with pytest.raises(PgembedError, match=says):
+        draw_nowhere(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_drawing_needs_matplotlib(
-    run: Run,
-    items: psycopg.Connection[Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without matplotlib the message says what to install."""
+    """Without matplotlib the message says what to install, before anything is done."""
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(PgembedError, match=r"pgembed-vector\[plot\]"):
-        run("recall", "items_v", "--sample", "1", "--plot", str(tmp_path / "x.png"))
+        draw_nowhere(tmp_path / "x.png")
+
+
+def draw_nowhere(file: Path) -> None:
+    CliRunner().invoke(
+        commands,
+        ["recall", "items_v", "--plot", str(file)],
+        env={"PGEMBED_DSN": "host=/nonexistent"},
+        catch_exceptions=False,
+    )
 
 
 def test_advise_apply_and_drop(run: Run, items: psycopg.Connection[Any]) -> None:
