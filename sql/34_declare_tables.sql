@@ -146,6 +146,8 @@ DECLARE
     stem text := 'job_' || e.id;
 BEGIN
     EXECUTE format('CREATE TABLE %s (%s) INHERITS (pgembed.job)', job, pgembed._key_definitions(e.source));
+    -- A publication FOR ALL TABLES forbids to update a table whose rows it cannot tell apart.
+    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', job);
     EXECUTE format('CREATE INDEX %I ON %s (%s)', stem || '_key', job, pgembed._key_list(e.key_columns));
     EXECUTE format('CREATE INDEX %I ON %s (pgembed_available_at) '
         'WHERE pgembed_available_at IS NOT NULL', stem || '_available', job);

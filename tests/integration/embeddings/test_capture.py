@@ -108,6 +108,26 @@ def test_copy(drained: Connection, worker: SqlWorker) -> None:
     converge(drained, worker)
 
 
+def test_a_publication_of_all_tables(drained: Connection, worker: SqlWorker) -> None:
+    """Its tables can be updated only as long as their rows can be told apart."""
+    drained.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    try:
+        drained.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
+        drained.execute("UPDATE docs SET id = 9 WHERE id = 2")
+        drained.execute("DELETE FROM docs WHERE id = 3")
+        converge(drained, worker)
+        unknowable = """
+            SELECT c.oid::regclass::text FROM pg_class AS c
+            WHERE c.relnamespace = 'pgembed'::regnamespace AND c.relkind = 'r'
+                AND c.relpersistence = 'p' AND c.relreplident = 'd' AND NOT EXISTS (
+                    SELECT FROM pg_index AS i
+                    WHERE i.indrelid = c.oid AND i.indisprimary)
+        """
+        assert rows(drained, unknowable) == [("pgembed.job",)]  # It has no rows.
+    finally:
+        drained.execute("DROP PUBLICATION everything")
+
+
 def test_before_trigger_that_rewrites(drained: Connection, worker: SqlWorker) -> None:
     drained.execute(
         """

@@ -48,6 +48,7 @@ LATER = (
         "pgembed_attempts smallint NOT NULL DEFAULT 0, pgembed_slot integer, "
         "pgembed_lease bigint, pgembed_fingerprint uuid, pgembed_error text)'",
     ),
+    (re.compile(r"EXECUTE format\('ALTER TABLE %s REPLICA IDENTITY FULL', job\);"), ""),
     (re.compile(r", watching_until = CASE.*?END", re.DOTALL), ""),
     (re.compile(r"w\.watching_until > clock_timestamp\(\)"), "false"),
 )
@@ -218,6 +219,8 @@ def test_embeddings_are_kept_and_go_on(
     update(db, files, new)
     query = "SELECT id, body_embedding::text, xmin::text FROM docs WHERE id <> 2"
     assert db.execute(query).fetchall() == [row for row in before if row[0] != 2]
+    identity = "SELECT relreplident FROM pg_class WHERE oid = 'pgembed.job_1'::regclass"
+    assert value(db, identity) == "f"
     db.execute("INSERT INTO docs (id, body) VALUES (4, 'new')")
     embed_all(empty_dsn)
     assert_current(db, model)
