@@ -251,6 +251,23 @@ COMMENT ON FUNCTION pgembed._key_list(text[]) IS
 'SQL: the columns, quoted, separated by commas.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._retyped_keys(e pgembed.embedding)
+RETURNS TABLE (relation regclass, name text, present text, wanted text, is_built_in boolean)
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT k.attrelid, k.attname, format_type(k.atttypid, k.atttypmod), format_type(s.atttypid, s.atttypmod),
+        k.atttypid < 16384 AND s.atttypid < 16384
+    FROM pg_catalog.pg_attribute AS s
+    INNER JOIN pg_catalog.pg_attribute AS k ON k.attname = s.attname
+        AND (k.atttypid, k.atttypmod) <> (s.atttypid, s.atttypmod)
+    WHERE s.attrelid = e.source AND s.attname = ANY (e.key_columns)
+        AND (k.attrelid = to_regclass(pgembed._job_table(e.id)) OR k.attrelid = e.target AND e.target <> e.source);
+$$;
+COMMENT ON FUNCTION pgembed._retyped_keys(pgembed.embedding) IS
+'The key columns of the job table and the chunk table that have another type than the source''s.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._fault(e pgembed.embedding)
 RETURNS text
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -277,6 +294,10 @@ RETURN (
         SELECT format('the primary key of table %s is not (%s) any more',
             e.source, pgembed._key_list(e.key_columns))
         WHERE pgembed._key_columns(e.source) IS DISTINCT FROM e.key_columns
+        UNION ALL
+        SELECT format('key column %I is of type %s in table %s and of type %s in %s: SELECT pgembed.reconcile(%L)',
+            k.name, k.wanted, e.source, k.present, k.relation, e.name)
+        FROM pgembed._retyped_keys(e) AS k
     ) AS f (reason)
 );
 COMMENT ON FUNCTION pgembed._fault(pgembed.embedding) IS

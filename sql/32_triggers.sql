@@ -69,6 +69,27 @@ COMMENT ON FUNCTION pgembed._create_capture_functions(pgembed.embedding) IS
 'Create or replace the trigger functions of an embedding.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._watches_wrongly(e pgembed.embedding)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    -- The WHEN of a trigger follows its columns to other names: their old names may be others' by now.
+    SELECT NOT (w.columns @> w.wanted AND w.columns <@ w.wanted)
+    FROM (
+        SELECT e.key_columns || e.content_columns, coalesce(array_agg(a.attname::text), '{}')
+        FROM pg_catalog.pg_trigger AS g
+        INNER JOIN pg_catalog.pg_depend AS d
+            ON d.classid = 'pg_catalog.pg_trigger'::regclass AND d.objid = g.oid
+            AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = g.tgrelid
+        INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = g.tgrelid AND a.attnum = d.refobjsubid
+        WHERE g.tgrelid = e.source AND g.tgname = pgembed._trigger_name(e.id, 'update')
+    ) AS w (wanted, columns)
+);
+COMMENT ON FUNCTION pgembed._watches_wrongly(pgembed.embedding) IS
+'Whether the trigger for UPDATE is gone, or looks at other columns than those of the key and the content.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._create_trigger(
     e pgembed.embedding, relation regclass, event text, timing text, function text
 )
@@ -79,8 +100,8 @@ AS $$
 DECLARE
     trigger_name text := pgembed._trigger_name(e.id, event);
 BEGIN
-    -- Only where it is missing: CREATE TRIGGER locks writers out until the transaction ends.
-    IF NOT EXISTS (
+    -- Only where it must: CREATE TRIGGER locks writers out until the transaction ends.
+    IF event = 'update' AND pgembed._watches_wrongly(e) OR NOT EXISTS (
         SELECT
         FROM pg_catalog.pg_trigger AS g
         INNER JOIN pg_catalog.pg_proc AS p ON p.oid = g.tgfoid
@@ -93,7 +114,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._create_trigger(pgembed.embedding, regclass, text, text, text) IS
-'Create a trigger that is not there; its timing names the relation as @.';
+'Create a trigger that is not there, or not as it should be; its timing names the relation as @.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._by_statement(source regclass)
@@ -240,14 +261,14 @@ CREATE OR REPLACE FUNCTION pgembed._captures_wrongly(e pgembed.embedding)
 RETURNS boolean
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-RETURN EXISTS (
+RETURN pgembed._watches_wrongly(e) OR EXISTS (
     SELECT
     FROM pg_catalog.pg_trigger AS g
     WHERE g.tgrelid = e.source AND g.tgname = pgembed._trigger_name(e.id, 'wake')
         AND (g.tgnewtable IS NOT NULL) <> pgembed._by_statement(e.source)
 );
 COMMENT ON FUNCTION pgembed._captures_wrongly(pgembed.embedding) IS
-'Whether the source became a partition, or ceased to be one, since its triggers were made.';
+'Whether since its triggers were made the source became a partition, or ceased to be one, or other columns took the names of those that are watched.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._follow_partitions(e pgembed.embedding)
@@ -275,8 +296,11 @@ BEGIN
         EXECUTE format('DROP TRIGGER %I ON %s', pgembed._trigger_name(e.id, 'truncate'), part);
         changed := true;
     END LOOP;
-    IF pgembed._captures_wrongly(e) AND pgembed._try_lock(e.source, 'SHARE ROW EXCLUSIVE') THEN
+    IF pgembed._captures_wrongly(e) AND pgembed._fault(e) IS NULL
+        AND pgembed._try_lock(e.source, 'SHARE ROW EXCLUSIVE')
+    THEN
         PERFORM pgembed._create_capture(e);
+        PERFORM pgembed._queue_stale(e);
         changed := true;
     END IF;
     IF changed THEN
@@ -291,7 +315,7 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._follow_partitions(pgembed.embedding) IS
-'Notice partitions that were attached, with the rows in them, or detached since.';
+'Notice partitions that were attached, with the rows in them, or detached since; and columns that were replaced.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._drop_capture(e pgembed.embedding)

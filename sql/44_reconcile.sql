@@ -97,6 +97,51 @@ COMMENT ON FUNCTION pgembed._follow_key(pgembed.embedding) IS
 'Take over new names of the source''s key columns.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._retype_keys(e pgembed.embedding, changed regclass)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    k record;
+BEGIN
+    -- The casts of other types are their owners' code, and would run as whoever does this.
+    FOR k IN SELECT r.* FROM pgembed._retyped_keys(e) AS r WHERE r.relation = changed AND r.is_built_in LOOP
+        EXECUTE format('ALTER TABLE %1$s ALTER COLUMN %2$I TYPE %3$s USING %2$I::%3$s', changed, k.name, k.wanted);
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._retype_keys(pgembed.embedding, regclass) IS
+'Give the key columns of a job or chunk table the types that the source''s have now, as far as these are PostgreSQL''s own.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._follow_key_types(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF pgembed._key_columns(e.source) IS DISTINCT FROM e.key_columns
+        OR NOT EXISTS (SELECT FROM pgembed._retyped_keys(e))
+    THEN
+        RETURN;
+    END IF;
+    -- Sources come before jobs; new triggers will need this lock.
+    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', e.source);
+    IF pgembed._administers() THEN
+        PERFORM pgembed._retype_keys(e, pgembed._job_table(e.id)::regclass);
+    END IF;
+    IF e.target <> e.source THEN
+        PERFORM pgembed._retype_keys(e, e.target);
+    END IF;
+    -- For others than the schema's owner, a trigger of this statement changes the job table.
+    UPDATE pgembed.embedding AS n SET key_columns = e.key_columns, blocked = NULL WHERE n.id = e.id;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._follow_key_types(pgembed.embedding) IS
+'Take over new types of the source''s key columns.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._delete_twins(e pgembed.embedding)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -172,6 +217,7 @@ DECLARE
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', e.source);
     e := pgembed._follow_key(e);
+    PERFORM pgembed._follow_key_types(e);
     PERFORM pgembed._check_fits(e);
     PERFORM pgembed._create_capture(e);
     PERFORM pgembed._grant_source(e);

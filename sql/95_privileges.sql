@@ -37,11 +37,12 @@ BEGIN
         '_filter_comparison _filter_contains _filter_in _filter_json _filter_json_part '
         '_filter_list _filter_node _filter_operand _filter_pattern _filter_shape _filter_term '
         '_filter_value _find_embedding _frequent_value _has_partial_index _hybrid_statement _index_condition '
-        '_index_settings _indexed_statement _json_as _json_value _key_columns _key_list _key_match _lexemes '
+        '_index_settings _indexed_statement _job_table _json_as _json_value _key_columns _key_list _key_match _lexemes '
         '_like_pattern _measure_recall _memory_settings _named_column _nearest_statement _operator_class '
         '_passing_rows _pattern_operator _plan_fallback _plan_search _planned_index _query_vector _read_index '
         '_read_value _recall_of _record_filter _records_filter '
-        '_refuse_cost _refuse_filter _refuse_source _refuse_term _run_search _same_key _sample_queries _search_condition '
+        '_refuse_cost _refuse_filter _refuse_source _refuse_term _retyped_keys _run_search _same_key '
+        '_sample_queries _search_condition '
         '_search_distances _search_embedding _search_report _search_rows _search_statement '
         '_search_strategy _sentinels _setting _source_relation _table_name _table_size '
         '_template_expression _trigrams_statement _usable_index _value _value_text '
@@ -120,9 +121,9 @@ BEGIN
         '_fits _former_owner _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _in_schema_of '
         '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
         '_key_list _key_match _live _operator_class _owner _owns _queue_depths '
-        '_refuse_stranger _revoke_source _source_privileges _template_expression '
+        '_refuse_stranger _retyped_keys _revoke_source _source_privileges _template_expression '
         '_template_tokens _trigger_function _trigger_name _try_lock _try_lock_by_plan _wake '
-        '_with_partitions _worker_roles _check_embedding _block') AS r;
+        '_watches_wrongly _with_partitions _worker_roles _check_embedding _block') AS r;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._shared_routines() IS
@@ -142,8 +143,9 @@ BEGIN
         '_check_free _check_indexable _check_key _check_name _check_option _check_source '
         '_column_type _content_columns _create_capture _create_chunk_table '
         '_create_trigger _create_truncate_trigger _delete_twins _failures _find_kept '
-        '_find_model _follow_key _forget_all _index_name _is_built_in _is_moved_out _key_changed '
-        '_key_definitions _key_object _most_dimensions _queue_stale _rate _rename_keys _shorten _state '
+        '_find_model _follow_key _follow_key_types _forget_all _index_name _is_built_in _is_moved_out '
+        '_key_changed _key_definitions _key_object _most_dimensions _queue_stale _rate _rename_keys _retype_keys '
+        '_shorten _state '
         '_status _vector_type _wake_trigger') AS r
     UNION
     SELECT r FROM pgembed._shared_routines() AS r;

@@ -104,6 +104,19 @@ def _check(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
             embedding.call("drop_embedding"),
         )
         return
+    (fault,) = fetch_one(
+        connection,
+        "SELECT pgembed._fault(e) FROM pgembed.embedding AS e WHERE e.id = %s",
+        (embedding.id,),
+    )
+    if fault is not None:
+        yield error(
+            embedding.subject,
+            f"it no longer fits its table: {fault}",
+            f"undo that, then {embedding.call('resume_embedding')}; or drop the "
+            "embedding and declare it again",
+        )
+        return
     if embedding.kind == "kept":
         yield from _capture(connection, embedding)
         yield from _queue(connection, embedding)
@@ -138,8 +151,27 @@ def _capture(connection: Connection, embedding: _Embedding) -> Iterator[Finding]
             f"as the table's owner: {embedding.call('reconcile')}",
         )
     else:
+        yield from _columns(connection, embedding)
         yield from _owner(connection, embedding)
         yield from _partitions(connection, embedding)
+
+
+def _columns(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+    """Look for triggers that columns, or the table, have been taken from."""
+    (is_wrong,) = fetch_one(
+        connection,
+        "SELECT pgembed._captures_wrongly(e) FROM pgembed.embedding AS e "
+        "WHERE e.id = %s",
+        (embedding.id,),
+    )
+    if is_wrong:
+        yield error(
+            embedding.subject,
+            "its triggers watch columns that were replaced, or are from before the "
+            "table was made a partition or taken out: workers that own the table "
+            "would make them anew",
+            f"as the table's owner: {embedding.call('reconcile')}",
+        )
 
 
 def _owner(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:

@@ -102,6 +102,11 @@ BREAKAGES = {
         "FROM pg_trigger WHERE tgname LIKE '%update'); END $$",
         "UPDATE are missing or disabled",
     ),
+    "renamed": ("ALTER TABLE docs RENAME body TO text", "column body of table"),
+    "replaced": (
+        "ALTER TABLE docs RENAME body TO former; ALTER TABLE docs ADD body text",
+        "watch columns that were replaced",
+    ),
     "disabled": (
         "ALTER TABLE docs DISABLE TRIGGER ALL",
         "INSERT, DELETE, UPDATE, TRUNCATE are missing or disabled",

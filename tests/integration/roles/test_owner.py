@@ -302,6 +302,51 @@ def test_a_table_that_is_given_away(
     assert_converged(connection, name)
 
 
+@pytest.mark.parametrize("options", ["", ", chunk_tokens => 8"])
+def test_a_key_of_another_type(
+    olga: Connection, walter: Connection, connection: Connection, options: str
+) -> None:
+    create_docs(olga)
+    name = declare(olga, options)
+    drain(walter)
+    olga.execute(
+        """
+        ALTER TABLE docs ADD fresh bigint;
+        UPDATE docs SET fresh = id;
+        ALTER TABLE docs DROP CONSTRAINT docs_pkey;
+        ALTER TABLE docs RENAME id TO former;
+        ALTER TABLE docs ALTER former DROP NOT NULL;
+        ALTER TABLE docs RENAME fresh TO id;
+        ALTER TABLE docs ADD PRIMARY KEY (id);
+        """
+    )
+    drain(walter)
+    assert value(olga, "SELECT pgembed.reconcile(%s)", name) == 0
+    olga.execute("INSERT INTO docs (id, body) VALUES (5000000000, 'far away')")
+    drain(walter)
+    assert_converged(connection, name)
+
+
+def test_columns_that_a_worker_without_the_table_cannot_follow(
+    olga: Connection, walter: Connection, connection: Connection
+) -> None:
+    create_docs(olga)
+    declare(olga)
+    drain(walter)
+    olga.execute("ALTER TABLE docs ADD fresh text; UPDATE docs SET fresh = body || 1")
+    olga.execute("ALTER TABLE docs RENAME body TO former")
+    olga.execute("ALTER TABLE docs RENAME fresh TO body")
+    drain(walter)
+    findings = [f for f in verify(connection) if f.subject == "embedding docs_body"]
+    assert "columns that were replaced" in findings[0].message
+    olga.execute("SELECT pgembed.reconcile('docs_body')")
+    drain(walter)
+    assert_converged(connection, "docs_body")
+    assert {f.message for f in verify(connection) if f.subject[:9] == "embedding"} == {
+        "well"
+    }
+
+
 def test_a_cast_that_spoils_the_key_stops_no_other(
     olga: Connection, walter: Connection, connection: Connection
 ) -> None:
