@@ -271,6 +271,23 @@ COMMENT ON FUNCTION pgembed._captures_wrongly(pgembed.embedding) IS
 'Whether since its triggers were made the source became a partition, or ceased to be one, or other columns took the names of those that are watched.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._partition_triggers(e pgembed.embedding)
+RETURNS oid[]
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN ARRAY(
+    SELECT g.oid
+    FROM pg_catalog.pg_depend AS d
+    INNER JOIN pg_catalog.pg_trigger AS g ON g.oid = d.objid AND g.tgparentid <> 0
+    WHERE d.classid = 'pg_catalog.pg_trigger'::regclass
+        AND d.refclassid = 'pg_catalog.pg_proc'::regclass
+        AND d.refobjid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e.id, 'update')))
+    ORDER BY g.oid
+);
+COMMENT ON FUNCTION pgembed._partition_triggers(pgembed.embedding) IS
+'The triggers that capture the updates of each partition: DETACH drops a partition''s, ATTACH makes another.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._follow_partitions(e pgembed.embedding)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -278,7 +295,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     part regclass;
-    changed boolean := false;
+    -- Before anything is looked at: a partition that comes later is followed next time.
+    found oid[] := pgembed._partition_triggers(e);
+    changed boolean := found IS DISTINCT FROM e.partition_triggers;
 BEGIN
     FOR part IN
         SELECT r FROM pgembed._with_partitions(e.source) AS r
@@ -300,13 +319,14 @@ BEGIN
         AND pgembed._try_lock(e.source, 'SHARE ROW EXCLUSIVE')
     THEN
         PERFORM pgembed._create_capture(e);
-        PERFORM pgembed._queue_stale(e);
+        PERFORM pgembed._queue_stale(e, e.source);
         changed := true;
     END IF;
     IF changed THEN
         PERFORM pgembed._enable_capture(e);
         PERFORM pgembed._delete_leftovers(e);
-        UPDATE pgembed.embedding AS n SET enqueued = false WHERE n.id = e.id;
+        PERFORM pgembed._queue_attached(e);
+        UPDATE pgembed.embedding AS n SET enqueued = false, partition_triggers = found WHERE n.id = e.id;
     END IF;
 EXCEPTION
     WHEN insufficient_privilege THEN
@@ -315,7 +335,7 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._follow_partitions(pgembed.embedding) IS
-'Notice partitions that were attached, with the rows in them, or detached since; and columns that were replaced.';
+'Notice partitions that were attached, with the rows in them, detached or dropped since; and columns that were replaced.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._drop_capture(e pgembed.embedding)

@@ -175,7 +175,7 @@ COMMENT ON FUNCTION pgembed._has_vector(pgembed.embedding, text) IS
 'SQL: whether a source row has its vector, or chunks.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._queue_stale(e pgembed.embedding)
+CREATE OR REPLACE FUNCTION pgembed._queue_stale(e pgembed.embedding, part regclass)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -196,14 +196,30 @@ BEGIN
         'WHERE j.pgembed_available_at IS NULL AND j.pgembed_error IS NULL '
         'AND (j.pgembed_fingerprint IS DISTINCT FROM md5(%4$s)::uuid '
         'OR (%4$s IS NOT NULL) <> (%5$s)) FOR UPDATE OF j SKIP LOCKED))',
-        pgembed._job_table(e.id), e.source, pgembed._key_match(e.source, 'j', 's'), content,
+        pgembed._job_table(e.id), part, pgembed._key_match(e.source, 'j', 's'), content,
         pgembed._has_vector(e, 's'));
     GET DIAGNOSTICS stale = ROW_COUNT;
     RETURN stale;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._queue_stale(pgembed.embedding) IS
-'Queue the rows whose content is not what was embedded last; returns how many.';
+COMMENT ON FUNCTION pgembed._queue_stale(pgembed.embedding, regclass) IS
+'Queue the rows of the source, or of a partition, whose content is not what was embedded last; returns how many.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._queue_attached(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgembed._queue_stale(e, g.tgrelid)
+    FROM pg_catalog.pg_trigger AS g
+    INNER JOIN pg_catalog.pg_class AS c ON c.oid = g.tgrelid AND c.relkind = 'r'
+    WHERE g.oid = ANY (pgembed._partition_triggers(e)) AND g.oid <> ALL (e.partition_triggers);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._queue_attached(pgembed.embedding) IS
+'Queue the rows that changed in partitions while these were detached.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.reconcile(name text)
@@ -214,16 +230,19 @@ AS $$
 DECLARE
     e pgembed.embedding := pgembed._find_kept(name);
     queued bigint;
+    found oid[];
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', e.source);
     e := pgembed._follow_key(e);
     PERFORM pgembed._follow_key_types(e);
     PERFORM pgembed._check_fits(e);
     PERFORM pgembed._create_capture(e);
+    found := pgembed._partition_triggers(e);
     PERFORM pgembed._grant_source(e);
     PERFORM pgembed._delete_leftovers(e);
     PERFORM pgembed._delete_twins(e);
-    queued := pgembed._add_missing_jobs(e) + pgembed._queue_stale(e);
+    queued := pgembed._add_missing_jobs(e) + pgembed._queue_stale(e, e.source);
+    UPDATE pgembed.embedding AS n SET partition_triggers = found WHERE n.id = e.id;
     UPDATE pgembed.embedding AS n
     SET index_state = 'waiting', index_error = NULL
     WHERE n.id = e.id AND n.index_state IN ('ready', 'failed')

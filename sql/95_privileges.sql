@@ -120,7 +120,7 @@ BEGIN
         '_delete_leftovers _drop_capture _enable_capture _exists _fault _find_embedding _firing '
         '_fits _former_owner _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _in_schema_of '
         '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
-        '_key_list _key_match _live _operator_class _owner _owns _queue_depths '
+        '_key_list _key_match _live _operator_class _owner _owns _partition_triggers _queue_attached _queue_depths _queue_stale '
         '_refuse_stranger _retyped_keys _revoke_source _source_privileges _template_expression '
         '_template_tokens _trigger_function _trigger_name _try_lock _try_lock_by_plan _wake '
         '_watches_wrongly _with_partitions _worker_roles _check_embedding _block') AS r;
@@ -169,7 +169,7 @@ BEGIN
         'target_column, chunk_tokens, chunk_overlap, storage, dimensions, distance, on_change, '
         'index_method, index_name, index_state, enqueued), '
         'UPDATE (key_columns, on_change, index_method, index_state, index_error, enqueued, paused, '
-        'blocked) ON pgembed.embedding TO %s', role);
+        'partition_triggers, blocked) ON pgembed.embedding TO %s', role);
     EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s',
         (SELECT string_agg(r::text, ', ') FROM pgembed._owner_routines() AS r), role);
 END;
@@ -219,7 +219,7 @@ BEGIN
     EXECUTE format('GRANT SELECT, DELETE, UPDATE (worker, answered, vectors, error, expires_at) ON pgembed.call TO %s', role);
     EXECUTE format('GRANT SELECT, DELETE, UPDATE (state, worker, lease, attempts, started_at, '
         'ended_at, due_at, error) ON pgembed.batch TO %s', role);
-    EXECUTE format('GRANT DELETE, UPDATE (enqueued, blocked, index_state, index_error, index_worker) '
+    EXECUTE format('GRANT DELETE, UPDATE (enqueued, partition_triggers, blocked, index_state, index_error, index_worker) '
         'ON pgembed.embedding TO %s', role);
     EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s',
         (SELECT string_agg(r::text, ', ') FROM pgembed._worker_routines() AS r), role);

@@ -218,6 +218,25 @@ def _partitions(connection: Connection, embedding: _Embedding) -> Iterator[Findi
             "workers that own the table would notice that it was attached",
             f"as the table's owner: {embedding.call('reconcile')}",
         )
+    elif _came_or_went(connection, embedding):
+        yield warning(
+            embedding.subject,
+            "partitions were attached or dropped since a worker looked: rows may be "
+            "left over, or not known, until one that may read them does",
+            f"start a worker, or as the table's owner: {embedding.call('reconcile')}",
+        )
+
+
+def _came_or_went(connection: Connection, embedding: _Embedding) -> bool:
+    function = "pgembed._partition_triggers"  # absent from a schema of before
+    row = fetch_one(connection, "SELECT pg_catalog.to_regproc(%s)", (function,))
+    if row[0] is None:
+        return False
+    query = """
+        SELECT e.partition_triggers <> pgembed._partition_triggers(e)
+        FROM pgembed.embedding AS e WHERE e.id = %s
+    """
+    return bool(fetch_one(connection, query, (embedding.id,))[0])
 
 
 def _fires_always(states: set[str]) -> bool:

@@ -77,6 +77,8 @@ def converge(connection: Connection, worker: SqlWorker) -> None:
         "TRUNCATE docs",
         "TRUNCATE docs_a, docs",
         "DROP TABLE docs_a; SELECT pgembed.reconcile(name) FROM pgembed.embedding",
+        "DROP TABLE docs_a",
+        "DROP TABLE far.docs_b",
     ],
 )
 def test_changes(
@@ -131,6 +133,60 @@ def test_partition_detached(partitioned: Connection, scratch_worker: SqlWorker) 
     assert value(partitioned, triggers) == 0
     partitioned.execute("INSERT INTO docs_b_new VALUES ('b', 7, 2000, 'not ours')")
     partitioned.execute("TRUNCATE docs_b_new")
+
+
+PARTITIONS = [
+    ("docs", "docs_a", "IN ('a')"),
+    ("docs", "far.docs_b", "IN ('b')"),
+    ("far.docs_b", "docs_b_new", "FROM (2000) TO (3000)"),
+]
+
+
+@pytest.mark.parametrize(("parent", "part", "bound"), PARTITIONS)
+def test_partition_changed_while_it_was_detached(
+    partitioned: Connection,
+    scratch_worker: SqlWorker,
+    parent: str,
+    part: str,
+    bound: str,
+) -> None:
+    ((id_,),) = rows(partitioned, f"SELECT min(id) FROM {part}")
+    rows(
+        partitioned,
+        f"""
+        ALTER TABLE {parent} DETACH PARTITION {part};
+        UPDATE {part} SET body = 'changed' WHERE id = {id_};
+        UPDATE {part} SET id = 70 WHERE id > {id_};
+        ALTER TABLE {parent} ATTACH PARTITION {part} FOR VALUES {bound};
+        """,
+    )
+    converge(partitioned, scratch_worker)
+    rows(partitioned, f"UPDATE {part} SET body = 'again'")
+    converge(partitioned, scratch_worker)
+    rows(
+        partitioned,
+        f"""
+        ALTER TABLE {parent} DETACH PARTITION {part};
+        DELETE FROM {part};
+        ALTER TABLE {parent} ATTACH PARTITION {part} FOR VALUES {bound};
+        """,
+    )
+    converge(partitioned, scratch_worker)
+
+
+def test_partitions_that_stay_are_not_read_again(
+    partitioned: Connection, scratch_worker: SqlWorker
+) -> None:
+    """What is done for a new partition would otherwise grow with the whole table."""
+    scratch_worker.work()
+    partitioned.execute("ALTER TABLE docs DISABLE TRIGGER ALL")
+    partitioned.execute("UPDATE docs SET body = 'unseen' WHERE region = 'a'")
+    partitioned.execute("ALTER TABLE docs ENABLE TRIGGER ALL")
+    partitioned.execute("CREATE TABLE docs_c PARTITION OF docs FOR VALUES IN ('c')")
+    partitioned.execute("INSERT INTO docs VALUES ('c', 1, 1, 'new')")
+    assert scratch_worker.work() == dict.fromkeys(NAMES, 1)
+    for name in NAMES:
+        assert value(partitioned, "SELECT pgembed.reconcile(%s)", name) == 1
 
 
 def test_jobs_of_a_partition_detached_while_they_are_claimed(

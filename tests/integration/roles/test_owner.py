@@ -347,6 +347,36 @@ def test_columns_that_a_worker_without_the_table_cannot_follow(
     }
 
 
+def test_partitions_that_a_worker_without_the_table_follows(
+    olga: Connection, walter: Connection, connection: Connection
+) -> None:
+    """It sees that one was dropped; one that came back is the owner's to read."""
+    olga.execute(
+        """
+        CREATE TABLE docs (id int PRIMARY KEY, body text) PARTITION BY RANGE (id);
+        CREATE TABLE low PARTITION OF docs FOR VALUES FROM (0) TO (10);
+        CREATE TABLE high PARTITION OF docs FOR VALUES FROM (10) TO (20);
+        INSERT INTO docs VALUES (1, 'one'), (11, 'eleven'), (12, 'twelve');
+        """
+    )
+    name = declare(olga, ", chunk_tokens => 8")
+    drain(walter)
+    olga.execute("DROP TABLE low")
+    drain(walter)
+    assert_converged(connection, name)
+    olga.execute("ALTER TABLE docs DETACH PARTITION high")
+    olga.execute("UPDATE high SET body = 'changed' WHERE id = 11")
+    olga.execute("ALTER TABLE docs ATTACH PARTITION high FOR VALUES FROM (10) TO (20)")
+    drain(walter)
+    (finding,) = [f for f in verify(connection) if f.subject == f"embedding {name}"]
+    assert "partitions were attached or dropped" in finding.message
+    olga.execute("SELECT pgembed.reconcile('docs_body')")
+    drain(walter)
+    assert_converged(connection, name)
+    (finding,) = [f for f in verify(connection) if f.subject == f"embedding {name}"]
+    assert finding.level == "ok"
+
+
 def test_a_cast_that_spoils_the_key_stops_no_other(
     olga: Connection, walter: Connection, connection: Connection
 ) -> None:
