@@ -192,18 +192,24 @@ LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    other text;
+    other pgembed.embedding;
 BEGIN
-    SELECT e.name INTO other
+    -- A partition's column is its parents' column, too.
+    SELECT e.* INTO other
     FROM pgembed.embedding AS e
-    WHERE e.target = _check_free.target AND e.target_column = _check_free.target_column;
+    WHERE e.target_column = _check_free.target_column AND (
+        e.target = _check_free.target
+        OR e.target IN (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(_check_free.target) AS a)
+        OR e.target IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(_check_free.target) AS t)
+    )
+    LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'column % of table % already belongs to the embedding %',
-            quote_ident(target_column), target, quote_literal(other)
+            quote_ident(target_column), other.target, quote_literal(other.name)
             USING ERRCODE = 'duplicate_object',
             HINT = 'Choose another column (target_column => ''...''), or drop that embedding first.';
     END IF;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._check_free(regclass, text) IS
-'An error when another embedding owns the vector column.';
+'An error when another embedding owns the vector column, of this table or of a parent or partition of it.';

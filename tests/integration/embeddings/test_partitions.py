@@ -15,7 +15,7 @@ from tests.harness.sql_worker import (
     rows,
     value,
 )
-from tests.integration.embeddings.support import catalog, declare, status
+from tests.integration.embeddings.support import catalog, declare, refused, status
 
 NAMES = ("docs_body", "cut")
 
@@ -232,6 +232,37 @@ def test_a_partition_as_source(
     partitioned.execute("TRUNCATE docs")
     for name in ("part", "part_cut"):
         assert_converged(partitioned, name)
+
+
+@pytest.mark.parametrize(
+    ("table", "owner", "other"),
+    [
+        ("docs_a", "docs", "docs_body"),
+        ("far.docs_b", "docs", "docs_body"),
+        ("docs_b_new", "docs", "docs_body"),
+        ("docs", "far.docs_b", "of_b"),
+        ("docs_b_new", "far.docs_b", "of_b"),
+    ],
+)
+def test_a_column_belongs_to_one_embedding(
+    partitioned: Connection, table: str, owner: str, other: str
+) -> None:
+    column = "body_embedding"
+    if other == "of_b":
+        column = "v"
+        partitioned.execute("ALTER TABLE docs ADD COLUMN v vector(3)")
+        rows(partitioned, "SELECT pgembed.adopt_vectors(%s, 'v', 'of_b')", owner)
+    for call in (
+        f"create_embedding('{table}', 'body', 'tiny', 'new', '{column}')",
+        f"adopt_vectors('{table}', '{column}', 'new')",
+    ):
+        with refused(
+            partitioned, "42710", message=f"belongs to the embedding '{other}'", hint=""
+        ):
+            rows(partitioned, f"SELECT pgembed.{call}")
+    if other == "of_b":
+        rows(partitioned, "SELECT pgembed.adopt_vectors('docs_a', 'v', 'free')")
+        rows(partitioned, "DELETE FROM pgembed.embedding WHERE kind = 'adopted'")
 
 
 def test_status(partitioned: Connection, scratch_worker: SqlWorker) -> None:
