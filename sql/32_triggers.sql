@@ -155,9 +155,10 @@ DECLARE
     by_statement boolean := pgembed._by_statement(e.source);
     wanted record;
 BEGIN
+    PERFORM pgembed._give_chunks(e.source, e.target) WHERE e.target <> e.source;
     IF pgembed._administers() THEN
         PERFORM pgembed._create_capture_functions(e);
-        PERFORM pgembed._give_capture(e) WHERE pgembed._former_owner(e) IS NOT NULL;
+        PERFORM pgembed._give_capture(e);
     ELSE
         -- A trigger of this statement makes them, as the schema's owner.
         UPDATE pgembed.embedding AS n SET key_columns = e.key_columns WHERE n.id = e.id;

@@ -1,8 +1,8 @@
--- Embeddings declared by roles that own their tables but not schema pgembed. Such a role
--- writes rows of pgembed.embedding, no more: triggers there check whose table it is, and make
--- and drop, as the schema's owner, what belongs into the schema. The capture functions are then
--- given to the table's owner: what they touch (chunks, triggers on these, the source) is his,
--- and nothing of his runs with the rights of the schema's owner.
+-- Embeddings on the tables of roles that do not own schema pgembed. Such a role may write rows of
+-- pgembed.embedding, no more: triggers there check whose table it is, and make and drop, as the
+-- schema's owner, what belongs into the schema. Whoever declared the embedding, the capture
+-- functions and the chunk table are the table's owner's: what they touch (chunks, triggers on
+-- these, the source) is his, and nothing of his runs with the rights of the schema's owner.
 
 CREATE OR REPLACE FUNCTION pgembed._administers()
 RETURNS boolean
@@ -75,7 +75,7 @@ DECLARE
 BEGIN
     PERFORM pgembed._refuse_stranger(e.source);
     PERFORM pgembed._refuse_stranger(e.target);
-    IF NOT has_table_privilege(owner, 'pgembed.embedding', 'SELECT') THEN
+    IF NOT pgembed._may_capture(owner) THEN
         RAISE EXCEPTION 'role %, which owns table %, may not use pgembed', owner, e.source
             USING ERRCODE = 'insufficient_privilege',
             DETAIL = 'What captures its changes runs as that role.',
@@ -169,7 +169,10 @@ DECLARE
     owner regrole := pgembed._owner(e.source);
     event text;
 BEGIN
-    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON %s TO %s', pgembed._job_table(e.id), owner);
+    IF owner <> pgembed._owner(pgembed._job_table(e.id)::regclass) THEN
+        PERFORM pgembed._grant_capture(owner);
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON %s TO %s', pgembed._job_table(e.id), owner);
+    END IF;
     FOREACH event IN ARRAY pgembed._captured_events() LOOP
         PERFORM pgembed._give_away(
             format('pgembed.%I()', pgembed._trigger_function(e.id, event))::regprocedure, owner);
@@ -177,7 +180,30 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._give_capture(pgembed.embedding) IS
-'Make the source''s owner the owner of the capture functions, and let him write the job table.';
+'Make the source''s owner the owner of the capture functions, and let him do what these do in the schema.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._give_chunks(source regclass, chunks regclass)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    owner regrole := pgembed._owner(source);
+BEGIN
+    IF owner <> pgembed._owner(chunks) THEN
+        EXECUTE format('ALTER TABLE %s OWNER TO %s', chunks, owner);
+    END IF;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        RAISE EXCEPTION 'the chunk table % cannot be given to role %, which owns table %', chunks, owner, source
+            USING ERRCODE = 'insufficient_privilege', DETAIL = SQLERRM,
+            HINT = format('Let its owner, as a member of %s, or a superuser do it: ALTER TABLE %s OWNER TO %s. '
+                'That role needs CREATE on the schema, unless it is a superuser who does it.', owner, chunks, owner);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._give_chunks(regclass, regclass) IS
+'Make the source''s owner the owner of the chunk table: what captures changes deletes chunks as that role.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._former_owner(e pgembed.embedding)
@@ -187,13 +213,45 @@ SET search_path = pg_catalog, pg_temp
 RETURN (
     SELECT p.proowner::regrole
     FROM pg_catalog.pg_proc AS p
-    INNER JOIN pg_catalog.pg_class AS c
-        ON c.oid IN (e.source, e.target) AND NOT pg_has_role(p.proowner, c.relowner, 'USAGE')
     WHERE p.oid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e.id, 'update')))
-    LIMIT 1
+        AND (
+            p.proowner::regrole <> pgembed._owner(e.source)
+            OR NOT pg_has_role(p.proowner, pgembed._owner(e.target), 'USAGE')
+        )
 );
 COMMENT ON FUNCTION pgembed._former_owner(pgembed.embedding) IS
-'The role that changes of the source are captured as, when it has not the rights of the tables'' owner (any more); else NULL.';
+'The role that changes of the source are captured as, when it is not the source''s owner (any more) or may not write the chunks; else NULL.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._give_captures()
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding;
+BEGIN
+    FOR e IN
+        SELECT n.*
+        FROM pgembed.embedding AS n
+        WHERE n.kind = 'kept' AND pgembed._exists(n.source) AND pgembed._former_owner(n) IS NOT NULL
+        ORDER BY n.id
+    LOOP
+        BEGIN
+            PERFORM pgembed._give_chunks(e.source, e.target) WHERE e.target <> e.source;
+            PERFORM pgembed._give_capture(e);
+        EXCEPTION
+            WHEN insufficient_privilege THEN
+                RAISE WARNING 'changes of table % are still captured as role %: %',
+                    e.source, pgembed._former_owner(e), SQLERRM
+                    USING HINT = format('Let role %s, or a superuser, run: SELECT pgembed.reconcile(%L)',
+                        pgembed._owner(e.source), e.name);
+        END;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._give_captures() IS
+'After an upgrade: let changes be captured as the sources'' owners where they are captured as another role.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._follow_embedding()

@@ -139,20 +139,67 @@ BEGIN
     RETURN QUERY
     SELECT r FROM pgembed._routines(
         'create_embedding adopt_vectors pause_embedding resume_embedding retry_failed reconcile '
-        '_add_vector_column _adopted_type _change_condition _check_chunking _check_declared '
+        '_add_vector_column _adopted_type _capturing_routines _change_condition _check_chunking _check_declared '
         '_check_free _check_indexable _check_key _check_name _check_option _check_source '
         '_column_type _content_columns _create_capture _create_chunk_table '
         '_create_trigger _create_truncate_trigger _delete_twins _failures _find_kept '
-        '_find_model _follow_key _follow_key_types _forget_all _index_name _is_built_in _is_moved_out '
-        '_key_changed _key_definitions _key_object _most_dimensions _queue_stale _rate _rename_keys _retype_keys '
-        '_shorten _state '
-        '_status _vector_type _wake_trigger') AS r
+        '_find_model _follow_key _follow_key_types _forget_all _give_chunks _index_name _is_built_in '
+        '_is_moved_out _key_changed _key_definitions _key_object _may_capture _most_dimensions _queue_stale '
+        '_rate _rename_keys _retype_keys _routines _shorten _state _status _vector_type _wake_trigger') AS r
     UNION
     SELECT r FROM pgembed._shared_routines() AS r;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._owner_routines() IS
 'The routines that declaring embeddings needs beside those of a batch: all but _wake and _wake_trigger run as their caller.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._capturing_routines()
+RETURNS SETOF regprocedure
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 10
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT r FROM pgembed._routines(
+        '_columns _delete_leftovers _exists _forget_all _job_table _key_columns _key_match _wake') AS r;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._capturing_routines() IS
+'The routines that capture functions call, as the owner of the table.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._may_capture(role regrole)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN has_schema_privilege(role, 'pgembed', 'USAGE')
+    AND has_table_privilege(role, 'pgembed.embedding', 'SELECT')
+    AND has_table_privilege(role, 'pgembed.worker', 'SELECT')
+    AND NOT EXISTS (
+        SELECT FROM pgembed._capturing_routines() AS r WHERE NOT has_function_privilege(role, r, 'EXECUTE')
+    );
+COMMENT ON FUNCTION pgembed._may_capture(regrole) IS
+'Whether a role has the rights in the schema that capturing the changes of its tables takes.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._grant_capture(role regrole)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF pgembed._may_capture(role) THEN
+        RETURN;
+    END IF;
+    EXECUTE format('GRANT USAGE ON SCHEMA pgembed TO %s', role);
+    EXECUTE format('GRANT SELECT ON pgembed.embedding, pgembed.worker TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s',
+        (SELECT string_agg(r::text, ', ') FROM pgembed._capturing_routines() AS r), role);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._grant_capture(regrole) IS
+'Let the changes of a role''s tables be captured as that role: what the owner of schema pgembed grants when he declares an embedding on a table of a role that is no pgembed_owner.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.grant_owner(role regrole)

@@ -175,23 +175,27 @@ def _columns(connection: Connection, embedding: _Embedding) -> Iterator[Finding]
 
 
 def _owner(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
-    """Look for tables that were given to another role."""
+    """Look for changes that are captured as another role than the table's owner."""
     query = """
         SELECT f::pg_catalog.text, e.source::pg_catalog.text, e.target::pg_catalog.text,
             pgembed._owner(e.source)::pg_catalog.text,
-            pgembed._owner(e.source) = pgembed._owner(e.target)
+            pgembed._owner(e.source) = pgembed._owner(e.target),
+            pg_catalog.has_function_privilege(
+                pgembed._owner(e.source), 'pgembed.reconcile(text)', 'EXECUTE')
         FROM pgembed.embedding AS e, pgembed._former_owner(e) AS f
         WHERE e.id = %s AND f IS NOT NULL
     """
-    for former, source, target, owner, is_one in fetch_all(
+    for former, source, target, owner, is_one, may in fetch_all(
         connection, query, (embedding.id,)
     ):
         give = "" if is_one else f"ALTER TABLE {target} OWNER TO {owner}; then, "
+        mender = owner if may else "a superuser"
         yield error(
             embedding.subject,
             f"its triggers run as role {former}, and table {source} belongs to "
-            f"{owner}: writes to it may fail",
-            f"{give}as {owner}: {embedding.call('reconcile')}",
+            f"{owner}: writes to it may fail, and what they set off of {owner}'s code "
+            f"has the rights of {former}",
+            f"{give}as {mender}: {embedding.call('reconcile')}",
         )
 
 

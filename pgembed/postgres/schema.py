@@ -180,6 +180,7 @@ def _write(
     connection.execute(REVOKE)
     if "pgembed._refresh_roles()" in written:
         connection.execute("SELECT pgembed._refresh_roles()")
+        connection.execute("SELECT pgembed._give_captures()")
     installation.write(
         connection,
         Installation(__version__, plan.digest, sorted(written), plan.calls),

@@ -391,3 +391,117 @@ def test_a_cast_that_spoils_the_key_stops_no_other(
     assert_converged(connection, name)
     query = "SELECT blocked FROM pgembed.embedding WHERE name = 'odd_body'"
     assert "operator is not unique" in value(connection, query)
+
+
+CAPTURED_AS = """
+    SELECT DISTINCT proowner::regrole::text FROM pg_proc
+    WHERE pronamespace = 'pgembed'::regnamespace AND proname ~ '^_capture_[0-9]'
+"""
+
+
+def spy_on(stranger: Connection) -> None:
+    """Let a role's own trigger note as whom it runs when vectors are cleared."""
+    stranger.execute(
+        """
+        CREATE TABLE public.seen (who name);
+        CREATE FUNCTION public.spy() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                IF NEW.body_embedding IS NULL AND OLD.body_embedding IS NOT NULL THEN
+                    INSERT INTO public.seen VALUES (current_user);
+                END IF;
+                RETURN NEW;
+            END $$;
+        CREATE TRIGGER spy BEFORE UPDATE ON public.theirs
+            FOR EACH ROW EXECUTE FUNCTION public.spy()
+        """
+    )
+
+
+@pytest.fixture
+def stranger(roles: Roles, connect: Connect, connection: Connection) -> Connection:
+    """Return the session of a role without rights on pgembed, with table theirs."""
+    connection.execute("GRANT CREATE ON SCHEMA public TO stranger")
+    session = connect(roles.dsn("stranger"), purpose="test")
+    session.execute("CREATE TABLE public.theirs (id int PRIMARY KEY, body text)")
+    session.execute("INSERT INTO public.theirs VALUES (1, 'one'), (2, 'two more')")
+    return session
+
+
+def change_theirs(writer: Connection) -> None:
+    writer.execute("INSERT INTO theirs VALUES (3, 'three'), (4, NULL)")
+    writer.execute("UPDATE theirs SET body = 'changed' WHERE id = 1")
+    writer.execute("UPDATE theirs SET id = 20 WHERE id = 2")
+    writer.execute("DELETE FROM theirs WHERE id = 3")
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+@pytest.mark.parametrize(
+    "options", ["", ", on_change => 'clear'", ", chunk_tokens => 8"]
+)
+def test_a_superuser_declares_on_the_table_of_a_role_without_rights(
+    stranger: Connection, connection: Connection, options: str, partitioned: bool
+) -> None:
+    """The table's owner can write it, gets what capturing takes, and no more."""
+    if partitioned:
+        stranger.execute("DROP TABLE theirs")
+        stranger.execute(
+            "CREATE TABLE theirs (id int PRIMARY KEY, body text) "
+            "PARTITION BY RANGE (id)"
+        )
+        stranger.execute("CREATE TABLE part PARTITION OF theirs DEFAULT")
+        stranger.execute("INSERT INTO theirs VALUES (1, 'one'), (2, 'two more')")
+    connection.execute(
+        f"SELECT pgembed.create_embedding('theirs', 'body', 'tiny'{options})".encode()
+    )
+    assert rows(connection, CAPTURED_AS) == [("stranger",)]
+    drain(connection)
+    change_theirs(stranger)
+    drain(connection)
+    assert_converged(connection, "theirs_body")
+    stranger.execute("TRUNCATE part" if partitioned else "TRUNCATE theirs")
+    assert_converged(connection, "theirs_body")
+    for statement in (
+        "SELECT pgembed.create_embedding('theirs', 'body', 'tiny', name => 'x')",
+        "SELECT pgembed.embed('tiny', 'x')",
+        "SELECT * FROM pgembed.model",
+        "DELETE FROM pgembed.embedding",
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            stranger.execute(statement.encode())
+
+
+def test_what_the_owner_puts_in_the_way_never_runs_as_the_superuser(
+    stranger: Connection, connection: Connection
+) -> None:
+    connection.execute(
+        "SELECT pgembed.create_embedding("
+        "'theirs', 'body', 'tiny', on_change => 'clear')"
+    )
+    drain(connection)
+    spy_on(stranger)
+    stranger.execute("UPDATE theirs SET body = 'go'")
+    assert set(rows(stranger, "SELECT who FROM seen")) == {("stranger",)}
+
+
+def test_an_installation_mends_functions_that_a_superuser_kept(
+    stranger: Connection, connection: Connection
+) -> None:
+    connection.execute(
+        "SELECT pgembed.create_embedding('theirs', 'body', 'tiny', chunk_tokens => 8)"
+    )
+    connection.execute("ALTER TABLE theirs_body_chunk OWNER TO postgres")
+    for event in ("insert", "update", "delete", "truncate", "wake"):
+        connection.execute(
+            f"ALTER FUNCTION pgembed._capture_1_{event}() OWNER TO postgres".encode()
+        )
+    connection.execute("SELECT pgembed.revoke_all('stranger')")
+    [finding] = [f for f in verify(connection) if "triggers run as" in f.message]
+    assert "role postgres" in finding.message
+    assert "as a superuser: SELECT pgembed.reconcile" in finding.remedy
+    connection.execute("UPDATE pgembed.installation SET digest = ''")
+    assert install(connection).changed
+    assert rows(connection, CAPTURED_AS) == [("stranger",)]
+    drain(connection)
+    change_theirs(stranger)
+    drain(connection)
+    assert_converged(connection, "theirs_body")
