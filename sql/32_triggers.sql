@@ -156,6 +156,7 @@ DECLARE
     wanted record;
 BEGIN
     PERFORM pgembed._give_chunks(e.source, e.target) WHERE e.target <> e.source;
+    PERFORM pgembed._follow_row_security(e);
     IF pgembed._administers() THEN
         PERFORM pgembed._create_capture_functions(e);
         PERFORM pgembed._give_capture(e);

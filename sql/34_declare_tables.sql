@@ -136,6 +136,69 @@ COMMENT ON FUNCTION pgembed._create_chunk_table(regclass, text, text) IS
 'Create NAME_chunk beside the source: its key, the chunk''s number, text and vector.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._open_to_hidden(e pgembed.embedding)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN e.target <> e.source AND EXISTS (
+    SELECT
+    FROM pg_catalog.pg_class AS s
+    INNER JOIN pg_catalog.pg_class AS t ON t.oid = e.target
+    WHERE s.oid = e.source AND s.relrowsecurity AND NOT t.relrowsecurity
+);
+COMMENT ON FUNCTION pgembed._open_to_hidden(pgembed.embedding) IS
+'Whether whoever may read the chunk table reads there what row-level security of the source hides from him.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._is_leakproof(source regclass)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN NOT EXISTS (
+    SELECT
+    FROM pg_catalog.pg_index AS i
+    CROSS JOIN LATERAL unnest(i.indclass::oid[]) AS k (opclass)
+    INNER JOIN pg_catalog.pg_opclass AS c ON c.oid = k.opclass
+    INNER JOIN pg_catalog.pg_amop AS m
+        ON m.amopfamily = c.opcfamily AND m.amopstrategy = 3
+        AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype
+    INNER JOIN pg_catalog.pg_operator AS o ON o.oid = m.amopopr
+    INNER JOIN pg_catalog.pg_proc AS p ON p.oid = o.oprcode
+    WHERE i.indrelid = source AND i.indisprimary AND NOT p.proleakproof
+);
+COMMENT ON FUNCTION pgembed._is_leakproof(regclass) IS
+'Whether the equality of a primary key tells nothing about its operands: only then PostgreSQL looks a key up in the index of a table with policies.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._follow_row_security(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    guarded boolean := EXISTS (
+        SELECT FROM pg_catalog.pg_policy AS p
+        WHERE p.polrelid = e.target AND p.polname = 'pgembed_source' AND e.target <> e.source
+    );
+BEGIN
+    IF guarded AND NOT (SELECT c.relrowsecurity FROM pg_catalog.pg_class AS c WHERE c.oid = e.source) THEN
+        EXECUTE format('DROP POLICY pgembed_source ON %s', e.target);
+        EXECUTE format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', e.target);
+    ELSIF pgembed._open_to_hidden(e) THEN
+        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', e.target);
+        -- The subquery reads the source as whoever reads the chunks. OFFSET has it look the key of
+        -- each chunk up: else a search through an index would first read all keys of the source.
+        EXECUTE format('CREATE POLICY pgembed_source ON %1$s FOR SELECT '
+            'USING (EXISTS (SELECT FROM %2$s AS s WHERE %3$s%4$s))',
+            e.target, e.source, pgembed._key_match(e.source, 's', pgembed._table_name(e.target)),
+            CASE WHEN pgembed._is_leakproof(e.source) THEN ' OFFSET 0' ELSE '' END);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._follow_row_security(pgembed.embedding) IS
+'Let whoever reads chunks see those of the rows that he may see, as long as the source has row-level security.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._create_job_table(e pgembed.embedding)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE

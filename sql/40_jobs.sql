@@ -63,10 +63,11 @@ AS $$
 DECLARE
     fault text := pgembed._fault(e);
 BEGIN
-    IF fault IS NULL AND row_security_active(e.source) THEN
+    IF fault IS NULL AND (row_security_active(e.source) OR row_security_active(e.target)) THEN
         fault := format('row-level security hides rows of table %s from role %I, whose worker this is: '
             'GRANT %s TO %I, or ALTER ROLE %I BYPASSRLS, which FORCE ROW LEVEL SECURITY asks for',
-            e.source, current_user, pgembed._owner(e.source), current_user, current_user);
+            CASE WHEN row_security_active(e.source) THEN e.source ELSE e.target END,
+            current_user, pgembed._owner(e.source), current_user, current_user);
     END IF;
     IF fault IS NULL THEN
         RETURN true;

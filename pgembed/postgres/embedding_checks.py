@@ -120,6 +120,7 @@ def _check(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
     if embedding.kind == "kept":
         yield from _capture(connection, embedding)
         yield from _queue(connection, embedding)
+        yield from _row_security(connection, embedding)
     yield from _index(connection, embedding)
 
 
@@ -196,6 +197,22 @@ def _owner(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
             f"{owner}: writes to it may fail, and what they set off of {owner}'s code "
             f"has the rights of {former}",
             f"{give}as {mender}: {embedding.call('reconcile')}",
+        )
+
+
+def _row_security(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+    """Look for chunks that can be read past the policies of their source."""
+    query = """
+        SELECT e.source::pg_catalog.text, e.target::pg_catalog.text
+        FROM pgembed.embedding AS e
+        WHERE e.id = %s AND pgembed._open_to_hidden(e)
+    """
+    for source, target in fetch_all(connection, query, (embedding.id,)):
+        yield warning(
+            embedding.subject,
+            f"table {source} has row-level security, table {target} has not: who may "
+            "read this reads there the text of rows that are hidden from him",
+            f"as the table's owner: {embedding.call('reconcile')}",
         )
 
 
