@@ -213,6 +213,45 @@ COMMENT ON FUNCTION pgembed._write_vectors(
 'End the jobs whose lease and version are still those that were read, and write their vectors; returns their slots.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._may_write(e pgembed.embedding)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN NOT EXISTS (
+        SELECT FROM unnest(e.key_columns || e.content_columns) AS k
+        WHERE NOT has_column_privilege(e.source, k, 'SELECT')
+    )
+    AND CASE
+        WHEN e.target = e.source THEN has_column_privilege(e.source, e.target_column, 'SELECT')
+            AND has_column_privilege(e.source, e.target_column, 'UPDATE')
+        -- To lock a row takes UPDATE on some column.
+        ELSE has_any_column_privilege(e.source, 'UPDATE')
+            AND (SELECT bool_and(has_table_privilege(e.target, p)) FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS p)
+    END;
+COMMENT ON FUNCTION pgembed._may_write(pgembed.embedding) IS
+'Whether this role has the rights on the tables that writing vectors back takes.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._refuse_rows(e pgembed.embedding, state text, message text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass(pgembed._job_table(e.id)) IS NULL OR NOT pgembed._exists(e.source) THEN
+        RETURN;
+    ELSIF state = '42501' AND NOT pgembed._may_write(e) THEN
+        PERFORM pgembed._block(e.id, message);
+    ELSE
+        -- Some trigger's of the table, at some row: the worker finds out at which.
+        RAISE EXCEPTION '%', message;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._refuse_rows(pgembed.embedding, text, text) IS
+'After a write-back that failed for want of a privilege or an object: set the embedding aside when its worker lacks rights; an error about rows when it is the table''s triggers.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._complete(
     embedding integer,
     lease bigint,
@@ -243,8 +282,8 @@ BEGIN
     PERFORM pgembed._record_progress(e.id, worker, cardinality(written));
     RETURN pgembed._settled(slots, held.waiting, written);
 EXCEPTION
-    WHEN insufficient_privilege THEN
-        PERFORM pgembed._block(embedding, SQLERRM);
+    WHEN insufficient_privilege OR undefined_table OR undefined_column OR undefined_function THEN
+        PERFORM pgembed._refuse_rows(e, SQLSTATE, SQLERRM);
         RETURN '{}';
 END;
 $$;

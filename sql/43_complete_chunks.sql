@@ -111,8 +111,8 @@ BEGIN
     PERFORM pgembed._record_progress(e.id, worker, cardinality(ended));
     RETURN pgembed._settled(slots, held.waiting, ended);
 EXCEPTION
-    WHEN insufficient_privilege THEN
-        PERFORM pgembed._block(embedding, SQLERRM);
+    WHEN insufficient_privilege OR undefined_table OR undefined_column OR undefined_function THEN
+        PERFORM pgembed._refuse_rows(e, SQLSTATE, SQLERRM);
         RETURN '{}';
 END;
 $$;

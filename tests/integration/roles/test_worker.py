@@ -145,6 +145,28 @@ def test_it_may_touch_no_more_than_the_columns(
             walter.execute(statement.encode())
 
 
+@pytest.mark.parametrize("options", ["", ", chunk_tokens => 8, name => 'cut'"])
+def test_a_source_that_it_may_not_write_is_set_aside(
+    roles: Roles,
+    olga: Connection,
+    connection: Connection,
+    model: Model,
+    options: str,
+) -> None:
+    connection.execute("SET search_path = olga, public")
+    olga.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    olga.execute("INSERT INTO docs VALUES (1, 'a cat')")
+    name = declare(olga, f", index => 'none'{options}")
+    what = "INSERT ON cut_chunk" if options else "UPDATE (body_embedding) ON docs"
+    olga.execute(f"REVOKE {what} FROM pgembed_worker".encode())
+    embed_all(roles.dsn("walter"))
+    assert "permission denied" in status(connection, name)["state"]
+    assert status(connection, name)["pending"] == 1
+    olga.execute(f"GRANT {what} TO pgembed_worker".encode())
+    embed_all(roles.dsn("walter"))
+    assert status(connection, name)["state"] == "current"
+
+
 def test_it_waits_for_nobody(
     roles: Roles, docs: str, olga: Connection, walter: Connection
 ) -> None:
