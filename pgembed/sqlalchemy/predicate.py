@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BinaryExpression
-from sqlalchemy.sql.selectable import Alias, AliasedReturnsRows, Join
+from sqlalchemy.sql.selectable import Alias, AliasedReturnsRows, Join, Lateral
 
 from pgembed.errors import FilterError
 from pgembed.sqlalchemy.template import Template
@@ -72,6 +72,14 @@ class _Statement:
                 f"a statement has {len(joins)} searches beside each other, but "
                 "can have one: make the others subqueries, with .subquery()"
             )
+        outside = [each for each in froms if each not in entry["asfrom_froms"]]
+        if outside:
+            raise FilterError(
+                f"criteria of a search name {_names(outside)} of the statement around "
+                "it, and a search finds k rows once, not for each row of another "
+                "table: execute a search for each, search_batch() many at once, or "
+                "use the SQL function pgembed.knn_join"
+            )
         rows = joins[0].right
         return cls(
             source,
@@ -105,6 +113,9 @@ class _Statement:
         waiting = list(self.froms)
         while waiting:
             each = waiting.pop()
+            if isinstance(each, Lateral):
+                # It names tables beside it, which are around it in an EXISTS.
+                return None, []
             if not isinstance(each, Join):
                 tables.append(each)
             elif each.full or (each.isouter and wanted & tables_of([each.right])):
@@ -151,6 +162,10 @@ def search_join(froms: Iterable[FromClause]) -> Join | None:
     """Return the join of a search in a statement's FROM clause, if there is one."""
     joins = [join for each in froms for join in _search_joins(each)]
     return joins[0] if len(joins) == 1 else None
+
+
+def _names(froms: Iterable[FromClause]) -> str:
+    return ", ".join(sorted(str(each.description) for each in froms))
 
 
 def _column(place: FromClause, key: str) -> ColumnElement[Any]:

@@ -51,6 +51,13 @@ class Lowered(TypeDecorator[str]):
 other = aliased(Article)
 parent = aliased(Article, name="p%")
 recent = select(Article.id).where(Article.year > 2015).cte("recent")
+first_word = (
+    select(Tag.word)
+    .where(Tag.article_id == Article.id)
+    .order_by(Tag.word)
+    .limit(1)
+    .lateral()
+)
 counted = (
     select(Tag.article_id, func.count().label("n")).group_by(Tag.article_id).subquery()
 )
@@ -136,6 +143,9 @@ CRITERIA: dict[str, Change] = {
         counted, counted.c.article_id == Article.id
     ).where(counted.c.n > 1),
     "join of a cte": lambda s: s.join(recent, recent.c.id == Article.id),
+    "join of a lateral subquery": lambda s: s.join(first_word, true()).where(
+        first_word.c.word == "green"
+    ),
     "outer join": lambda s: s.outerjoin(Article.author).where(
         or_(Author.country.is_(None), Author.country == "de")
     ),

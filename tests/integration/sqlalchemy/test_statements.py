@@ -21,6 +21,7 @@ from sqlalchemy import (
     lambda_stmt,
     select,
     text,
+    true,
     union_all,
     update,
 )
@@ -414,6 +415,15 @@ def test_what_is_refused(session: Session) -> None:
         search(Article.title, QUERY)
     with pytest.raises(EmbeddingError, match="not an embedding"):
         search("body", QUERY)
+    # The best of each author would be the best of all, as far as they are his.
+    correlated = since().where(Article.author_id == Author.id)
+    lateral = correlated.lateral()
+    for each in (
+        select(Author.id, lateral.c.id).join(lateral, true()),
+        select(Author.id, correlated.with_only_columns(Article.id).scalar_subquery()),
+    ):
+        with pytest.raises(FilterError, match=r"name author of the .* search_batch"):
+            session.execute(each)
     with pytest.raises(FilterError, match=r"pass the list itself to in_\(\)"):
         session.execute(
             since().where(Article.id.in_(bindparam("ids", expanding=True))),
