@@ -14,7 +14,7 @@ from sqlalchemy.sql.cache_key import HasCacheKey
 from pgembed.errors import FilterError, SettingError
 from pgembed.sqlalchemy.made import identify
 from pgembed.sqlalchemy.search import RECALL
-from pgembed.sqlalchemy.shape import Shape, refused
+from pgembed.sqlalchemy.shape import Shape, final_froms, refused
 
 Nearest = tuple[list[Any], list[float]]
 """Keys and distances, nearest first."""
@@ -150,7 +150,7 @@ def _beside(statement: Select[Any]) -> Hashable:
 def _loaded_with(statement: Select[Any], shape: Shape) -> Hashable:
     """What tells how entities are loaded; None when values take part in it."""
     plain: Select[Any] = select(shape.entity).options(*statement._with_options)
-    if len(plain.get_final_froms()) > 1:
+    if len(final_froms(plain)) > 1:
         raise refused(
             "its contains_eager() needs its joins (joinedload and selectinload do not)"
         )

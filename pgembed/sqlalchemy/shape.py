@@ -19,6 +19,7 @@ from sqlalchemy import (
     Select,
     TableValuedAlias,
 )
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import BinaryExpression
 from sqlalchemy.sql.selectable import Join
@@ -26,6 +27,8 @@ from sqlalchemy.sql.selectable import Join
 from pgembed.errors import FilterError
 from pgembed.sqlalchemy.call import SearchCall, Signature
 from pgembed.sqlalchemy.predicate import search_join, tables_of
+
+_DIALECT: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 _BOUNDS: dict[Any, Callable[[Any, Any], bool]] = {
     operators.lt: operator.lt,
@@ -75,7 +78,7 @@ class Shape:
         if not isinstance(statement, Select):
             raise refused("it is not a SELECT made by search()")
         # With LIMIT, what loader options join is outside of a subquery.
-        froms = statement.limit(None).offset(None).get_final_froms()
+        froms = final_froms(statement.limit(None).offset(None))
         join = search_join(froms)
         if join is None:
             raise refused("it has no search of its own, or several")
@@ -83,6 +86,20 @@ class Shape:
         joined = len(statement._setup_joins) > 1 or statement._from_obj
         alone = len(froms) == 1 and not joined
         return _Reader(statement, join, alone, parameters).shape()
+
+
+def final_froms(statement: Select[Any]) -> Sequence[FromClause]:
+    """Return the FROM clauses of a statement, those of its options among them.
+
+    Select.get_final_froms() compiles all of it on the way, for no database, which not
+    every type and operator of PostgreSQL can be.
+    """
+    compiler = _DIALECT.statement_compiler(_DIALECT, None)
+    state: Any = statement
+    found: Sequence[FromClause] = state._compile_state_factory(
+        statement, compiler
+    )._get_display_froms()
+    return found
 
 
 def refused(why: str) -> FilterError:

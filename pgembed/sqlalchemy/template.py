@@ -10,6 +10,10 @@ from sqlalchemy import (
     ARRAY,
     BindParameter,
     ColumnElement,
+    Float,
+    Interval,
+    LargeBinary,
+    Numeric,
     Select,
     String,
     Table,
@@ -17,9 +21,21 @@ from sqlalchemy import (
     TypeDecorator,
     literal_column,
 )
+from sqlalchemy.dialects.postgresql import INTERVAL
+from sqlalchemy.engine.interfaces import BindTyping
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from pgembed.errors import FilterError
+
+# What the driver says that values are for which SQLAlchemy writes no cast: as plain
+# literals they would be of the type of what they are compared with. Numeric may be
+# a base of Float.
+_SENT_AS = (
+    (Float, "DOUBLE PRECISION"),
+    (Numeric, "NUMERIC"),
+    (Interval | INTERVAL, "INTERVAL"),
+    (LargeBinary, "BYTEA"),
+)
 
 _HOLE = "\x00{}\x00"
 
@@ -66,8 +82,9 @@ class Template:
         for number, parameter in enumerate(self._parameters):
             value = compiler.process(parameter, **options)
             cast = "" if literal else _cast(parameter, compiler)
+            typed = cast or _sent_as(parameter, compiler)
             # By number: a WITH stands before what was compiled earlier.
-            text = text.replace(_HOLE.format(number), f"%{number + 1}$L{cast}")
+            text = text.replace(_HOLE.format(number), f"%{number + 1}$L{typed}")
             if not cast:
                 twin = compiler.process(_twin(parameter, compiler), **options)
                 value = f"CAST({twin} AS TEXT)"
@@ -84,10 +101,19 @@ def _percent(compiler: Any) -> str:
 def _cast(parameter: BindParameter[Any], compiler: SQLCompiler) -> str:
     """Return the cast that SQLAlchemy writes behind the parameter, if it does."""
     type_: Any = parameter.type._unwrapped_dialect_impl(compiler.dialect)
-    if not type_.render_bind_cast:
+    written = compiler.dialect.bind_typing is BindTyping.RENDER_CASTS
+    if not written or not type_.render_bind_cast:
         return ""
     render: Any = compiler.render_bind_cast
     return str(render(parameter.type, type_, ""))
+
+
+def _sent_as(parameter: BindParameter[Any], compiler: SQLCompiler) -> str:
+    """Return the cast to the type with which the driver sends the parameter."""
+    type_ = parameter.type._unwrapped_dialect_impl(compiler.dialect)
+    names = (name for kind, name in _SENT_AS if isinstance(type_, kind))
+    name = next(names, None)
+    return "" if name is None else f"::{name}"
 
 
 def _twin(parameter: BindParameter[Any], compiler: SQLCompiler) -> BindParameter[Any]:

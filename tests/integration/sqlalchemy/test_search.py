@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
+    REAL,
     and_,
     bindparam,
     cast,
@@ -26,7 +27,14 @@ from sqlalchemy import (
     tuple_,
     type_coerce,
 )
-from sqlalchemy.dialects.postgresql import array
+from sqlalchemy.dialects.postgresql import (
+    BIT,
+    INT4MULTIRANGE,
+    INT4RANGE,
+    JSONB,
+    Range,
+    array,
+)
 from sqlalchemy.orm import Session, aliased, joinedload, with_loader_criteria
 from sqlalchemy.types import String, Text, TypeDecorator
 
@@ -99,6 +107,35 @@ CRITERIA: dict[str, Change] = {
     "interval": lambda s: s.where(
         Article.written + datetime.timedelta(days=9) > datetime.datetime(2022, 1, 1)
     ),
+    "interval and interval": lambda s: s.where(
+        literal(datetime.timedelta(days=10)) > literal(datetime.timedelta(days=9)),
+        func.age(Article.written, datetime.datetime(2020, 1, 1))
+        > datetime.timedelta(days=800),
+    ),
+    "integer and float": lambda s: s.where(Article.year > 2010.5, Article.id > 99.0),
+    "real and float": lambda s: s.where(cast(Article.id * 0.1, REAL) > literal(2.7)),
+    "numbers among themselves": lambda s: s.where(
+        func.greatest(decimal.Decimal(10), decimal.Decimal(9)) > decimal.Decimal("9.5"),
+        literal(10.0) > literal(9.0),
+    ),
+    "bytes": lambda s: s.where(func.length(literal(b"\\'\0")) == 3),
+    "jsonb": lambda s: s.where(
+        func.jsonb_build_object("year", Article.year, type_=JSONB).contains(
+            {"year": 2001}
+        )
+    ),
+    "range": lambda s: s.where(
+        func.int4range(Article.year, null(), type_=INT4RANGE).overlaps(
+            Range(1990, 2000)
+        )
+    ),
+    "multirange": lambda s: s.where(
+        literal([Range(1990, 1995), Range(2000, 2010)], INT4MULTIRANGE).contains(
+            Article.year
+        )
+    ),
+    "bits": lambda s: s.where(cast(Article.id, BIT(3)) == literal("101", BIT(3))),
+    "array slice": lambda s: s.where(Article.labels[1:2].contains(["a"])),
     "function": lambda s: s.where(func.length(Article.title) == 4),
     "function of a parameter": lambda s: s.where(
         Article.title == func.concat("pl", "ain")
@@ -161,6 +198,9 @@ CRITERIA: dict[str, Change] = {
     ),
     "loader criteria": lambda s: s.options(
         with_loader_criteria(Article, Article.year > 2012)
+    ),
+    "loader criteria with a slice": lambda s: s.options(
+        with_loader_criteria(Article, Article.labels[1:2] == ["a"])
     ),
     "eager": lambda s: s.options(joinedload(Article.author, innerjoin=False)),
     "eager and join": lambda s: (
