@@ -29,7 +29,10 @@ from sqlalchemy.sql.selectable import Alias, AliasedReturnsRows, Join, Lateral
 from pgembed.errors import FilterError
 from pgembed.sqlalchemy.template import Template
 
-_UPPER_BOUNDS = (operators.lt, operators.le)
+_KEEPS_THE_NEAREST = {
+    "distance": (operators.lt, operators.le),
+    "score": (operators.gt, operators.ge),
+}
 
 
 def predicate(
@@ -206,18 +209,20 @@ def _without(clause: FromClause, rows: FromClause) -> FromClause:
     return Join(left, right, clause.onclause, clause.isouter, clause.full)
 
 
-def _on_rows(criterion: ColumnElement[Any], rows: FromClause) -> bool:
-    """Whether a criterion is an upper bound on the distance, which a search keeps."""
+def _on_rows(criterion: ColumnElement[Any], rows: Any) -> bool:
+    """Whether a criterion bounds distance or score so that the nearest rows stay."""
     if rows not in tables_of([criterion]):
         return False
+    result = rows.element.signature.result
     if (
         isinstance(criterion, BinaryExpression)
-        and criterion.operator in _UPPER_BOUNDS
+        and criterion.operator in _KEEPS_THE_NEAREST[result]
         and getattr(criterion.left, "table", None) == rows
     ):
         return True
+    example = "distance < 0.5" if result == "distance" else "score > 0.01"
     raise FilterError(
-        "in a search, the distance can only be compared as in 'distance < 0.5': "
+        f"in a search, the {result} can only be compared as in '{example}': "
         "for another condition on it make the search a subquery, with .subquery()"
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from pgvector.sqlalchemy import HALFVEC, VECTOR
+from pgvector.sqlalchemy import BIT, HALFVEC, VECTOR
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
@@ -17,16 +18,18 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    cast,
     inspect,
     literal,
     select,
 )
+from sqlalchemy.dialects.postgresql import BIT as PLAIN_BIT
 from sqlalchemy.dialects.postgresql import JSONB, REGCONFIG
 from sqlalchemy.orm import QueryableAttribute
 from sqlalchemy.sql.selectable import Alias
 from sqlalchemy.types import NullType, UserDefinedType
 
-from pgembed.errors import EmbeddingError
+from pgembed.errors import EmbeddingError, VectorError
 from pgembed.sqlalchemy.call import SearchCall, Signature
 from pgembed.sqlalchemy.chunks import Chunks
 from pgembed.sqlalchemy.declaration import INFO, Declaration
@@ -35,6 +38,10 @@ from pgembed.sqlalchemy.vectors import VectorText, as_vector, query_vector
 
 Query = str | Sequence[float] | Any
 """A text; or a vector, as a list, an array or an SQL expression."""
+
+
+# As the driver returns a value of type bit; too long for what somebody looks for.
+_BITS = re.compile("[01]{64,}")
 
 
 class Embedder(Protocol):
@@ -154,12 +161,30 @@ def _vector(
             return as_vector(query)
         query = query.effective_value
     elif isinstance(query, ColumnElement):
-        return query
+        return _expression(query)
     if isinstance(query, str):
+        if _BITS.fullmatch(query):
+            raise _bits(f"{query[:20]}…")
         if embedder is None:
             return None
         query = embedded(embedder, [query])[0]
     return literal(query_vector(query), _VECTOR)
+
+
+def _expression(query: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return an expression as one of a type that a search takes."""
+    if isinstance(query.type, BIT | PLAIN_BIT):
+        raise _bits(f"{query!s:.60}")
+    if isinstance(query.type, HALFVEC):
+        return cast(query, VECTOR())
+    return query
+
+
+def _bits(query: str) -> VectorError:
+    return VectorError(
+        f"the query {query} is of type bit, and a search compares vectors: pass the "
+        "value itself as pgvector.Bit(…), or the vector that it was made of"
+    )
 
 
 def embedded(

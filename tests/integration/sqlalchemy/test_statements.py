@@ -8,23 +8,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pgvector import Vector
+from pgvector import Bit, Vector
 from pgvector.psycopg import register_vector
+from pgvector.sqlalchemy import BIT, HALFVEC
 from sqlalchemy import (
     Engine,
     bindparam,
+    cast,
     create_engine,
     delete,
     event,
     func,
     inspect,
     lambda_stmt,
+    literal,
     select,
     text,
     true,
     union_all,
     update,
 )
+from sqlalchemy.dialects.postgresql import BIT as PLAIN_BIT
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import (
     Session,
@@ -275,6 +279,18 @@ def test_hybrid_searches_are_statements(session: Session, articles_dsn: str) -> 
     by_author = hybrid().join(Article.author).where(Author.country == "de")
     assert {a.author.country for a in session.scalars(by_author)} == {"de"}
     assert [row.id for row in session.connection().execute(hybrid())] == ids
+    best = [a.id for a in session.scalars(one.where(score > scores[3]))]
+    assert best == [
+        i for i, points in zip(ids, scores, strict=True) if points > scores[3]
+    ]
+    assert [a.id for a in session.scalars(one.where(score >= scores[3]))] == [
+        i for i, points in zip(ids, scores, strict=True) if points >= scores[3]
+    ]
+    for other in (score < scores[3], score != 0):
+        with pytest.raises(
+            FilterError, match=r"the score can .*'score > .*subquery\(\)"
+        ):
+            session.execute(one.where(other))
 
     async def run() -> list[int]:
         engine = create_async_engine(url(articles_dsn))
@@ -399,7 +415,22 @@ def test_literal_rendering(session: Session) -> None:
 def test_vectors_as_expressions(session: Session) -> None:
     """The vector of another row, as a subquery."""
     one = select(Article.body_embedding).where(Article.id == 1).scalar_subquery()
-    assert next(session.execute(search(Article.body_embedding, one)))[0].id == 1
+    for query in (one, cast(one, HALFVEC(3))):
+        assert next(session.execute(search(Article.body_embedding, query)))[0].id == 1
+
+
+def test_bits_as_queries(session: Session) -> None:
+    """A value does for a vector; an expression, and text that is one, are refused."""
+    statement = search(Article.body_embedding, Bit("110"), k=1)
+    same = search(Article.body_embedding, [1, 1, 0], k=1)
+    assert session.execute(statement).all() == session.execute(same).all()
+    for bits in (
+        func.binary_quantize(Article.body_embedding, type_=BIT(3)),
+        literal("110", PLAIN_BIT(3)),
+        "01" * 64,
+    ):
+        with pytest.raises(VectorError, match=r"of type bit.*pgvector\.Bit"):
+            search(Article.body_embedding, bits)
 
 
 def test_what_is_refused(session: Session) -> None:
