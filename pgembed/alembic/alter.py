@@ -9,6 +9,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
+from pgembed.alembic.operations import KEEPING_VECTORS
 from pgembed.sqlalchemy.ddl import literal
 
 _COLUMNS = {
@@ -73,7 +74,7 @@ def _alter_embedding(element: AlterEmbedding, compiler: DDLCompiler, **_: Any) -
     values = {column: f"e.{column}" for column in _COLUMNS.values()}
     values |= {_COLUMNS[name]: _quoted(value) for name, value in changes.items()}
     # The vectors of another content serve until the new ones are there.
-    keeps = changes.keys() <= {"content", "index", "on_change"}
+    keeps = changes.keys() <= KEEPING_VECTORS
     text = _IN_PLACE if changes.keys() <= {"index", "on_change"} else _ANEW
     body = text.format(
         name=_quoted(element.name),

@@ -15,6 +15,7 @@ from pgembed.alembic import vector_indexes
 from pgembed.alembic.inventory import Inventory, Place
 from pgembed.alembic.operations import (
     CHANGEABLE,
+    KEEPING_VECTORS,
     AlterEmbeddingOp,
     CreateEmbeddingOp,
     DropEmbeddingOp,
@@ -65,7 +66,7 @@ def _compare(
         if (spec.schema, spec.table) in removed | {_place(t, default) for t in tables}
     }
     upgrade.ops[:] = list(_cleaned(upgrade.ops, inventory))
-    vector_indexes.compare(context.connection, tables, upgrade)
+    vector_indexes.compare(context, tables, upgrade)
     _add(upgrade, declared, present, inventory.installed)
 
 
@@ -74,9 +75,10 @@ def _by_name(given: Iterable[EmbeddingSpec]) -> dict[str, EmbeddingSpec]:
     found: dict[str, EmbeddingSpec] = {}
     for spec in given:
         other = found.setdefault(spec.name, spec)
-        if (other.schema, other.table) != (spec.schema, spec.table):
+        if other != spec:
             places = " and ".join(
-                f"{each.schema or 'the default schema'}.{each.table}"
+                f"{each.schema or 'the default schema'}.{each.table} "
+                f"({each.target_column or 'chunks'})"
                 for each in (other, spec)
             )
             raise EmbeddingError(
@@ -132,9 +134,16 @@ def _add(
             last.append(_alteration(before, spec))
     dropped = [each.spec for each in first if isinstance(each, DropEmbeddingOp)]
     made = [each.spec for each in last if isinstance(each, CreateEmbeddingOp)]
+    # Their columns go and come.
+    anew = [
+        declared[each.name]
+        for each in last
+        if isinstance(each, AlterEmbeddingOp)
+        and not each.changes.keys() <= KEEPING_VECTORS
+    ]
     # Indexes of the application's own on vectors that come or go.
-    first[:0] = _taken(upgrade.ops, ops.DropIndexOp, dropped)
-    last += _taken(upgrade.ops, ops.CreateIndexOp, made)
+    first[:0] = _taken(upgrade.ops, ops.DropIndexOp, [*dropped, *anew])
+    last += _taken(upgrade.ops, ops.CreateIndexOp, [*made, *anew])
     if declared and not installed:
         first.insert(0, InstallPgembedOp())
     upgrade.ops[:] = [*first, *upgrade.ops, *last]

@@ -23,6 +23,8 @@ CHANGEABLE = (
     "index",
     "on_change",
 )
+KEEPING_VECTORS = frozenset({"content", "index", "on_change"})
+"""Changes of these leave the vector column where it is."""
 
 
 @Operations.register_operation("create_embedding")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
 from sqlalchemy import Connection, Index, Table, text
 from sqlalchemy.dialects import postgresql
@@ -39,6 +40,8 @@ _TOKEN = re.compile(r"'(?:[^']|'')*'|[\w.]+|[<>=!~@#&|*/+%^-]+")
 _CAST = re.compile(
     r"::\s*(?:character varying|double precision|[\w.]+)(?:\(\d+\))?\s*(?:\[\])?"
 )
+_NUMBER = re.compile(r"'(-\d+(?:\.\d+)?)'")
+"""PostgreSQL writes -5 as '-5'::integer."""
 _WORDS = {"in", "any", "array", "between", "and", "like", "not", "all", "or"}
 
 
@@ -52,9 +55,11 @@ class _Traits:
 
 
 def compare(
-    connection: Connection, tables: Iterable[Table], upgrade: ops.UpgradeOps
+    context: AutogenContext, tables: Iterable[Table], upgrade: ops.UpgradeOps
 ) -> None:
     """Replace the vector indexes whose traits differ from their models'."""
+    connection = context.connection
+    assert connection is not None  # noqa: S101 - the caller has looked
     default = connection.dialect.default_schema_name
     present = {
         (None if row.schema == default else row.schema, row.table, row.name): row
@@ -68,14 +73,11 @@ def compare(
             for index in sorted(table.indexes, key=lambda index: str(index.name))
             if (row := present.get((schema, table.name, str(index.name)))) is not None
             and index.name not in touched
-            and _differ(_declared(index), _reflected(row))
+            and _differ(_declared(index, row), _reflected(row))
         ]
-        if changed:
-            upgrade.ops.append(
-                ops.ModifyTableOps(
-                    table.name, list(_replacements(connection, changed)), schema=schema
-                )
-            )
+        replaced = list(_replacements(context, connection, changed))
+        if replaced:
+            upgrade.ops.append(ops.ModifyTableOps(table.name, replaced, schema=schema))
 
 
 def _complete(operations: Iterable[Any], present: dict[Any, Any]) -> set[str]:
@@ -94,7 +96,7 @@ def _complete(operations: Iterable[Any], present: dict[Any, Any]) -> set[str]:
 
 
 def _replacements(
-    connection: Connection, indexes: list[tuple[Index, Any]]
+    context: AutogenContext, connection: Connection, indexes: list[tuple[Index, Any]]
 ) -> Iterable[Any]:
     for index, row in indexes:
         table = index.table
@@ -107,6 +109,8 @@ def _replacements(
             resolve_fks=False,
         )
         (old,) = (each for each in reflected.indexes if each.name == index.name)
+        if not context.run_object_filters(index, old.name, "index", False, old):
+            continue
         drop = ops.DropIndexOp.from_index(old)
         drop.kw.update(_keywords(row))
         yield drop
@@ -134,16 +138,17 @@ def _reflected(row: Any) -> _Traits:
     )
 
 
-def _declared(index: Index) -> _Traits | None:
+def _declared(index: Index, row: Any) -> _Traits | None:
     options = index.dialect_options["postgresql"]
     method = (options.get("using") or "btree").lower()
     if method not in METHODS:
         return None
     where = options.get("where")
     classes = list((options.get("ops") or {}).values())
+    opclass = str(classes[0]).rpartition(".")[2] if classes else None
     return _Traits(
         method,
-        str(classes[0]).rpartition(".")[2] if classes else None,
+        None if row.is_default and opclass == row.opclass else opclass,
         frozenset(f"{k}={v}".lower() for k, v in (options.get("with") or {}).items()),
         None if where is None else _sql(where),
     )
@@ -181,7 +186,8 @@ def _same_predicate(declared: str | None, reflected: str | None) -> bool:
 
 
 def _tokens(predicate: str) -> Counter[str]:
-    plain = _CAST.sub("", predicate).replace('"', "")
+    plain = _CAST.sub("", predicate).replace('"', "").replace("!=", "<>")
+    plain = _NUMBER.sub(r"\1", plain)
     return Counter(
         token if token.startswith("'") else token.lower().rpartition(".")[2] or token
         for token in _TOKEN.findall(plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -108,10 +109,14 @@ def hnsw(
     )
 
 
-def ivfflat(table: Any) -> Index:
-    """Return an IVFFlat index with its default class."""
+def ivfflat(table: Any, ops: Any = None) -> Index:
+    """Return an IVFFlat index, with its default class unless another is given."""
     return Index(
-        "ix_v", table.c.v, postgresql_using="ivfflat", postgresql_with={"lists": 3}
+        "ix_v",
+        table.c.v,
+        postgresql_using="ivfflat",
+        postgresql_ops=ops or {},
+        postgresql_with={"lists": 3},
     )
 
 
@@ -130,18 +135,25 @@ ALEMBIC = tuple(map(int, alembic.__version__.split(".")[:2]))
 PLAIN = model()
 EMBEDDED = model(body_embedding=embedding())
 CHUNKED = model(chunks=embedding(chunk_tokens=16, chunk_overlap=2))
-OWN = model(
-    body_embedding=embedding(index="none"),
-    __table_args__=lambda: (
-        Index(
-            "ix_own",
-            "body_embedding",
-            postgresql_using="hnsw",
-            postgresql_ops={"body_embedding": "vector_ip_ops"},
-            postgresql_where=text("id > 5"),
+
+
+def own(storage: str = "vector") -> Model:
+    """Return a model with an index of the application's own on its vectors."""
+    return model(
+        body_embedding=embedding(index="none", storage=storage),
+        __table_args__=lambda: (
+            Index(
+                "ix_own",
+                "body_embedding",
+                postgresql_using="hnsw",
+                postgresql_ops={"body_embedding": f"{storage}_ip_ops"},
+                postgresql_where=text("id > 5"),
+            ),
         ),
-    ),
-)
+    )
+
+
+OWN = own()
 LIVE = "state = 'live' AND id > 5"
 
 CASES: dict[str, tuple[Model, Model]] = {
@@ -151,6 +163,7 @@ CASES: dict[str, tuple[Model, Model]] = {
     "chunks of a table": (PLAIN, CHUNKED),
     "table with an index of its own on the vectors": (nothing, OWN),
     "embedding with an index of its own": (PLAIN, OWN),
+    "storage with an index of its own": (OWN, own("halfvec")),
     "index of its own": (model(body_embedding=embedding(index="none")), OWN),
     "all options": (
         PLAIN,
@@ -223,6 +236,12 @@ CASES: dict[str, tuple[Model, Model]] = {
     "with nothing": (indexed(hnsw(m=8, where=LIVE)), indexed(hnsw(where=LIVE))),
     "where": (indexed(hnsw()), indexed(hnsw(where="state IN ('live', 'new')"))),
     "another where": (indexed(hnsw(where="id > 5")), indexed(hnsw(where="id < 5"))),
+    "default class by its name": (
+        indexed(), indexed(functools.partial(ivfflat, ops={"v": "vector_l2_ops"})),
+    ),
+    "where, as it is not written back": (
+        indexed(hnsw()), indexed(hnsw(where="state != 'a' AND id > -5 AND id <> -1.5")),
+    ),
     "method": (indexed(hnsw()), indexed(ivfflat)),
     "all of an index": (
         indexed(hnsw(m=8, where="id BETWEEN 1 AND 2 AND state IS NOT NULL")),
@@ -283,5 +302,35 @@ def test_one_name_in_two_schemas(project: Project) -> None:
             connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
         for table in model(schema, body_embedding=embedding())().tables.values():
             table.to_metadata(metadata)
-    with pytest.raises(EmbeddingError, match=r"app\.article and app2\.article.*name="):
+    with pytest.raises(
+        EmbeddingError, match=r"app\.article .*app2\.article .*name="
+    ):
         project.revise(metadata, 1)
+
+
+def test_one_name_for_two(project: Project) -> None:
+    """A vector and chunks of one column have one default name."""
+    both = model(vector=embedding(), chunks=embedding(chunk_tokens=8))
+    with pytest.raises(EmbeddingError, match=r"article \(vector\) and .*\(chunks\)"):
+        project.revise(both(), 1)
+
+
+def test_indexes_that_the_application_excludes(project: Project) -> None:
+    """They are compared as Alembic compares, with include_object."""
+    project.revise(indexed(hnsw())(), 1)
+    project.upgrade()
+    changed = indexed(hnsw(ops="vector_ip_ops"))()
+    assert [each[0] for each in project.differences(changed)] == [
+        "remove_index",
+        "add_index",
+    ]
+    seen = []
+
+    def include(item: Any, name: str, kind: str, reflected: bool, other: Any) -> bool:
+        if kind == "index":
+            seen.append((name, reflected, other.name))
+        return kind != "index"
+
+    project.options["include_object"] = include
+    assert project.differences(changed) == []
+    assert seen == [("ix_v", False, "ix_v")]
