@@ -302,9 +302,7 @@ def test_one_name_in_two_schemas(project: Project) -> None:
             connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
         for table in model(schema, body_embedding=embedding())().tables.values():
             table.to_metadata(metadata)
-    with pytest.raises(
-        EmbeddingError, match=r"app\.article .*app2\.article .*name="
-    ):
+    with pytest.raises(EmbeddingError, match=r"app\.article .*app2\.article .*name="):
         project.revise(metadata, 1)
 
 
