@@ -39,6 +39,8 @@ def test_every_sql_block_runs(dsn: str, connection: Connection) -> None:
         """
     )
     try:
+        # Here a model is loaded from the database, and other tests may run.
+        connection.execute("SET pgembed.call_timeout = '60s'")
         with embedding(dsn), answering(dsn):
             for block in blocks("sql"):
                 connection.execute(block.encode())
