@@ -109,7 +109,7 @@ def test_memory_of_calls_has_a_ceiling(
     )
 
     def patient(caller: Connection) -> Any:
-        caller.execute("SET pgembed.call_timeout = '60s'")
+        caller.execute("SET pgembed.call_timeout = '300s'")
         return fetch_one(caller, query)
 
     wanted = model.embed([f"the dog {i % 7}" * 111 for i in (1, 10000)])
