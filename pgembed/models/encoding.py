@@ -116,11 +116,6 @@ class TextEncoder:
         encoding = self._whole.encode(_prepare(text), add_special_tokens=False)
         return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
 
-    @property
-    def special_tokens(self) -> int:
-        """How many tokens are added to every text."""
-        return int(self._truncating.num_special_tokens_to_add(is_pair=False))
-
 
 def padding_id(tokenizer_bytes: bytes) -> int:
     """Return the id of the padding token, 0 when the tokenizer has none."""

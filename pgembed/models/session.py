@@ -75,11 +75,6 @@ class Model:
         """Tokens read of each text."""
         return self.options.max_tokens
 
-    @property
-    def special_tokens(self) -> int:
-        """How many of the tokens of a text are not of the text itself."""
-        return self._encoder.special_tokens
-
     def tokenize(self, texts: Sequence[str], side: str = "document") -> Encoded:
         """Return the tokens of the texts: prompt before, cut at max_tokens.
 

@@ -52,15 +52,6 @@ _FIXED: dict[str, tuple[str, Callable[[Array], Array]]] = {
 _VECTORS = {"vector": ">f4", "halfvec": ">f2"}
 
 
-def copy_vectors(connection: Connection, query: str) -> Float32:
-    """Return the one vector column of *query*, float32 (n, d).
-
-    Raises VectorError for a NULL and for vectors of different lengths.
-    """
-    blocks = [columns[0] for columns in copy_columns(connection, query)]
-    return np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32)
-
-
 def copy_columns(
     connection: Connection, query: str, *, block_rows: int = _BLOCK_ROWS
 ) -> Iterator[list[Array]]:

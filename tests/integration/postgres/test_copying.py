@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from pgembed.errors import VectorError
-from pgembed.postgres.copying import copy_columns, copy_vectors
+from pgembed.postgres.copying import copy_columns
 
 Connection = psycopg.Connection[Any]
 
@@ -40,14 +40,14 @@ def columns(connection: Connection, query: str, block_rows: int = 300) -> list[A
 
 
 def test_vectors(items: Connection) -> None:
-    found = copy_vectors(items, "SELECT v FROM items ORDER BY id")
+    found = columns(items, "SELECT v FROM items ORDER BY id")[0]
     numbers = np.arange(1, 1001, dtype=np.float32)
     np.testing.assert_array_equal(
         found, np.stack([numbers, -numbers, numbers / 8], axis=1)
     )
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
-    halves = copy_vectors(items, "SELECT h FROM items ORDER BY id LIMIT 100")
+    halves = columns(items, "SELECT h FROM items ORDER BY id LIMIT 100")[0]
     np.testing.assert_array_equal(halves, found[:100])
 
 
@@ -74,7 +74,6 @@ def test_every_type(items: Connection, block_rows: int) -> None:
 
 def test_no_rows(items: Connection) -> None:
     assert list(copy_columns(items, "SELECT id, v FROM items WHERE false")) == []
-    assert copy_vectors(items, "SELECT v FROM items WHERE false").shape == (0, 0)
 
 
 def test_nulls_are_refused_and_the_connection_lives(items: Connection) -> None:
@@ -82,18 +81,18 @@ def test_nulls_are_refused_and_the_connection_lives(items: Connection) -> None:
         query = f"SELECT nullif({column}, {column}) AS {column} FROM items"
         with pytest.raises(VectorError, match=f"'{column}' holds NULLs"):
             columns(items, query)
-    assert copy_vectors(items, "SELECT v FROM items").shape == (1000, 3)
+    assert columns(items, "SELECT v FROM items")[0].shape == (1000, 3)
 
 
 def test_different_lengths_are_refused(items: Connection) -> None:
     with pytest.raises(VectorError, match="'v' holds vectors of different lengths"):
-        copy_vectors(items, "SELECT v FROM items UNION ALL SELECT '[1]'")
+        columns(items, "SELECT v FROM items UNION ALL SELECT '[1]'")
 
 
 def test_failure_on_the_way(items: Connection) -> None:
     query = "SELECT v FROM items WHERE 1 / (1000 - id) >= 0"
     with pytest.raises(psycopg.errors.DivisionByZero):
-        copy_vectors(items, query)
+        columns(items, query)
     assert items.info.transaction_status.name == "IDLE"
 
 
@@ -101,4 +100,4 @@ def test_stopping_early_leaves_a_usable_connection(items: Connection) -> None:
     blocks = copy_columns(items, "SELECT v FROM items", block_rows=10)
     assert next(blocks)[0].shape == (10, 3)
     blocks.close()  # type: ignore[attr-defined]
-    assert copy_vectors(items, "SELECT v FROM items").shape == (1000, 3)
+    assert columns(items, "SELECT v FROM items")[0].shape == (1000, 3)
