@@ -286,39 +286,6 @@ COMMENT ON FUNCTION pgembed.grant_worker(regrole) IS
 'Let a role run workers: it takes jobs, reads the columns that embeddings read and writes those that they write, answers calls, and carries out batches in sessions of their callers. It owns nothing. Call it again after an upgrade.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._revoke_from_public()
-RETURNS void
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    granted text;
-BEGIN
-    FOR granted IN
-        SELECT o.kind || o.name
-        FROM (
-            SELECT 'ROUTINE ', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
-            FROM pg_catalog.pg_proc AS p
-            WHERE p.pronamespace = 'pgembed'::regnamespace
-            UNION ALL
-            SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END, c.oid::regclass::text, c.relowner, c.relacl
-            FROM pg_catalog.pg_class AS c
-            WHERE c.relnamespace = 'pgembed'::regnamespace
-            UNION ALL
-            SELECT 'SCHEMA ', n.nspname, n.nspowner, n.nspacl
-            FROM pg_catalog.pg_namespace AS n
-            WHERE n.nspname = 'pgembed'
-        ) AS o (kind, name, owner, acl)
-        WHERE pg_has_role(o.owner, 'USAGE') AND EXISTS (SELECT FROM aclexplode(o.acl) AS a WHERE a.grantee = 0)
-    LOOP
-        EXECUTE format('REVOKE ALL ON %s FROM PUBLIC', granted);
-    END LOOP;
-END;
-$$;
-COMMENT ON FUNCTION pgembed._revoke_from_public() IS
-'Take from PUBLIC what it has in schema pgembed, as it does after a restore without privileges.';
-
-
 CREATE OR REPLACE FUNCTION pgembed.create_roles()
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE

@@ -33,28 +33,6 @@ from pgembed.postgres.transports import Wish
 # Taken by every install and uninstall; the number spells "pgembed" in ASCII.
 _LOCK = int.from_bytes(b"pgembed", "big")
 
-REVOKE = """
-    REVOKE ALL ON SCHEMA pgembed FROM PUBLIC;
-    DO $do$
-    DECLARE
-        routine pg_catalog.regprocedure;
-    BEGIN
-        -- Capture functions may belong to tables' owners; reconcile revokes that.
-        FOR routine IN
-            SELECT p.oid::pg_catalog.regprocedure FROM pg_catalog.pg_proc AS p
-            WHERE p.pronamespace = 'pgembed'::pg_catalog.regnamespace
-              AND (NOT pg_catalog.starts_with(p.proname, '_capture_')
-                  OR pg_catalog.pg_has_role(p.proowner, 'USAGE'))
-        LOOP
-            EXECUTE 'REVOKE ALL ON ROUTINE ' || routine || ' FROM PUBLIC';
-        END LOOP;
-    END
-    $do$;
-    REVOKE ALL ON ALL TABLES IN SCHEMA pgembed FROM PUBLIC;
-    REVOKE ALL ON ALL SEQUENCES IN SCHEMA pgembed FROM PUBLIC;
-"""
-"""The end of an installation: nothing is granted to PUBLIC."""
-
 # What CREATE OR REPLACE cannot do: another result type, other columns, another kind.
 _IRREPLACEABLE = (
     errors.InvalidFunctionDefinition,
@@ -177,7 +155,7 @@ def _write(
     connection.execute(installation.TABLE)
     migrate.upgrade(connection, resources.migrations, plan.resolve)
     written = _run_sql(connection, plan)
-    connection.execute(REVOKE)
+    connection.execute("SELECT pgembed._revoke_from_public()")
     if "pgembed._refresh_roles()" in written:
         connection.execute("SELECT pgembed._refresh_roles()")
         connection.execute("SELECT pgembed._give_captures()")

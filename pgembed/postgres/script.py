@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from alembic import command
 from sqlalchemy import create_mock_engine
 
-from pgembed.postgres import installation, migrate, objects, schema
+from pgembed.postgres import installation, migrate, objects
 from pgembed.postgres.resources import (
     Resources,
     Transport,
@@ -45,7 +45,7 @@ def contents(
         installation.TABLE,
         migrations(resources),
         files(resources, transport),
-        schema.REVOKE,
+        "SELECT pgembed._revoke_from_public();",
         "INSERT INTO pgembed.installation (version, digest, objects) "  # noqa: S608
         f"VALUES ({record(resources, schemas, transport)});",
     ]

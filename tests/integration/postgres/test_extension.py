@@ -73,6 +73,22 @@ def test_the_catalog_is_that_of_install(
     assert value(extended, "SELECT transport FROM pgembed.installation") == transport
 
 
+def test_the_rights_it_begins_with_are_recorded(extended: Connection) -> None:
+    """By these an update tells what is new, and a dump what was granted since."""
+    unrecorded = extended.execute(
+        """
+        SELECT i.identity
+        FROM pg_depend AS d
+        JOIN pg_extension AS e ON e.oid = d.refobjid AND e.extname = 'pgembed'
+        CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, 0) AS i
+        WHERE d.deptype = 'e' AND i.type <> 'type' AND NOT EXISTS (
+            SELECT FROM pg_init_privs AS p
+            WHERE p.classoid = d.classid AND p.objoid = d.objid AND p.objsubid = 0)
+        """
+    ).fetchall()
+    assert unrecorded == []
+
+
 def test_the_doctor_is_content_and_install_refuses(extended: Connection) -> None:
     [finding] = [f for f in verify(extended) if f.subject == "schema"]
     assert finding.level == "ok"

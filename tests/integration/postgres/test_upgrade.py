@@ -58,6 +58,7 @@ def resources(tmp_path: Path) -> Resources:
     shutil.copytree(found.migrations, tmp_path / "migrations")
     (tmp_path / "sql").mkdir()
     (tmp_path / "sql" / "10_test.sql").write_text(OLD)
+    shutil.copy(found.sql / "94_public.sql", tmp_path / "sql")
     return Resources(tmp_path / "sql", tmp_path / "migrations")
 
 
