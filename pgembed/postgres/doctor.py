@@ -183,10 +183,15 @@ def _privileges(connection: Connection) -> Iterator[Finding]:
 
 def _transport(connection: Connection, plan: installation.Plan) -> Iterator[Finding]:
     if plan.calls.transport == "none":
+        way_out = (
+            "'pgembed extension install --transport dblink' writes another extension"
+            if plan.is_extension
+            else "'pgembed install --transport auto' changes it"
+        )
         yield ok(
             "transport",
             "none, by your choice: SQL functions cannot ask a worker to embed a text; "
-            "'pgembed install --transport auto' changes it",
+            + way_out,
         )
     elif plan.transport == "none":
         yield warning(

@@ -96,6 +96,17 @@ def test_the_doctor_is_content_and_install_refuses(extended: Connection) -> None
         install(extended)
 
 
+def test_the_doctor_says_how_an_extension_gets_a_transport(
+    files: Files, empty_dsn: str, connect: Connect
+) -> None:
+    extension.write(files.server, "none")
+    connection = connect(empty_dsn)
+    connection.execute("CREATE EXTENSION pgembed CASCADE")
+    [finding] = [f for f in verify(connection) if f.subject == "transport"]
+    assert finding.level == "ok"
+    assert "'pgembed extension install --transport dblink'" in finding.message
+
+
 def test_an_extension_elsewhere_is_found(
     files: Files, empty_dsn: str, connect: Connect
 ) -> None:
