@@ -251,6 +251,32 @@ COMMENT ON FUNCTION pgembed._key_list(text[]) IS
 'SQL: the columns, quoted, separated by commas.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._vector_type(storage text, dimensions integer)
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN CASE storage
+    WHEN 'bit' THEN format('bit(%s)', dimensions)
+    WHEN 'halfvec' THEN format('@extschema:vector@.halfvec(%s)', dimensions)
+    ELSE format('@extschema:vector@.vector(%s)', dimensions)
+END;
+COMMENT ON FUNCTION pgembed._vector_type(text, integer) IS
+'SQL: the type of a vector column, qualified.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._column_type(relation regclass, column_name text)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT format_type(a.atttypid, a.atttypmod)
+    FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = relation AND a.attname = column_name AND NOT a.attisdropped
+);
+COMMENT ON FUNCTION pgembed._column_type(regclass, text) IS
+'The type of a column as SQL, qualified unless it is built in; NULL when there is no such column.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._retyped_keys(e pgembed.embedding)
 RETURNS TABLE (relation regclass, name text, present text, wanted text, is_built_in boolean)
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -262,7 +288,8 @@ AS $$
     INNER JOIN pg_catalog.pg_attribute AS k ON k.attname = s.attname
         AND (k.atttypid, k.atttypmod) <> (s.atttypid, s.atttypmod)
     WHERE s.attrelid = e.source AND s.attname = ANY (e.key_columns)
-        AND (k.attrelid = to_regclass(pgembed._job_table(e.id)) OR k.attrelid = e.target AND e.target <> e.source);
+        -- Of the source itself, when it holds the vectors: the same types.
+        AND k.attrelid IN (to_regclass(pgembed._job_table(e.id)), e.target);
 $$;
 COMMENT ON FUNCTION pgembed._retyped_keys(pgembed.embedding) IS
 'The key columns of the job table and the chunk table that have another type than the source''s.';
@@ -298,6 +325,14 @@ RETURN (
         SELECT format('key column %I is of type %s in table %s and of type %s in %s: SELECT pgembed.reconcile(%L)',
             k.name, k.wanted, e.source, k.present, k.relation, e.name)
         FROM pgembed._retyped_keys(e) AS k
+        UNION ALL
+        SELECT format('column %I of table %s is of type %s, not %s', e.target_column, e.target, t.present, t.wanted)
+        FROM (
+            SELECT replace(pgembed._column_type(e.target, e.target_column), '"', ''),
+                replace(pgembed._vector_type(e.storage, e.dimensions), '"', '')
+        ) AS t (present, wanted)
+        -- The application's may be of any dimensions.
+        WHERE t.present <> t.wanted AND NOT (e.kind = 'adopted' AND t.present = split_part(t.wanted, '(', 1))
     ) AS f (reason)
 );
 COMMENT ON FUNCTION pgembed._fault(pgembed.embedding) IS

@@ -1,18 +1,5 @@
 -- What a declaration makes: the vector column or chunk table, and the job table.
 
-CREATE OR REPLACE FUNCTION pgembed._vector_type(storage text, dimensions integer)
-RETURNS text
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-RETURN CASE storage
-    WHEN 'bit' THEN format('bit(%s)', dimensions)
-    WHEN 'halfvec' THEN format('@extschema:vector@.halfvec(%s)', dimensions)
-    ELSE format('@extschema:vector@.vector(%s)', dimensions)
-END;
-COMMENT ON FUNCTION pgembed._vector_type(text, integer) IS
-'SQL: the type of a vector column, qualified.';
-
-
 CREATE OR REPLACE FUNCTION pgembed._operator_class(storage text, distance text)
 RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -26,19 +13,6 @@ RETURN CASE
 END;
 COMMENT ON FUNCTION pgembed._operator_class(text, text) IS
 'The name of pgvector''s operator class that serves a distance on a storage.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._column_type(relation regclass, column_name text)
-RETURNS text
-LANGUAGE sql STABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-RETURN (
-    SELECT format_type(a.atttypid, a.atttypmod)
-    FROM pg_catalog.pg_attribute AS a
-    WHERE a.attrelid = relation AND a.attname = column_name AND NOT a.attisdropped
-);
-COMMENT ON FUNCTION pgembed._column_type(regclass, text) IS
-'The type of a column as SQL, qualified unless it is built in; NULL when there is no such column.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._add_vector_column(source regclass, column_name text, vector_type text)

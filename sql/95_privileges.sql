@@ -30,7 +30,7 @@ BEGIN
         'search explain_search hybrid_search recall embed embed_query embed_batch '
         -- What these call as their caller.
         '_advised_index _advised_name _apply_settings _array_text _belongs_to _check_arguments _check_fits '
-        '_check_hybrid _check_json_order _check_option _check_query _check_searched _column_list '
+        '_check_hybrid _check_json_order _check_option _check_query _check_searched _column_list _column_type '
         '_columns _comparison _compile_filter _content_expression _cost _distance_expression '
         '_distance_operator _document_words _estimate _exact_cost _exact_settings _exact_statement '
         '_exists _fault _filter_column '
@@ -45,7 +45,7 @@ BEGIN
         '_sample_queries _search_condition '
         '_search_distances _search_embedding _search_report _search_rows _search_statement '
         '_search_strategy _sentinels _setting _source_relation _table_name _table_size '
-        '_template_expression _trigrams_statement _usable_index _value _value_text '
+        '_template_expression _trigrams_statement _usable_index _value _value_text _vector_type '
         '_words_document _words_statement max_sim') AS r;
 END;
 $$;
@@ -116,13 +116,13 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'drop_embedding '
         '_add_missing_jobs _administers _attached_index _by_statement _captured_events '
-        '_captures_wrongly _column_list _column_text _columns _content_expression _count_jobs _count_rows '
+        '_captures_wrongly _column_list _column_text _column_type _columns _content_expression _count_jobs _count_rows '
         '_delete_leftovers _drop_capture _enable_capture _exists _fault _find_embedding _firing '
         '_fits _former_owner _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _in_schema_of '
         '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
         '_key_list _key_match _live _operator_class _owner _owns _partition_triggers _queue_attached _queue_depths _queue_stale '
         '_refuse_stranger _retyped_keys _revoke_source _source_privileges _template_expression '
-        '_template_tokens _trigger_function _trigger_name _try_lock _try_lock_by_plan _wake '
+        '_template_tokens _trigger_function _trigger_name _try_lock _try_lock_by_plan _vector_type _wake '
         '_watches_wrongly _with_partitions _worker_roles _check_embedding _block') AS r;
 END;
 $$;
@@ -141,7 +141,7 @@ BEGIN
         'create_embedding adopt_vectors pause_embedding resume_embedding retry_failed reconcile '
         '_add_vector_column _adopted_type _capturing_routines _change_condition _check_chunking _check_declared '
         '_check_free _check_indexable _check_key _check_name _check_option _check_source '
-        '_column_type _content_columns _create_capture _create_chunk_table '
+        '_content_columns _create_capture _create_chunk_table '
         '_create_trigger _create_truncate_trigger _delete_twins _failures _find_kept '
         '_find_model _follow_key _follow_key_types _follow_row_security _forget_all _give_chunks _index_name '
         '_is_built_in _is_leakproof _is_moved_out _key_changed _key_definitions _key_object _may_capture '

@@ -288,6 +288,7 @@ def _queue(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
         )
     if not embedding.paused and embedding.blocked is None:
         yield from _stale(connection, embedding)
+        yield from _lost(connection, embedding)
     failed = _failed_rows(connection, embedding)
     if failed:
         yield warning(
@@ -320,6 +321,32 @@ def _stale(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
             f"last {_STALE}",
             "see that a worker runs ('pgembed worker'), what its log says, and whether "
             "a transaction holds the table locked (pg_locks)",
+        )
+
+
+def _lost(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+    """Look at a thousand rows that are done for some whose vectors were taken away."""
+    query = """
+        SELECT pg_catalog.format(
+            'SELECT pg_catalog.count(*) FROM (SELECT d.* FROM %%s AS d '
+            'WHERE d.pgembed_available_at IS NULL AND d.pgembed_error IS NULL '
+            'AND d.pgembed_fingerprint IS NOT NULL LIMIT 1000) AS j '
+            'INNER JOIN %%s AS s ON %%s WHERE NOT (%%s)',
+            pgembed._job_table(e.id), e.source, pgembed._key_match(e.source, 'j', 's'),
+            pgembed._has_vector(e, 's'))
+        FROM pgembed.embedding AS e
+        WHERE e.id = %s AND pg_catalog.has_table_privilege(e.source, 'SELECT')
+            AND pg_catalog.has_table_privilege(e.target, 'SELECT')
+            AND NOT pg_catalog.row_security_active(e.source)
+    """
+    row = fetch_one(connection, query, (embedding.id,))
+    lost = fetch_one(connection, row[0].encode())[0] if row else 0
+    if lost:
+        yield error(
+            embedding.subject,
+            f"{lost} of the first rows looked at were embedded and have no vector: "
+            "somebody took it away",
+            f"as the table's owner: {embedding.call('reconcile')}",
         )
 
 

@@ -64,6 +64,22 @@ def test_every_storage(docs: Connection) -> None:
     assert adopted(docs, "docs_u")[:3] == ("vector", 2, "inner_product")
 
 
+def test_a_column_of_another_type(docs: Connection) -> None:
+    for column in "vhbun":
+        adopt(docs, column)
+        assert status(docs, f"docs_{column}")["state"] == "adopted"
+    docs.execute("ALTER TABLE docs ALTER v TYPE vector, ALTER b TYPE varbit")
+    docs.execute("ALTER TABLE docs ALTER h TYPE halfvec(4) USING '[1,2,3,4]'")
+    for column, state in {
+        "v": "adopted",
+        "b": "blocked: column b of table public.docs is of type bit varying, "
+        "not bit(3)",
+        "h": "blocked: column h of table public.docs is of type public.halfvec(4), "
+        "not public.halfvec(3)",
+    }.items():
+        assert status(docs, f"docs_{column}")["state"] == state
+
+
 @pytest.mark.parametrize(
     ("index", "column", "distance", "method"),
     [

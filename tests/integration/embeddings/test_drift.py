@@ -108,6 +108,40 @@ def test_target_column(
     rows(scratch, "SELECT pgembed.drop_embedding(%s, true)", name)
 
 
+RETYPES = {
+    "public.halfvec(3)": "halfvec(3)",
+    "text": "text USING {0}::text",
+    "public.vector(4)": "vector(4) USING '[1,2,3,4]'",
+    "public.vector": "vector",
+}
+
+
+@pytest.mark.parametrize("found", RETYPES)
+def test_target_column_of_another_type(
+    scratch: Connection, scratch_worker: SqlWorker, name: str, found: str
+) -> None:
+    table, column = rows(
+        scratch,
+        "SELECT target::text, target_column FROM pgembed.embedding WHERE name = %s",
+        name,
+    )[0]
+    retype = f"ALTER TABLE {table} ALTER {column} TYPE "
+    rows(scratch, retype + RETYPES[found].format(column))
+    write_everything(scratch, "docs", "body")
+    goes_on_elsewhere(scratch, scratch_worker)
+    assert status(scratch, name)["state"] == (
+        f"blocked: column {column} of table public.{table} is of type {found}, "
+        "not public.vector(3)"
+    )
+    message = f"is of type {found}, not public.vector"
+    with refused(scratch, "55000", message=message, hint="Undo that, or drop"):
+        rows(scratch, "SELECT pgembed.reconcile(%s)", name)
+    rows(scratch, retype + "vector(3) USING '[1,2,3]'")
+    rows(scratch, "SELECT pgembed.resume_embedding(%s)", name)
+    scratch_worker.drain()
+    assert status(scratch, name)["state"] == "current"
+
+
 def test_source_renamed_and_moved(
     scratch: Connection, scratch_worker: SqlWorker, name: str
 ) -> None:

@@ -15,6 +15,7 @@ from pgembed.postgres import server_checks
 from pgembed.postgres.findings import Finding
 from pgembed.postgres.schema import install, verify
 from tests.conftest import Connect
+from tests.harness.sql_worker import SqlWorker
 from tests.integration.postgres.test_uninstall import REGISTER_MODEL
 from tests.integration.worker.running import add_good, answering
 
@@ -107,6 +108,10 @@ BREAKAGES = {
         "ALTER TABLE docs RENAME body TO former; ALTER TABLE docs ADD body text",
         "watch columns that were replaced",
     ),
+    "retyped": (
+        "ALTER TABLE docs ALTER body_embedding TYPE text",
+        "is of type text, not",
+    ),
     "disabled": (
         "ALTER TABLE docs DISABLE TRIGGER ALL",
         "INSERT, DELETE, UPDATE, TRUNCATE are missing or disabled",
@@ -134,6 +139,33 @@ def test_broken_embedding(docs: Connection, breakage: str, message: str) -> None
     findings = bad(docs, "embedding docs_body")
     assert any(message in finding.message for finding in findings), findings
     assert all(finding.remedy for finding in findings)
+
+
+LOSSES = {
+    "": "ALTER TABLE docs DROP body_embedding; ALTER TABLE docs ADD body_embedding "
+    "vector(3)",
+    ", chunk_tokens => 8": "DELETE FROM docs_body_chunk WHERE id = 2",
+}
+
+
+@pytest.mark.parametrize(("options", "loss"), LOSSES.items())
+def test_vectors_that_were_taken_away(
+    connection: Connection, options: str, loss: str
+) -> None:
+    connection.execute(REGISTER_MODEL)
+    connection.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    connection.execute("INSERT INTO docs VALUES (1, NULL), (2, 'two'), (3, ' ')")
+    declared = f"SELECT pgembed.create_embedding('docs', 'body', 'tiny'{options})"
+    connection.execute(declared.encode())
+    worker = SqlWorker(connection)
+    worker.drain()
+    assert bad(connection, "embedding docs_body") == []
+    connection.execute(loss.encode())
+    [finding] = bad(connection, "embedding docs_body")
+    assert "1 of the first rows looked at were embedded" in finding.message
+    connection.execute("SELECT pgembed.reconcile('docs_body')")
+    worker.drain()
+    assert bad(connection, "embedding docs_body") == []
 
 
 @pytest.mark.parametrize("lock", ["LOCK TABLE docs", "TRUNCATE docs"])
