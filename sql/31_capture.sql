@@ -128,6 +128,22 @@ COMMENT ON FUNCTION pgembed._delete_chunks_statement(pgembed.embedding) IS
 'SQL for a trigger: delete the chunks of row OLD, as long as the chunk table is there.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._forget_later_statement(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN format(
+    $sql$
+    IF deleted = 0 AND current_setting('transaction_isolation') <> 'read committed' THEN
+        -- The backfill may have come after this snapshot: a worker sees the chunks that it made.
+        INSERT INTO %s (%s) VALUES (%s);
+    END IF;$sql$,
+    pgembed._job_table(e.id), pgembed._key_list(e.key_columns), pgembed._column_list(e.key_columns, 'OLD')
+);
+COMMENT ON FUNCTION pgembed._forget_later_statement(pgembed.embedding) IS
+'SQL for a trigger: let a worker delete chunks of row OLD that this transaction is too old to see.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._forget_statement(e pgembed.embedding)
 RETURNS text
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -142,7 +158,9 @@ RETURN format(
     %5$s$sql$,
     pgembed._job_table(e.id), pgembed._key_match(e.source, 'j', 'OLD'),
     pgembed._key_list(e.key_columns), pgembed._column_list(e.key_columns, 'OLD'),
-    CASE WHEN e.target <> e.source THEN pgembed._delete_chunks_statement(e) ELSE '' END
+    CASE WHEN e.target <> e.source THEN
+        pgembed._delete_chunks_statement(e) || pgembed._forget_later_statement(e)
+    ELSE '' END
 );
 COMMENT ON FUNCTION pgembed._forget_statement(pgembed.embedding) IS
 'SQL for a trigger: row OLD is gone, or has another key.';

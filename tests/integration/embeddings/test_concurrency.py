@@ -164,3 +164,27 @@ def test_an_update_between_claim_and_read(
     assert value(db, "SELECT body_embedding FROM docs") is None
     worker.drain()
     assert_converged(db, "docs_body")
+
+
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize(
+    "change", ["DELETE FROM docs WHERE id = 1", "UPDATE docs SET id = 9 WHERE id = 1"]
+)
+def test_a_transaction_older_than_the_backfill(
+    dsn: str, db: Connection, worker: SqlWorker, isolation: str, change: str
+) -> None:
+    """It sees no chunks of the row that it deletes: a worker deletes them."""
+    documents(db, "one two three", "four")
+    with connect(dsn, purpose="test") as old:
+        old.execute(f"BEGIN ISOLATION LEVEL {isolation}".encode())
+        old.execute("SELECT FROM docs")
+        declare(db, "docs", "body", chunk_tokens=8)
+        worker.drain()
+        old.execute(change.encode())
+        old.execute("COMMIT")
+    worker.drain()
+    left = "SELECT count(*) FROM docs_body_chunk WHERE id = 1"
+    assert value(db, left) == 0
+    db.execute("INSERT INTO docs (id, body) VALUES (1, 'anew')")
+    worker.drain()
+    assert_converged(db, "docs_body")
