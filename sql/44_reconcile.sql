@@ -252,4 +252,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.reconcile(text) IS
-'Compare every row with what was embedded last and queue those that differ, repair the triggers, delete what was left over: after a restore, or whenever triggers were disabled. Returns the rows queued.';
+'Compare every row with what was embedded last and queue those that differ, repair the triggers, delete what was left over, follow the key''s new names and types: after a restore, when triggers were disabled, or when changes fire none, such as SET EXPRESSION of a generated column. Returns the rows queued.';

@@ -169,6 +169,38 @@ def test_vectors_lost_or_left(
     assert_converged(scratch, name)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE made ALTER g SET EXPRESSION AS (word || '!')",
+        "ALTER TYPE mood RENAME VALUE 'calm' TO 'quiet'",
+    ],
+)
+def test_changes_that_fire_no_trigger(
+    scratch: Connection, scratch_worker: SqlWorker, change: str
+) -> None:
+    if "EXPRESSION" in change and scratch.info.server_version < 170000:
+        pytest.skip("this server has no SET EXPRESSION")
+    scratch.execute(
+        """
+        CREATE TYPE mood AS ENUM ('calm', 'wild');
+        CREATE TABLE made (id int PRIMARY KEY, word text, m mood,
+            g text GENERATED ALWAYS AS (upper(word)) STORED);
+        INSERT INTO made VALUES (1, 'one', 'calm'), (2, NULL, 'calm');
+        """
+    )
+    name = declare(scratch, "made", "{m} {g}")
+    scratch_worker.drain()
+    scratch.execute(change.encode())
+    assert reconcile(scratch, name) == (1 if "EXPRESSION" in change else 2)
+    scratch_worker.drain()
+    assert_converged(scratch, name)
+    scratch.execute("UPDATE made SET word = 'two'")
+    assert pending(scratch, name) == 2
+    scratch_worker.drain()
+    assert_converged(scratch, name)
+
+
 def test_failed_rows_stay_failed(
     scratch: Connection, scratch_worker: SqlWorker, name: str
 ) -> None:
