@@ -164,6 +164,32 @@ COMMENT ON FUNCTION pgembed._stored_vector(pgembed.embedding, text) IS
 'SQL: a float32 vector as the embedding stores it.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._fail_left_out(
+    e pgembed.embedding, jobs tid[], vectors @extschema:vector@.vector[]
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+SET row_security = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_seqscan = off
+AS $$
+BEGIN
+    -- A blank row without a vector is not written; suppress_redundant_updates_trigger() leaves out
+    -- those that hold theirs.
+    EXECUTE format('UPDATE %1$s AS j SET pgembed_attempts = 1, pgembed_changed_at = now(), pgembed_error = $3 '
+        'FROM unnest($1, $2) AS r (job, vector), %2$s AS s WHERE j.ctid = r.job AND %3$s '
+        'AND ROW(s.%4$I)::record OPERATOR(pg_catalog.*<>) ROW(%5$s)::record',
+        pgembed._job_table(e.id), e.source, pgembed._key_match(e.source, 's', 'j'),
+        e.target_column, pgembed._stored_vector(e, 'r.vector'))
+        USING jobs, vectors, 'the table did not take the vector: a trigger left the row out of the UPDATE';
+END;
+$$;
+COMMENT ON FUNCTION pgembed._fail_left_out(pgembed.embedding, tid[], @extschema:vector@.vector[]) IS
+'Of jobs that have ended though their rows were not written, let those fail whose rows do not hold the vector: not their worker but a trigger of the table decided so, and would again.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._write_vectors(
     e pgembed.embedding,
     lease bigint,
@@ -187,6 +213,8 @@ SET enable_seqscan = off
 AS $$
 DECLARE
     written integer[];
+    left_out tid[];
+    lost @extschema:vector@.vector[];
 BEGIN
     EXECUTE format(
         'WITH ended AS (UPDATE %1$s AS j SET pgembed_available_at = NULL, '
@@ -196,14 +224,17 @@ BEGIN
         'FROM unnest($2, $3, $4) AS r (slot, version, vector), %3$s AS s '
         'WHERE r.slot = ANY ($5) AND j.pgembed_lease = $1 AND j.pgembed_slot = r.slot '
         'AND j.pgembed_version = r.version AND %4$s '
-        'RETURNING %5$s, r.slot AS pgembed_done, r.vector AS pgembed_vector), '
+        'RETURNING %5$s, j.ctid AS pgembed_job, r.slot AS pgembed_done, r.vector AS pgembed_vector), '
         'written AS (UPDATE %3$s AS s SET %6$I = %7$s FROM ended AS j WHERE %4$s '
-        'AND (s.%6$I IS NOT NULL OR j.pgembed_vector IS NOT NULL)) '
-        'SELECT array_agg(pgembed_done) FROM ended',
+        'AND (s.%6$I IS NOT NULL OR j.pgembed_vector IS NOT NULL) RETURNING j.pgembed_done) '
+        'SELECT array_agg(e.pgembed_done), array_agg(e.pgembed_job) FILTER (WHERE w.pgembed_done IS NULL), '
+        'array_agg(e.pgembed_vector) FILTER (WHERE w.pgembed_done IS NULL) '
+        'FROM ended AS e LEFT JOIN written AS w USING (pgembed_done)',
         pgembed._job_table(e.id), pgembed._content_expression(e, 's'), e.source,
         pgembed._key_match(e.source, 's', 'j'), pgembed._column_list(e.key_columns, 'j'),
         e.target_column, pgembed._stored_vector(e, 'j.pgembed_vector')
-    ) INTO written USING lease, slots, versions, vectors, locked;
+    ) INTO written, left_out, lost USING lease, slots, versions, vectors, locked;
+    PERFORM pgembed._fail_left_out(e, left_out, lost) WHERE left_out IS NOT NULL;
     RETURN coalesce(written, '{}');
 END;
 $$;

@@ -237,7 +237,7 @@ BEGIN
         '_accept_protocol _answer _begin_index _call_lock _check_lengths _claim '
         '_claim_batch _claim_size _commit_lazily _complete _complete_chunks '
         '_delete_claimed_leftovers _end_batch _end_jobs _enqueue_all _expire_calls _fail '
-        '_fail_unreadable _hand_back_stale _heartbeat _hold _index_work _kept_embedding '
+        '_fail_left_out _fail_unreadable _hand_back_stale _heartbeat _hold _index_work _kept_embedding '
         '_leave_vectors _lock_jobs _lock_sources _may_write _merge_twins _new_lease _open_embedding _pick _read_claimed '
         '_read_until _record_progress _refuse_rows _register_worker _release _renew _renew_batch '
         '_replace_chunks _set_idle _set_index_state _settled _store_answers _stored_vector _take_calls _tend '

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import psycopg
+import pytest
+
 from tests.harness.sql_worker import (
     Connection,
     SqlWorker,
@@ -121,3 +124,61 @@ def test_keys_are_shown_as_they_are(db: Connection, worker: SqlWorker) -> None:
     worker.fail(worker.claim("docs_body"), max_attempts=1)
     key = value(db, "SELECT key::text FROM pgembed.failures")
     assert key == '{"n": 1.50, "at": "2020-01-01", "a b": "k%"}'
+
+
+LEAVE_OUT = """
+    CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN RETURN NULL; END';
+    CREATE TRIGGER leave_out BEFORE UPDATE ON docs FOR EACH ROW
+        WHEN (OLD.id = 2) EXECUTE FUNCTION leave_out()
+"""
+
+
+@pytest.mark.parametrize("storage", ["vector", "halfvec", "bit"])
+def test_a_vector_that_the_table_does_not_take(
+    db: Connection, worker: SqlWorker, storage: str
+) -> None:
+    documents(db, "one", "two", " ")
+    db.execute(LEAVE_OUT)
+    declare(db, "docs", "body", storage=storage)
+    worker.drain()
+    ((key, error),) = rows(db, "SELECT key, error FROM pgembed.failures")
+    assert key == {"id": 2}
+    assert "a trigger left the row out" in error
+    assert status(db, "docs_body")["embedded"] == 1
+    assert value(db, "SELECT pgembed.reconcile('docs_body')") == 0
+    db.execute("DROP TRIGGER leave_out ON docs")
+    assert value(db, "SELECT pgembed.retry_failed('docs_body')") == 1
+    worker.drain()
+    assert rows(db, "SELECT * FROM pgembed.failures") == []
+    assert_converged(db, "docs_body")
+
+
+@pytest.mark.parametrize("storage", ["vector", "halfvec", "bit"])
+def test_a_row_that_holds_its_vector_may_be_left_out(
+    db: Connection, worker: SqlWorker, storage: str
+) -> None:
+    documents(db, "one", " ")
+    declare(db, "docs", "body", storage=storage)
+    worker.drain()
+    db.execute(
+        "CREATE TRIGGER same BEFORE UPDATE ON docs FOR EACH ROW "
+        "EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+    )
+    db.execute("UPDATE pgembed.job_1 SET pgembed_available_at = now()")
+    worker.drain()
+    assert rows(db, "SELECT * FROM pgembed.failures") == []
+    assert_converged(db, "docs_body")
+
+
+@pytest.mark.parametrize("condition", ["", " WHERE OLD.id = 1"])
+def test_a_rule_that_takes_the_write_away_is_no_success(
+    db: Connection, worker: SqlWorker, condition: str
+) -> None:
+    documents(db, "one")
+    db.execute(f"CREATE RULE r AS ON UPDATE TO docs{condition} DO INSTEAD NOTHING")
+    declare(db, "docs", "body")
+    worker.work()
+    claim = worker.claim("docs_body")
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        worker.complete(claim)
