@@ -363,6 +363,32 @@ COMMENT ON FUNCTION pgembed._grant_source(pgembed.embedding) IS
 'Let the roles of workers read the content of a source and write its vectors.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._held_privileges(e pgembed.embedding, worker regrole)
+RETURNS TABLE (relation regclass, privileges text)
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT h.relation, string_agg(h.privilege, ', ' ORDER BY h.privilege)
+    FROM (
+        SELECT e.source, format('%s (%s)', x.privilege_type, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum))
+        FROM pg_catalog.pg_attribute AS a
+        CROSS JOIN LATERAL aclexplode(a.attacl) AS x
+        WHERE a.attrelid = e.source AND NOT a.attisdropped AND x.grantee = worker
+            AND x.privilege_type IN ('SELECT', 'UPDATE')
+        GROUP BY x.privilege_type
+        UNION ALL
+        SELECT e.target, x.privilege_type
+        FROM pg_catalog.pg_class AS c
+        CROSS JOIN LATERAL aclexplode(c.relacl) AS x
+        WHERE c.oid = e.target AND e.target <> e.source AND x.grantee = worker
+            AND x.privilege_type IN ('SELECT', 'INSERT', 'DELETE')
+    ) AS h (relation, privilege)
+    GROUP BY h.relation;
+$$;
+COMMENT ON FUNCTION pgembed._held_privileges(pgembed.embedding, regrole) IS
+'SQL: what a worker''s role holds on the tables of an embedding of what _grant_source grants, whatever became of their columns since.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._revoke_source(e pgembed.embedding, worker regrole)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -371,13 +397,13 @@ AS $$
 DECLARE
     granted record;
 BEGIN
-    FOR granted IN SELECT p.* FROM pgembed._source_privileges(e) AS p WHERE e.kind = 'kept' LOOP
+    FOR granted IN SELECT p.* FROM pgembed._held_privileges(e, worker) AS p WHERE e.kind = 'kept' LOOP
         EXECUTE format('REVOKE %s ON %s FROM %s', granted.privileges, granted.relation, worker);
     END LOOP;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._revoke_source(pgembed.embedding, regrole) IS
-'Take back what _grant_source granted to a worker''s role.';
+'Take back what _grant_source granted to a worker''s role on the tables. USAGE on their schema stays: it may have other reasons.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._grant_queue(e pgembed.embedding)

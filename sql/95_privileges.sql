@@ -118,7 +118,7 @@ BEGIN
         '_add_missing_jobs _administers _attached_index _by_statement _captured_events '
         '_captures_wrongly _column_list _column_text _column_type _columns _content_expression _count_jobs _count_rows '
         '_delete_leftovers _drop_capture _enable_capture _exists _fault _find_embedding _firing '
-        '_fits _former_owner _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _in_schema_of '
+        '_fits _former_owner _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _held_privileges _in_schema_of '
         '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
         '_key_list _key_match _live _operator_class _owner _owns _partition_triggers _queue_attached _queue_depths _queue_stale '
         '_refuse_stranger _retyped_keys _revoke_source _source_privileges _template_expression '
@@ -335,6 +335,26 @@ COMMENT ON FUNCTION pgembed._refresh_roles() IS
 'After an upgrade: grant the roles of this database what is new.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._tell_held(e pgembed.embedding, role regrole)
+RETURNS void
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    held record;
+BEGIN
+    FOR held IN SELECT h.* FROM pgembed._held_privileges(e, role) AS h LOOP
+        RAISE WARNING 'role % may still work on %, a table of role %',
+            role, held.relation, pgembed._owner(held.relation)
+            USING HINT = format('Let that role run: REVOKE %s ON %s FROM %s',
+                held.privileges, held.relation, role);
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._tell_held(pgembed.embedding, regrole) IS
+'Warn of the rights on the tables of an embedding that only their owner can take from a worker''s role.';
+
+
 CREATE OR REPLACE FUNCTION pgembed.revoke_all(role regrole)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -342,11 +362,16 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     routine regprocedure;
+    e pgembed.embedding;
 BEGIN
     IF role IN (SELECT w FROM pgembed._worker_roles() AS w) THEN
-        PERFORM pgembed._revoke_source(e, role)
-        FROM pgembed.embedding AS e
-        WHERE pgembed._exists(e.source) AND pgembed._owns(e.source);
+        FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' AND pgembed._exists(n.source) LOOP
+            IF pgembed._owns(e.source) THEN
+                PERFORM pgembed._revoke_source(e, role);
+            ELSE
+                PERFORM pgembed._tell_held(e, role);
+            END IF;
+        END LOOP;
     END IF;
     EXECUTE format('REVOKE ALL ON SCHEMA pgembed FROM %s', role);
     EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA pgembed FROM %s', role);
@@ -361,4 +386,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.revoke_all(regrole) IS
-'Take back everything that a role was granted in schema pgembed, and on the sources of this role as a worker''s.';
+'Take back everything that a role was granted in schema pgembed, and as a worker''s role on tables that the caller owns; a warning names the others. USAGE on the schemas of these tables stays.';

@@ -56,6 +56,48 @@ def test_without_createrole_the_roles_are_asked_for(empty_dsn: str) -> None:
                 superuser.execute(f"DROP ROLE {name}".encode())
 
 
+DECLARED_BY_KEEPER = """
+    GRANT CREATE ON SCHEMA public TO keeper;
+    SET ROLE keeper;
+    CREATE TABLE docs (id int PRIMARY KEY, body text);
+    SELECT pgembed.create_embedding('docs', 'body', 'tiny');
+    RESET ROLE
+"""
+
+
+def test_what_the_owner_of_the_schema_cannot_take_back_is_told(empty_dsn: str) -> None:
+    told: list[str] = []
+    held = "SELECT has_any_column_privilege('clerk', 'docs', 'UPDATE')"
+    with (
+        connect(empty_dsn, purpose="test") as superuser,
+        ordinary_role(empty_dsn) as role,
+        connect(role, purpose="test") as owner,
+    ):
+        superuser.execute("CREATE EXTENSION vector")
+        assert CliRunner().invoke(pgembed, ["install", "--dsn", role]).exit_code == 0
+        register_model(superuser)
+        superuser.execute("CREATE ROLE clerk; CREATE ROLE keeper")
+        try:
+            owner.execute("SELECT pgembed.grant_worker('clerk')")
+            owner.execute("SELECT pgembed.grant_owner('keeper')")
+            superuser.execute(f"GRANT keeper TO {owner.info.user}".encode())
+            superuser.execute(DECLARED_BY_KEEPER)
+            superuser.execute(f"REVOKE keeper FROM {owner.info.user}".encode())
+            owner.add_notice_handler(
+                lambda d: told.extend((str(d.message_primary), str(d.message_hint)))
+            )
+            owner.execute("SELECT pgembed.revoke_all('clerk')")
+            message, hint = told
+            assert "role clerk may still work on public.docs, a table" in message
+            assert value(superuser, held)
+            superuser.execute(hint.removeprefix("Let that role run: ").encode())
+            assert not value(superuser, held)
+        finally:
+            superuser.execute("DROP TABLE IF EXISTS docs")
+            superuser.execute("DROP OWNED BY clerk, keeper CASCADE")
+            superuser.execute("DROP ROLE clerk, keeper")
+
+
 PAGE = (Path(__file__).parents[3] / "docs" / "roles.md").read_text(encoding="utf-8")
 
 

@@ -512,3 +512,26 @@ def test_an_installation_mends_functions_that_a_superuser_kept(
     change_theirs(stranger)
     drain(connection)
     assert_converged(connection, "theirs_body")
+
+
+HELD = """
+    SELECT count(*) FROM (
+        SELECT attrelid, attacl FROM pg_attribute
+        UNION ALL SELECT oid, relacl FROM pg_class
+    ) AS o (relation, acl), aclexplode(o.acl) AS a
+    WHERE o.relation::regclass::text IN ('olga.docs', 'olga.cut_chunk')
+        AND a.grantee = 'pgembed_worker'::regrole
+"""
+
+
+def test_what_workers_hold_is_taken_back_from_columns_that_changed(
+    olga: Connection, connection: Connection
+) -> None:
+    create_docs(olga)
+    declare(olga)
+    declare(olga, ", chunk_tokens => 8, name => 'cut'", "cut")
+    olga.execute("ALTER TABLE docs RENAME body TO content")
+    assert value(connection, HELD) > 0
+    olga.execute("SELECT pgembed.drop_embedding('docs_body')")
+    olga.execute("SELECT pgembed.drop_embedding('cut')")
+    assert value(connection, HELD) == 0
