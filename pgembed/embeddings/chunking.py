@@ -60,7 +60,11 @@ class Chunker:
         return cls(model, tokens, min(overlap, tokens - 1))
 
     def split(self, text: str) -> list[str]:
-        """Return the chunks in order; together they hold all but white space."""
+        """Return the chunks in order; together they hold all but white space.
+
+        A text of which the tokenizer makes nothing is a chunk as it is: the database
+        awaits one of each text, and without chunks it would have a vector, too.
+        """
         spans = self.model.spans(text)
         chunks = []
         start = 0
@@ -70,7 +74,7 @@ class Chunker:
             if end == len(spans):
                 break
             start = self._next(text, spans, start, end)
-        return [chunk for chunk in chunks if chunk]
+        return [chunk for chunk in chunks if chunk] or ([text] if text else [])
 
     def _end(self, text: str, spans: Spans, start: int) -> int:
         end = min(start + self.tokens, len(spans))

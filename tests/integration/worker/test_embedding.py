@@ -210,6 +210,16 @@ def test_chunks_go_to_their_table(
     assert left == [(1, "the dog")]
 
 
+def test_texts_that_the_tokenizer_drops_have_a_chunk(
+    dsn: str, connection: Connection, tmp_path: Path
+) -> None:
+    add_good(connection, tmp_path)
+    create_docs(connection, "\u200b", "\x01", "a cat", "\xad", "\x1f", chunk_tokens=8)
+    embed_all(dsn)
+    assert status(connection)["embedded"] == 5
+    assert fetch_one(connection, "SELECT pgembed.reconcile('docs_body')") == (0,)
+
+
 @pytest.mark.parametrize(
     "statement",
     [

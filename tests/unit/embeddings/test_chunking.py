@@ -56,6 +56,13 @@ def test_chunks_cover_the_text_and_fit(text: str, tokens: int, overlap: int) -> 
         assert any(text[covered:].strip() == "" for _, covered in ends)
 
 
+@pytest.mark.parametrize("text", ["\u200b", "\x01", "\xad\xad", "\x1f"])
+def test_a_text_that_the_tokenizer_drops_is_one_chunk(text: str) -> None:
+    reader = Reader()
+    assert len(reader.spans(text)) == 0
+    assert Chunker.fitting(reader, 8, 0).split(text) == [text]
+
+
 @given(text=words, prompt=st.sampled_from(["", "the food: "]))
 def test_no_chunk_is_cut_by_the_model(text: str, prompt: str) -> None:
     reader = Reader(max_tokens=16, prompt=prompt)
@@ -79,7 +86,7 @@ def test_a_short_text_is_one_chunk() -> None:
 
 
 def test_nothing_gives_no_chunks() -> None:
-    assert Chunker(Reader(), 4, 1).split(" \n ") == []
+    assert Chunker(Reader(), 4, 1).split("") == []
 
 
 def test_a_word_longer_than_a_chunk_is_cut() -> None:
