@@ -282,6 +282,38 @@ COMMENT ON FUNCTION pgembed._release(integer, bigint, interval) IS
 'Hand back what is still held under a lease, without counting an attempt. Rows that users have locked follow when the lease expires.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._clear_unknown(e pgembed.embedding, jobs tid[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+SET row_security = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_seqscan = off
+AS $$
+DECLARE
+    job text := pgembed._job_table(e.id);
+    keys text := pgembed._key_match(e.source, 's', 'j');
+    locked tid[];
+BEGIN
+    IF NOT pgembed._try_lock(e.source, 'ROW EXCLUSIVE') OR NOT pgembed._fits(e) THEN
+        RETURN;
+    END IF;
+    EXECUTE format('SELECT array_agg(r.ctid) FROM (SELECT j.ctid FROM %s AS j INNER JOIN %s AS s ON %s '
+        'WHERE j.ctid = ANY ($1) AND s.%I IS NOT NULL FOR NO KEY UPDATE OF s SKIP LOCKED) AS r',
+        job, e.source, keys, e.target_column) INTO locked USING jobs;
+    EXECUTE format('UPDATE %s AS s SET %I = NULL FROM %s AS j WHERE j.ctid = ANY ($1) AND %s',
+        e.source, e.target_column, job, keys) USING locked;
+EXCEPTION
+    WHEN OTHERS THEN
+        -- A trigger of the table may refuse this as it refused the vector: the failure stands.
+        RETURN;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._clear_unknown(pgembed.embedding, tid[]) IS
+'Take away the vectors that rows held before their first job, which failed: who knows of which model they are. Rows that users have locked keep theirs.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._fail(
     embedding integer,
     lease bigint,
@@ -297,18 +329,24 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     failed bigint;
+    never_done tid[];
 BEGIN
     PERFORM pgembed._lock_jobs(embedding);
-    EXECUTE format('UPDATE %1$s AS j SET pgembed_lease = NULL, pgembed_slot = NULL, '
+    EXECUTE format('WITH f AS (UPDATE %1$s AS j SET pgembed_lease = NULL, pgembed_slot = NULL, '
         'pgembed_error = left(coalesce(r.error, ''unknown error''), 1000), '
         'pgembed_changed_at = CASE WHEN j.pgembed_attempts < $6 THEN j.pgembed_changed_at ELSE now() END, '
         'pgembed_available_at = CASE WHEN j.pgembed_attempts < $6 THEN '
         'now() + $5 * least(power(j.pgembed_attempts, 4) * (0.9 + 0.2 * random()), 3600) END '
         'FROM unnest($2, $3, $4) AS r (slot, version, error) '
         'WHERE j.pgembed_slot = r.slot AND j.pgembed_version = r.version AND j.ctid = ANY (ARRAY('
-        'SELECT h.ctid FROM %1$s AS h WHERE h.pgembed_lease = $1 FOR UPDATE SKIP LOCKED))',
-        pgembed._job_table(embedding)) USING lease, slots, versions, errors, base, max_attempts;
-    GET DIAGNOSTICS failed = ROW_COUNT;
+        'SELECT h.ctid FROM %1$s AS h WHERE h.pgembed_lease = $1 FOR UPDATE SKIP LOCKED)) '
+        'RETURNING j.ctid, j.pgembed_available_at IS NULL AND j.pgembed_fingerprint IS NULL AS never_done) '
+        'SELECT count(*), array_agg(f.ctid) FILTER (WHERE f.never_done) FROM f',
+        pgembed._job_table(embedding))
+        INTO failed, never_done USING lease, slots, versions, errors, base, max_attempts;
+    PERFORM pgembed._clear_unknown(e, never_done)
+    FROM pgembed._kept_embedding(embedding) AS e
+    WHERE e.target = e.source AND never_done IS NOT NULL;
     RETURN failed;
 END;
 $$;

@@ -235,7 +235,7 @@ BEGIN
     RETURN QUERY
     SELECT r FROM pgembed._routines(
         '_accept_protocol _answer _begin_index _call_lock _check_lengths _claim '
-        '_claim_batch _claim_size _commit_lazily _complete _complete_chunks '
+        '_claim_batch _claim_size _clear_unknown _commit_lazily _complete _complete_chunks '
         '_delete_claimed_leftovers _end_batch _end_jobs _enqueue_all _expire_calls _fail '
         '_fail_left_out _fail_unreadable _hand_back_stale _heartbeat _hold _index_work _kept_embedding '
         '_leave_vectors _lock_jobs _lock_sources _may_write _merge_twins _new_lease _open_embedding _pick _read_claimed '

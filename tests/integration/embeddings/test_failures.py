@@ -5,7 +5,9 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from pgembed.postgres.connection import connect
 from tests.harness.sql_worker import (
+    Claim,
     Connection,
     SqlWorker,
     assert_converged,
@@ -128,7 +130,7 @@ def test_keys_are_shown_as_they_are(db: Connection, worker: SqlWorker) -> None:
 
 LEAVE_OUT = """
     CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS
-        'BEGIN RETURN NULL; END';
+        $$BEGIN RETURN NULL; END$$;
     CREATE TRIGGER leave_out BEFORE UPDATE ON docs FOR EACH ROW
         WHEN (OLD.id = 2) EXECUTE FUNCTION leave_out()
 """
@@ -182,3 +184,49 @@ def test_a_rule_that_takes_the_write_away_is_no_success(
     claim = worker.claim("docs_body")
     with pytest.raises(psycopg.errors.FeatureNotSupported):
         worker.complete(claim)
+
+
+def redeclared(db: Connection, worker: SqlWorker) -> Claim:
+    """Claim row 2 of an embedding whose column holds the vectors of another."""
+    documents(db, "one", "poison")
+    declare(db, "docs", "body")
+    worker.drain()
+    db.execute("SELECT pgembed.drop_embedding('docs_body')")
+    declare(db, "docs", "body")
+    worker.work()
+    claims = {str(c.texts): c for c in (worker.claim("docs_body", 1) for _ in "12")}
+    worker.complete(claims["['one']"])
+    return claims["['poison']"]
+
+
+EMBEDDED = "SELECT id FROM docs WHERE body_embedding IS NOT NULL ORDER BY id"
+
+
+def test_a_row_that_fails_loses_the_vector_of_another_model(
+    db: Connection, worker: SqlWorker
+) -> None:
+    claim = redeclared(db, worker)
+    worker.fail(claim, max_attempts=2)
+    assert rows(db, EMBEDDED) == [(1,), (2,)]  # there is another attempt
+    expire(db, "docs_body")
+    worker.fail(worker.claim("docs_body"), max_attempts=2)
+    assert rows(db, EMBEDDED) == [(1,)]
+    # Its own old vector stays, as on_change has it.
+    db.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
+    worker.fail(worker.claim("docs_body"), max_attempts=1)
+    assert rows(db, EMBEDDED) == [(1,)]
+
+
+def test_taking_a_vector_away_waits_for_nobody_and_fails_nothing(
+    dsn: str, db: Connection, worker: SqlWorker
+) -> None:
+    claim = redeclared(db, worker)
+    with connect(dsn, purpose="user", autocommit=False) as user:
+        user.execute("SELECT FROM docs WHERE id = 2 FOR UPDATE")
+        assert worker.fail(claim, max_attempts=1) == 1
+        user.rollback()
+    assert rows(db, EMBEDDED) == [(1,), (2,)]
+    db.execute(LEAVE_OUT.replace("RETURN NULL", "RAISE 'no'").encode())
+    db.execute("SELECT pgembed.retry_failed('docs_body')")
+    assert worker.fail(worker.claim("docs_body"), max_attempts=1) == 1
+    assert len(rows(db, "SELECT * FROM pgembed.failures")) == 1
