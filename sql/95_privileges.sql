@@ -30,8 +30,8 @@ BEGIN
         'search explain_search hybrid_search recall embed embed_query embed_batch '
         -- What these call as their caller.
         '_advised_index _advised_name _apply_settings _array_text _belongs_to _check_arguments _check_fits '
-        '_check_hybrid _check_json_order _check_option _check_query _check_searched _column_list _column_type '
-        '_columns _comparison _compile_filter _content_expression _cost _distance_expression '
+        '_check_hybrid _check_json_order _check_option _check_query _check_searched _column_list _column_text '
+        '_column_type _columns _comparison _compile_filter _content_expression _cost _distance_expression '
         '_distance_operator _document_words _estimate _exact_cost _exact_settings _exact_statement '
         '_exists _fault _filter_column '
         '_filter_comparison _filter_contains _filter_in _filter_json _filter_json_part '
@@ -45,7 +45,7 @@ BEGIN
         '_sample_queries _search_condition '
         '_search_distances _search_embedding _search_report _search_rows _search_statement '
         '_search_strategy _sentinels _setting _source_relation _table_name _table_size '
-        '_template_expression _trigrams_statement _usable_index _value _value_text _vector_type '
+        '_template_expression _template_tokens _trigrams_statement _usable_index _value _value_text _vector_type '
         '_words_document _words_statement max_sim') AS r;
 END;
 $$;
@@ -79,8 +79,7 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'search_batch knn_join build_layout drop_layout await_batch cancel_batch '
         '_batch_table _finish_batch _kept_settings _layout_changes _layout_fault _memory_bytes _post_batch '
-        '_results_table '
-        '_template_tokens') AS r;
+        '_results_table') AS r;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._batch_routines() IS

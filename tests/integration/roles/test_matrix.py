@@ -9,6 +9,7 @@ import pytest
 
 from pgembed.postgres.connection import Connection, fetch_all
 from tests.conftest import Connect
+from tests.harness.models import register_model
 from tests.harness.sql_worker import value
 from tests.integration.roles.conftest import GROUPS, PEOPLE, Roles
 
@@ -111,6 +112,48 @@ def test_a_member_calls_the_functions_of_its_role_and_no_others(
         # Not called: a strict function is not looked at when it is given a NULL.
         query = "SELECT has_function_privilege(%s::oid, 'EXECUTE')"
         assert value(session, query, number) == (identity in listed), identity
+
+
+def test_searching_and_posting_lack_no_function(
+    roles: Roles, connection: Connection
+) -> None:
+    """What a reader may call names no internal function that he may not."""
+    missing = """
+        SELECT caller.oid::regprocedure::text, callee.oid::regprocedure::text
+        FROM pg_proc AS caller
+        CROSS JOIN regexp_matches(
+            coalesce(pg_get_function_sqlbody(caller.oid), caller.prosrc),
+            'pgembed[.](_\\w+)[(]', 'g'
+        ) AS m
+        INNER JOIN pg_proc AS callee ON callee.proname = m[1]
+        WHERE caller.pronamespace = 'pgembed'::regnamespace
+            AND callee.pronamespace = 'pgembed'::regnamespace
+            AND NOT caller.prosecdef
+            AND has_function_privilege('pgembed_user', caller.oid, 'EXECUTE')
+            AND NOT has_function_privilege('pgembed_user', callee.oid, 'EXECUTE')
+    """
+    assert fetch_all(connection, missing) == []
+
+
+@pytest.mark.parametrize("content", ["body", "{title}: {body}"])
+def test_a_reader_searches_by_words(
+    roles: Roles, connection: Connection, connect: Connect, content: str
+) -> None:
+    register_model(connection)
+    connection.execute(
+        "CREATE TABLE docs (id int PRIMARY KEY, title text, body text);"
+        "INSERT INTO docs VALUES (1, 'a', 'red shoes'), (2, 'b', 'a green hat')"
+    )
+    connection.execute(
+        "SELECT pgembed.create_embedding('docs', %s, 'tiny', 'docs_text', 'v')",
+        [content],
+    )
+    connection.execute("GRANT SELECT ON docs TO ursula")
+    found = """
+        SELECT (item).id FROM pgembed.hybrid_search(
+            NULL::docs, 'shoes', query_vector => '[1,0,0]')
+    """
+    assert value(connect(roles.dsn("ursula"), purpose="test"), found) == 1
 
 
 def test_a_stranger_sees_nothing(roles: Roles, connect: Connect) -> None:
