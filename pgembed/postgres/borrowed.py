@@ -34,6 +34,8 @@ def borrowed(
         )
     handlers = pgconn.notice_handler, pgconn.notify_handler
     own: Connection = psycopg.Connection(pgconn)
+    # What the owner listens for arrives once, whoever reads it.
+    pgconn.notify_handler = handlers[1]
     # Names of prepared statements would be those that the driver gives its own.
     own.prepare_threshold = None
     if own.info.transaction_status == TransactionStatus.IDLE:

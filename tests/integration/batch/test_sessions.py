@@ -78,3 +78,21 @@ def test_sessions_of_another_encoding(
             search_batch(own, name, ONE, predicates="s = 1", **given)
         row = own.execute("SELECT current_setting('client_encoding'), 'ä'").fetchone()
         assert row == (encoding, "ä")
+
+
+def test_notifications_reach_the_owner_of_the_session(
+    dsn: str, connection: Connection
+) -> None:
+    """Those that come while a batch reads."""
+    create_items(connection, "items", np.eye(3, dtype=np.float32))
+    adopt(connection, "items")
+    heard: list[str] = []
+    with psycopg.connect(dsn, autocommit=True) as listening:
+        listening.add_notify_handler(lambda notify: heard.append(notify.payload))
+        listening.execute("LISTEN news")
+        connection.execute("NOTIFY news, 'before'")
+        search_batch(listening, "items_v", ONE)
+        assert heard == ["before"]
+        connection.execute("NOTIFY news, 'after'")
+        listening.execute("SELECT 1")
+        assert heard == ["before", "after"]
