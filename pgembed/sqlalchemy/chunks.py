@@ -116,6 +116,12 @@ def chunk_table(source: Table, name: str, vector: TypeEngine[Any]) -> Table:
 
 def _chunk_class(parent: Mapper[Any], name: str, table: Table) -> type[Chunk]:
     words = "".join(word.capitalize() for word in f"{name}_chunk".split("_"))
-    made = type(words, (Chunk,), {"__module__": parent.class_.__module__})
+    # Where pickle finds it.
+    place = {
+        "__module__": parent.class_.__module__,
+        "__qualname__": f"{parent.class_.__qualname__}.{words}",
+    }
+    made = type(words, (Chunk,), place)
+    type.__setattr__(parent.class_, words, made)
     parent.registry.map_imperatively(made, table)
     return made

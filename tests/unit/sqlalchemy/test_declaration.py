@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from pgvector import HalfVector, Vector
-from sqlalchemy import Column, Integer, MetaData, Table, Text
+from sqlalchemy import Column, Integer, MetaData, Table, Text, inspect
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    configure_mappers,
+    mapped_column,
+)
 
 from pgembed.alembic.vector_indexes import _same_predicate
 from pgembed.errors import EmbeddingError
@@ -55,6 +63,30 @@ def test_options_that_contradict_each_other() -> None:
         Embedding("body", model="m", chunk_tokens=9, target_column="v")
 
 
+class Base(DeclarativeBase):
+    """The base of the model."""
+
+
+class Paper(Base):
+    """A model with chunks."""
+
+    __tablename__ = "paper"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    body: Mapped[str]
+    parts = Embedding("body", model="m", chunk_tokens=8, name="paper_part")
+
+
+def test_chunks_are_pickled() -> None:
+    """Their class is found below the class of the rows, as it says."""
+    configure_mappers()
+    part = inspect(Paper).relationships["parts"].mapper.class_
+    assert part.__qualname__ == "Paper.PaperPartChunk"
+    written = pickle.dumps(part(id=1, chunk=0, content="x"))
+    chunk = pickle.loads(written)  # noqa: S301 - its own
+    assert (type(chunk), chunk.id, chunk.content) == (part, 1, "x")
+
+
 @pytest.mark.parametrize(
     "vector",
     [
@@ -90,6 +122,10 @@ def test_text_of_a_vector_is_exact() -> None:
         ("id IN (1, 3)", "(id = ANY (ARRAY[1, 2]))", False),
         ("id BETWEEN 1 AND 2", "((id >= 1) AND (id <= 2))", True),
         ("not deleted", "(NOT deleted)", True),
+        ("state != 'a'", "((state)::text <> 'a'::text)", True),
+        ("id > -5", "(id > '-5'::integer)", True),
+        ("id > -5", "(id > 5)", False),
+        ("id <> -1.5", "((id)::numeric <> '-1.5'::numeric)", True),
         (None, "(id > 5)", False),
         (None, None, True),
     ],
