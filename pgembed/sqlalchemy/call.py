@@ -19,6 +19,7 @@ from sqlalchemy import (
     TableValuedAlias,
     Text,
     column,
+    inspect,
     literal,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -51,6 +52,27 @@ class Signature:
         return {f"key_{i}": name for i, name in enumerate(names, 1)}
 
 
+class _Rows(TableValuedAlias):
+    """What a search is joined as."""
+
+    inherit_cache = True
+    entity: Any
+    """What is searched: an entity, or a table."""
+
+    def __str__(self) -> str:
+        # Errors of SQLAlchemy name it, and alone it cannot be compiled.
+        call: Any = self.element
+        return f"{call.signature.function}()"
+
+    @property
+    def entity_namespace(self) -> Any:
+        """Return what has the names that filter_by() is given."""
+        # SQLAlchemy 2.0 looks into the last join alone, which is not the entity's.
+        if hasattr(Select, "_filter_by_zero"):
+            return inspect(self.entity).entity_namespace
+        return super().entity_namespace
+
+
 class SearchCall(FunctionElement[Any]):
     """A call of a search function; its rows are keys of the source and distances."""
 
@@ -68,14 +90,27 @@ class SearchCall(FunctionElement[Any]):
         self.signature = signature
         super().__init__(*arguments)
 
-    def rows(self) -> TableValuedAlias:
-        """Return the call as something to select from."""
+    def rows(self, entity: Any) -> _Rows:
+        """Return the call as something to join to *entity*, which it searches."""
         types = [each.type for each in self.signature.source.primary_key]
         keys = zip(self.signature.keys, types, strict=True)
-        return self.table_valued(
+        made: Any = self.table_valued(
             *(column(name, type_) for name, type_ in keys),
             column(self.signature.result, _FLOAT),
         )
+        made.entity = entity
+        rows: _Rows = made
+        return rows
+
+    def alias(self, name: str | None = None, joins_implicitly: bool = False) -> _Rows:
+        """Return the call as table_valued() names it."""
+        made: _Rows = _Rows._construct(
+            self,
+            name=name,
+            table_value_type=self.type,
+            joins_implicitly=joins_implicitly,
+        )
+        return made
 
 
 class SearchedBy(ColumnElement[str]):

@@ -219,7 +219,7 @@ class _Target:
         if self.name is not None:
             arguments["embedding"] = literal(self.name, _TEXT)
         signature = Signature(function, result, self.source, tuple(arguments))
-        rows = SearchCall(signature, list(arguments.values())).rows()
+        rows = SearchCall(signature, list(arguments.values())).rows(self.entity)
         pairs = zip(self.keys, signature.keys, strict=True)
         matches = [key == rows.c[name] for key, name in pairs]
         match = matches[0] if len(matches) == 1 else and_(*matches)

@@ -73,6 +73,7 @@ counted = (
 CRITERIA: dict[str, Change] = {
     "nothing": lambda s: s,
     "comparison": lambda s: s.where(Article.year >= 2020),
+    "filter_by of a join": lambda s: s.join(Article.author).filter_by(country="de"),
     "two calls": lambda s: s.where(Article.year >= 2000).where(Article.year < 2010),
     "impossible": lambda s: s.where(Article.year > 3000),
     "rare": lambda s: s.where(Article.id.in_([3, 150, 299, 29, 5000])),

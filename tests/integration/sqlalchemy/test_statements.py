@@ -29,6 +29,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import BIT as PLAIN_BIT
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import (
     Session,
@@ -165,6 +166,15 @@ def test_locking_the_rows(session: Session) -> None:
     """FOR UPDATE OF the table."""
     rows = session.scalars(since().with_for_update(of=Article))
     assert [a.id for a in rows] == expected(session)
+
+
+def test_criteria_by_name(session: Session) -> None:
+    """Those of filter_by(), of the entity that is searched."""
+    for entity in (Article, aliased(Article)):
+        statement = search(entity.body_embedding, QUERY)
+        found = session.scalars(statement.filter_by(year=YEAR)).all()
+        assert found == session.scalars(statement.where(entity.year == YEAR)).all()
+        assert found
 
 
 @pytest.mark.parametrize("name", [None, "a", "needs quotes %"])
@@ -435,6 +445,8 @@ def test_bits_as_queries(session: Session) -> None:
 
 def test_what_is_refused(session: Session) -> None:
     """Each error says what to do."""
+    with pytest.raises(InvalidRequestError, match=r"(?s)property \"yaer\"|search\(\)"):
+        since().filter_by(yaer=2020)
     two = since().join(search(Article.body_embedding, QUERY).subquery(), Article.id > 0)
     session.execute(two).all()
     with pytest.raises(EmbeddingError, match=r"search\(Model\.body_embedding"):
