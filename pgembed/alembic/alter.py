@@ -56,6 +56,9 @@ BEGIN
         target_column => CASE WHEN {chunk_tokens} IS NULL THEN {target_column} END,
         chunk_tokens => {chunk_tokens}, chunk_overlap => {chunk_overlap},
         storage => {storage}, index => {index_method}, on_change => {on_change});
+    IF e.paused THEN
+        PERFORM pgembed.pause_embedding(e.name);
+    END IF;
 END
 """
 

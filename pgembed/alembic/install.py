@@ -57,6 +57,12 @@ def _borrowed(operations: Operations) -> Iterator[psycopg.Connection[Any]]:
     bind = operations.get_bind()
     bind.exec_driver_sql("SELECT 1")
     driver = bind.connection.driver_connection
+    if isinstance(driver, psycopg.AsyncConnection):
+        raise InstallError(
+            "migrations run over an asynchronous connection, and pgembed is installed "
+            "over a blocking one: run 'pgembed install' before, or migrate with an "
+            "engine of create_engine(), which takes the same URL"
+        )
     if not isinstance(driver, psycopg.Connection):
         raise InstallError(
             f"migrations run over {type(driver).__module__}, and pgembed is installed "

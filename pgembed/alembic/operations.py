@@ -121,8 +121,9 @@ class AlterEmbeddingOp(MigrateOperation):
         index or on_change.
 
         Index and on_change are changed in place. After another content, the vectors
-        stay until the new ones are there; after another model, storage or cutting,
-        all rows are embedded anew. Raises EmbeddingError for other arguments.
+        of a vector column stay until the new ones are there. Chunks, and vectors after
+        another model, storage or cutting, are gone until their rows are embedded anew.
+        A paused embedding stays paused. Raises EmbeddingError for other arguments.
         """
         unknown = changes.keys() - set(CHANGEABLE)
         if unknown or not changes:

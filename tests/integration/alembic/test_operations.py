@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine, text
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, Engine, MetaData, create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from pgembed.alembic import InstallPgembedOp
 from pgembed.errors import EmbeddingError, InstallError
 from pgembed.postgres.connection import connect
 from pgembed.postgres.schema import install
@@ -262,6 +267,25 @@ def test_vectors_survive_another_content(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
+    "change", ["content='title'", "storage='halfvec'", "index='none'"]
+)
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_paused_embedding_stays_paused(
+    project: Project, change: str, paused: bool
+) -> None:
+    project.write(1, f"{TABLE}\n    {CREATE}", f"{DROP}\n    {NO_TABLE}")
+    project.write(2, alter(change), "pass")
+    project.upgrade("0001")
+    with project.engine.begin() as connection:
+        if paused:
+            connection.execute(text("SELECT pgembed.pause_embedding('docs_body')"))
+    project.upgrade()
+    with project.engine.begin() as connection:
+        found = connection.scalar(text("SELECT paused FROM pgembed.embedding"))
+    assert found is paused
+
+
+@pytest.mark.parametrize(
     ("statement", "message"),
     [
         (alter("idx='none'"), "changes content, model, .*idx was given"),
@@ -298,6 +322,26 @@ def test_a_database_without_pgembed(empty_dsn: str, tmp_path: Path) -> None:
     with pytest.raises(InstallError, match="no installation"):
         project.upgrade()
     engine.dispose()
+
+
+def test_an_asynchronous_environment(empty_dsn: str) -> None:
+    """The installer waits for the server itself."""
+
+    def upgrade(connection: Connection) -> None:
+        context = MigrationContext.configure(connection)
+        with context.begin_transaction():
+            Operations(context).invoke(InstallPgembedOp())
+
+    async def run() -> None:
+        engine = create_async_engine(url(empty_dsn))
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(upgrade)
+        finally:
+            await engine.dispose()
+
+    with pytest.raises(InstallError, match=r"asynchronous.*'pgembed install'.*engine"):
+        asyncio.run(run())
 
 
 def test_irreversible_operations_say_so() -> None:
