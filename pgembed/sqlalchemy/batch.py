@@ -107,7 +107,8 @@ def search_batch(
     Raises FilterError for a statement or criteria that a batch cannot answer,
     EmbeddingError for an embedding that cannot be searched, VectorError for queries
     that do not fit it, SettingError for arguments that make no sense, and PgembedError
-    for a connection of another driver and for rows that do not stop changing.
+    for a connection of another driver and for rows that do not stop changing; and
+    SQLAlchemy's DBAPIError for what the driver raises, a lost connection say.
     """
     if isinstance(session, scoped_session | async_scoped_session):
         session = session.registry()

@@ -15,6 +15,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Result, Select, event, inspect
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.util import await_only
 
@@ -75,10 +76,32 @@ def executor(
         )
     asynchronous = isinstance(driver, psycopg.AsyncConnection)
     with (
+        _as_the_engine_does(connection),
         _entered(_lent(driver), asynchronous=asynchronous) as own,
         _unflushed(session),
     ):
         yield Executor(session, connection, own, asynchronous)
+
+
+@contextlib.contextmanager
+def _as_the_engine_does(connection: Connection) -> Iterator[None]:
+    """Raise errors of the driver as SQLAlchemy's, and give up a lost connection."""
+    dialect: Any = connection.dialect
+    lent = connection.connection.dbapi_connection
+    try:
+        yield
+    except psycopg.Error as error:
+        lost = dialect.is_disconnect(error, lent, None)
+        if lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            None,
+            None,
+            error,
+            psycopg.Error,
+            connection_invalidated=lost,
+            dialect=dialect,
+        ) from error
 
 
 def _blocking(work: Callable[[], T], *, asynchronous: bool) -> T:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import (
     Connection,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import (
     Session,
@@ -504,6 +506,51 @@ def test_arguments_that_make_no_sense(session: Session) -> None:
             search_batch(session, [plain], threads=threads)  # type: ignore[arg-type]
     with pytest.raises(EmbeddingError, match="no embedding 'nothing'"):
         search_batch(session, [search(Article.body_embedding, QUERY, name="nothing")])
+
+
+def test_errors_of_the_driver(session: Session) -> None:
+    """They come as those of a statement do."""
+    slow = search(Article.body_embedding, QUERY).where(text("pg_sleep(.1) IS NOT NULL"))
+    session.execute(text("SET LOCAL statement_timeout = 500"))
+    with pytest.raises(DBAPIError, match="timeout") as raised:
+        search_batch(session, [slow])
+    assert isinstance(raised.value.orig, psycopg.errors.QueryCanceled)
+    assert not raised.value.connection_invalidated
+    session.rollback()
+    assert session.scalar(select(1)) == 1
+
+
+def test_a_connection_that_is_lost(articles: Engine) -> None:
+    """The session has another one after a rollback."""
+    statements = [search(Article.body_embedding, QUERY)]
+    with articles.connect() as other:
+
+        def lose(number: Any) -> None:
+            end = text("SELECT pg_terminate_backend(:number, 5000)")
+            other.execute(end, {"number": number})
+
+        with Session(articles) as session:
+            number = session.scalar(select(func.pg_backend_pid()))
+            with pytest.raises(OperationalError) as raised:
+                search_batch(session, statements, progress=lambda *_: lose(number))
+            assert raised.value.connection_invalidated
+            session.rollback()
+            assert session.scalar(select(1)) == 1
+
+        async def run() -> None:
+            engine = create_async_engine(articles.url)
+            async with AsyncSession(engine) as session:
+                number = await session.scalar(select(func.pg_backend_pid()))
+                with pytest.raises(OperationalError) as raised:
+                    await search_batch(
+                        session, statements, progress=lambda *_: lose(number)
+                    )
+                assert raised.value.connection_invalidated
+                await session.rollback()
+                assert await session.scalar(select(1)) == 1
+            await engine.dispose()
+
+        asyncio.run(run())
 
 
 def test_other_drivers() -> None:
