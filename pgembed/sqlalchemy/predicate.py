@@ -132,7 +132,8 @@ class _Statement:
                 conditions.append(each.onclause)
                 if tables_of([each.onclause]) & _optional(self.froms):
                     return None, []
-        return tables, conditions
+        # As they stood: a function names tables before it.
+        return tables[::-1], conditions
 
     def _repeats_source(self, clauses: Iterable[Any]) -> bool:
         """Whether the name of the source means another row in these clauses."""

@@ -66,6 +66,7 @@ first_word = (
     .limit(1)
     .lateral()
 )
+letters = func.string_to_table(Tag.word, "e").table_valued("letter").render_derived()
 counted = (
     select(Tag.article_id, func.count().label("n")).group_by(Tag.article_id).subquery()
 )
@@ -183,6 +184,9 @@ CRITERIA: dict[str, Change] = {
     "join of a cte": lambda s: s.join(recent, recent.c.id == Article.id),
     "join of a lateral subquery": lambda s: s.join(first_word, true()).where(
         first_word.c.word == "green"
+    ),
+    "join of a function of a join": lambda s: (
+        s.join(Article.tags).join(letters, true()).where(letters.c.letter == "r")
     ),
     "outer join": lambda s: s.outerjoin(Article.author).where(
         or_(Author.country.is_(None), Author.country == "de")
