@@ -227,9 +227,11 @@ BEGIN
         'RETURNING %5$s, j.ctid AS pgembed_job, r.slot AS pgembed_done, r.vector AS pgembed_vector), '
         'written AS (UPDATE %3$s AS s SET %6$I = %7$s FROM ended AS j WHERE %4$s '
         'AND (s.%6$I IS NOT NULL OR j.pgembed_vector IS NOT NULL) RETURNING j.pgembed_done) '
-        'SELECT array_agg(e.pgembed_done), array_agg(e.pgembed_job) FILTER (WHERE w.pgembed_done IS NULL), '
-        'array_agg(e.pgembed_vector) FILTER (WHERE w.pgembed_done IS NULL) '
-        'FROM ended AS e LEFT JOIN written AS w USING (pgembed_done)',
+        -- No join: without those by hash it would compare every row with every other.
+        'SELECT array_agg(o.pgembed_done), array_agg(o.pgembed_job) FILTER (WHERE o.pgembed_left_out), '
+        'array_agg(o.pgembed_vector) FILTER (WHERE o.pgembed_left_out) '
+        'FROM (SELECT d.*, d.pgembed_done NOT IN (SELECT w.pgembed_done FROM written AS w) AS pgembed_left_out '
+        'FROM ended AS d) AS o',
         pgembed._job_table(e.id), pgembed._content_expression(e, 's'), e.source,
         pgembed._key_match(e.source, 's', 'j'), pgembed._column_list(e.key_columns, 'j'),
         e.target_column, pgembed._stored_vector(e, 'j.pgembed_vector')
