@@ -11,7 +11,6 @@ from sqlalchemy import Column, Integer, MetaData, Table, Text, inspect
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
-    configure_mappers,
     mapped_column,
 )
 
@@ -79,7 +78,7 @@ class Paper(Base):
 
 def test_chunks_are_pickled() -> None:
     """Their class is found below the class of the rows, as it says."""
-    configure_mappers()
+    Paper.registry.configure()
     part = inspect(Paper).relationships["parts"].mapper.class_
     assert part.__qualname__ == "Paper.PaperPartChunk"
     written = pickle.dumps(part(id=1, chunk=0, content="x"))
