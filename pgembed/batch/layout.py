@@ -133,6 +133,7 @@ def build_layout(
             layout = builder.summary(writer.version, size, origin)
             _record(recorder or own, source, layout, place)
             writer.remove_others()
+        _remove_orphans(recorder or own, database, root)
     return layout
 
 
@@ -161,8 +162,19 @@ def drop_layout(
         cursor = own.execute(
             "DELETE FROM pgembed.layout WHERE embedding = %s", [identity]
         )
-        store.remove(store.folder(identity, freshness.database_name(own), root))
+        database = freshness.database_name(own)
+        store.remove(store.folder(identity, database, root))
+        _remove_orphans(own, database, root)
         return bool(cursor.rowcount)
+
+
+def _remove_orphans(connection: Connection, database: str, root: Path | None) -> None:
+    """Delete this host's layouts of embeddings that were dropped."""
+    # Looked for first: who is in a folder by now has an embedding that can be seen.
+    folders = store.folders(database, root)
+    rows = connection.execute("SELECT e.id FROM pgembed.embedding AS e").fetchall()
+    for identity in folders.keys() - {row[0] for row in rows}:
+        store.remove(folders[identity])
 
 
 class Builder:

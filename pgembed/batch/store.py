@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -69,8 +70,18 @@ class Store:
 
 def folder(embedding: int, database: str, root: Path | None = None) -> Path:
     """Return where layouts of an embedding lie; *database* identifies it anywhere."""
-    base = root or Settings.load().cache_dir.parent / "layouts"
-    return base / f"{database}-{embedding}"
+    return _base(root) / f"{database}-{embedding}"
+
+
+def folders(database: str, root: Path | None = None) -> dict[int, Path]:
+    """Return the folders of a database that are there, by their embeddings' ids."""
+    name = re.compile(re.escape(database) + "-([0-9]+)")
+    found = {p: name.fullmatch(p.name) for p in _base(root).glob(f"{database}-*")}
+    return {int(match[1]): path for path, match in found.items() if match}
+
+
+def _base(root: Path | None) -> Path:
+    return root or Settings.load().cache_dir.parent / "layouts"
 
 
 class Writer:

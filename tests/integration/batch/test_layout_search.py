@@ -458,6 +458,23 @@ def test_a_new_layout_replaces_the_old(connection: Connection, tmp_path: Path) -
     assert not drop_layout(connection, name, root=tmp_path)
 
 
+def test_files_of_a_dropped_embedding_go_with_the_next_build(
+    connection: Connection, tmp_path: Path
+) -> None:
+    name = create(connection)
+    build_layout(connection, name, root=tmp_path)
+    (orphan,) = tmp_path.glob("*")
+    others = [tmp_path / f"{orphan.name.rpartition('-')[0]}9-1", tmp_path / "notes"]
+    for other in others:
+        other.mkdir()
+    connection.execute("SELECT pgembed.drop_embedding(%s)", [name])
+    assert orphan.exists()
+    build_layout(connection, adopt(connection, "p"), root=tmp_path)
+    assert not orphan.exists()
+    assert all(other.exists() for other in others)
+    assert len(list(tmp_path.glob("*"))) == 3
+
+
 def test_builds_at_once_leave_one_layout(
     connection: Connection, dsn: str, connect: Connect, tmp_path: Path
 ) -> None:
