@@ -71,7 +71,7 @@ COMMENT ON COLUMN pgembed.embedding.enqueued IS 'Whether the rows that existed a
 COMMENT ON COLUMN pgembed.embedding.blocked IS 'Why no worker can go on with it (a corrupt model file, say); NULL when nothing is wrong.';
 
 CREATE SEQUENCE pgembed.lease_seq AS bigint;
-COMMENT ON SEQUENCE pgembed.lease_seq IS 'Lease tokens: never used twice, so that a late worker cannot be mistaken for the holder.';
+COMMENT ON SEQUENCE pgembed.lease_seq IS 'Who may use it is a worker: pgembed.grant_worker grants that. Lease tokens are random, since a crash can take a sequence back.';
 
 CREATE TABLE pgembed.worker (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -93,7 +93,7 @@ CREATE TABLE pgembed.progress (
     rows bigint NOT NULL,
     PRIMARY KEY (embedding, worker, bucket)
 );
-COMMENT ON TABLE pgembed.progress IS 'Rows embedded per worker and second, kept for some minutes: rows per second in the status.';
+COMMENT ON TABLE pgembed.progress IS 'Rows embedded per worker in each ten seconds, kept for ten minutes: rows per second in the status.';
 
 CREATE UNLOGGED TABLE pgembed.call (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -19,7 +19,7 @@ from pgembed.batch.corpus import (
     read_table,
 )
 from pgembed.batch.engine import load_kernels
-from pgembed.batch.metric import Metric, check_queries, overflows
+from pgembed.batch.metric import Metric, comparable, overflows
 from pgembed.batch.passing import Conditions, Passing
 from pgembed.batch.predicates import Listing
 from pgembed.batch.ranking import Ranking, first_width
@@ -76,7 +76,7 @@ class Batch:
 
     def run(self) -> BatchResult:
         """Return the answer."""
-        check_queries(self.workload, self.source)
+        self.workload = comparable(self.workload, self.source)
         options = self.options
         layout = self._layout() if len(self.workload) else None
         with self.report.stage("compiling"):

@@ -6,6 +6,7 @@ pgvector's distance in float64.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
@@ -160,6 +161,27 @@ def overflows(queries: Float32, norms: Float32) -> bool:
     largest = max(float(queries.max(initial=0)), -float(queries.min(initial=0)))
     longest = largest * math.sqrt(queries.shape[1])
     return max(longest, math.sqrt(norms.max(initial=0))) > _LONGEST
+
+
+def comparable(workload: Workload, source: Source) -> Workload:
+    """Return *workload* with its queries as PostgreSQL compares them with *source*.
+
+    Raises VectorError for queries that have no distance to what it holds.
+    """
+    if source.half and len(workload):
+        with np.errstate(over="ignore"):
+            rounded = workload.queries.astype(np.float16).astype(np.float32)
+        infinite = np.argwhere(np.isinf(rounded))
+        if len(infinite):
+            query, place = infinite[0]
+            raise VectorError(
+                f"query {query} has the value {workload.queries[query, place]:g}, but "
+                f"the embedding {source.name!r} stores halfvec, whose values are at "
+                "most 65504: make it with the model that made the vectors"
+            )
+        workload = dataclasses.replace(workload, queries=rounded)
+    check_queries(workload, source)
+    return workload
 
 
 def check_queries(workload: Workload, source: Source) -> None:

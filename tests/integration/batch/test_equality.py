@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pgembed.batch.layout import build_layout
 from pgembed.batch.search import knn_join, search_batch
+from pgembed.errors import VectorError
 from tests.integration.batch.oracle import nearest
 from tests.integration.batch.tables import KEYS, create, vectors
 from tests.integration.search.support import Connection, adopt, unsafe, vector_text
@@ -153,6 +154,31 @@ def test_real_vectors(
         np.testing.assert_allclose(
             [d for _, d in found], [d for _, d in expected], rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2", "inner_product"])
+def test_halfvec_compares_queries_as_it_stores_vectors(
+    connection: Connection, distance: str
+) -> None:
+    queries = real_table(connection, 3000, 24, "halfvec").astype(np.float32) / 3
+    rounded = queries.astype(np.float16).astype(np.float32)
+    assert (rounded != queries).any()
+    name = adopt(connection, "r", distance=distance)
+    result = search_batch(connection, name, queries, recall=1.0, few_by_sql=False)
+    for i, query in enumerate(rounded):
+        expected = nearest(
+            connection,
+            "(SELECT id, v::vector FROM r) AS r",
+            query,
+            distance=distance,
+        )
+        assert [key for key, _ in result[i]] == [key for key, _ in expected]
+        np.testing.assert_allclose(
+            [d for _, d in result[i]], [d for _, d in expected], rtol=1e-6, atol=1e-7
+        )
+    queries[7, 3] = -65536
+    with pytest.raises(VectorError, match=r"query 7 has the value -65536, .* 65504"):
+        search_batch(connection, name, queries, few_by_sql=False)
 
 
 def test_many_equal_rows(connection: Connection) -> None:
