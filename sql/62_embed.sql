@@ -102,14 +102,16 @@ LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    -- A plan without an index calls a STABLE function once a row: within one statement
-    -- the same text is asked for once.
-    asked text := md5(ROW(statement_timestamp(), kind, model, content)::text);
+    -- A STABLE function is called once a row, even of an index scan: within one statement
+    -- the same text is asked for once. Anybody can set a setting, nobody else knows the secret.
+    asked text := ROW(
+        (SELECT s.value FROM pgembed.call_secret AS s), statement_timestamp(), kind, model, content)::text;
     last_answer text := current_setting('pgembed.last_answer', true);
+    answer text := substr(last_answer, 33);
     vectors @extschema:vector@.vector[];
 BEGIN
-    IF left(last_answer, 32) = asked THEN
-        RETURN substr(last_answer, 33)::@extschema:vector@.vector;
+    IF left(last_answer, 32) = md5(asked || answer) THEN
+        RETURN answer::@extschema:vector@.vector;
     END IF;
     PERFORM pgembed._check_call(ARRAY[content]);
     IF content COLLATE "default" !~ E'\\S' THEN
@@ -117,12 +119,13 @@ BEGIN
     END IF;
     vectors := pgembed._call(kind, model, ARRAY[content],
         pgembed._call_timeout('call_timeout', '5s'));
-    PERFORM set_config('pgembed.last_answer', asked || vectors[1]::text, true);
+    answer := vectors[1]::text;
+    PERFORM set_config('pgembed.last_answer', md5(asked || answer) || answer, true);
     RETURN vectors[1];
 END;
 $$;
 COMMENT ON FUNCTION pgembed._embed_text(text, text, text) IS
-'One text as a vector, NULL for a blank one; the last one is remembered until the statement ends.';
+'One text as a vector, NULL for a blank one; the last one is remembered until the statement ends, under a digest that nobody else can make.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.embed(model text, content text)

@@ -190,6 +190,14 @@ COMMENT ON FUNCTION pgembed._filter_comparison(text, oid, text, text, jsonb, tex
 'The condition that a column compares with one value as eq, ne, lt, lte, gt or gte say.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._null_test(operand text, wanted boolean)
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN CASE WHEN wanted THEN '(' || operand || ' IS NULL)' ELSE '(NOT (' || operand || ' IS NULL))' END;
+COMMENT ON FUNCTION pgembed._null_test(text, boolean) IS
+'SQL: whether a column is NULL, or not. A row of which a part is NULL is neither by IS NULL nor by IS NOT NULL.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._filter_in(
     operand text, kind oid, label text, word text, value jsonb, reference text,
     INOUT arguments text[], OUT condition text
@@ -236,7 +244,7 @@ BEGIN
         END LOOP;
     END IF;
     IF value @> '[null]' THEN
-        parts := parts || format('%s IS %sNULL', operand, CASE WHEN negated THEN 'NOT ' ELSE '' END);
+        parts := parts || pgembed._null_test(operand, NOT negated);
     END IF;
     condition := coalesce(
         '(' || nullif(array_to_string(parts, CASE WHEN negated THEN ' AND ' ELSE ' OR ' END), '') || ')',

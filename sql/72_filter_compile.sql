@@ -12,10 +12,10 @@ DECLARE
 BEGIN
     CASE
         WHEN word IN ('eq', 'ne') AND jsonb_typeof(value) = 'null' THEN
-            condition := format('(%s IS %sNULL)', operand, CASE word WHEN 'ne' THEN 'NOT ' ELSE '' END);
+            condition := pgembed._null_test(operand, word = 'eq');
             RETURN;
         WHEN word = 'is_null' AND jsonb_typeof(value) = 'boolean' THEN
-            condition := format('(%s IS %sNULL)', operand, CASE WHEN value::boolean THEN '' ELSE 'NOT ' END);
+            condition := pgembed._null_test(operand, value::boolean);
             RETURN;
         WHEN word IN ('eq', 'ne', 'lt', 'lte', 'gt', 'gte') THEN
             r := pgembed._filter_comparison(operand, kind, label, word, value, reference, arguments);

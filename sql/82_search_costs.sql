@@ -19,17 +19,31 @@ COMMENT ON FUNCTION pgembed._refuse_cost(text) IS
 'The error of a setting pgembed.cost_NAME that is no cost.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._default_cost(name text)
+RETURNS float8
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE name
+    WHEN 'planner' THEN 9
+    WHEN 'distance' THEN 0.1
+    WHEN 'dimension' THEN 0.0015
+    WHEN 'search' THEN 900
+    WHEN 'visit' THEN 1
+    WHEN 'visit_dimension' THEN 0.03 END;
+COMMENT ON FUNCTION pgembed._default_cost(text) IS
+'A constant of the cost model, in microseconds, as it was measured once: for what the planner says costs 1, for comparing a vector and for each of its dimensions, for starting in a graph of 200,000 rows, for visiting a vector there and for each of its dimensions.';
+
+
 -- One expression, which the planner puts in the place of the call.
-CREATE OR REPLACE FUNCTION pgembed._cost(name text, fallback float8)
+CREATE OR REPLACE FUNCTION pgembed._cost(name text)
 RETURNS float8
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE
-    WHEN pgembed._setting('cost_' || name, NULL) IS NULL THEN fallback
+    WHEN pgembed._setting('cost_' || name, NULL) IS NULL THEN pgembed._default_cost(name)
     WHEN pgembed._setting('cost_' || name, NULL) ~* '^ *\+?(\d{1,20}\.?|\d{0,20}\.\d+)(e[+-]?\d{1,2})? *$'
     THEN pgembed._setting('cost_' || name, NULL)::float8
     ELSE pgembed._refuse_cost(name) END;
-COMMENT ON FUNCTION pgembed._cost(text, float8) IS
-'A constant of the cost model, in microseconds: the setting pgembed.cost_NAME, or the fallback.';
+COMMENT ON FUNCTION pgembed._cost(text) IS
+'A constant of the cost model, in microseconds: the setting pgembed.cost_NAME, or the default.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._memory_settings()
@@ -67,8 +81,8 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN planner_cost * pgembed._cost('planner', 9) + vectors * (
-        pgembed._cost('distance', 0.1) + pgembed._cost('dimension', 0.0015) * e.dimensions);
+    RETURN planner_cost * pgembed._cost('planner') + vectors * (
+        pgembed._cost('distance') + pgembed._cost('dimension') * e.dimensions);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._exact_cost(pgembed.embedding, float8, float8) IS
@@ -101,16 +115,16 @@ BEGIN
             -- Where the rows that pass lie elsewhere than the query, fewer than k are met
             -- by then, and the exact search follows: looking on would find the wrong ones.
             'hnsw.max_scan_tuples', ceil(least(effort, 40000))::text];
-        cost := scale * pgembed._cost('search', 900) + effort * (
-            scale * (pgembed._cost('visit', 1) + pgembed._cost('visit_dimension', 0.03) * e.dimensions)
-            + CASE WHEN share < 1 THEN 0.2 * pgembed._cost('planner', 9) ELSE 0 END);
+        cost := scale * pgembed._cost('search') + effort * (
+            scale * (pgembed._cost('visit') + pgembed._cost('visit_dimension') * e.dimensions)
+            + CASE WHEN share < 1 THEN 0.2 * pgembed._cost('planner') ELSE 0 END);
     ELSE
         effort := least(lists, ceil(greatest(1.5 * sqrt(lists) / (1.0001 - recall) ^ 0.25,
             2 * wanted / greatest(total, 1) * lists)));
         settings := settings || ARRAY[
             'ivfflat.iterative_scan', 'relaxed_order', 'ivfflat.probes', effort::text,
             'ivfflat.max_probes', least(lists, 4 * effort)::text];
-        cost := pgembed._cost('search', 900) + pgembed._exact_cost(e, 0, total * effort / lists);
+        cost := pgembed._cost('search') + pgembed._exact_cost(e, 0, total * effort / lists);
     END IF;
 END;
 $$;

@@ -150,14 +150,17 @@ DECLARE
     keys text := pgembed._column_list(e.key_columns, '(u.item)');
     score text := CASE fusion
         WHEN 'rrf' THEN 'u.weight OPERATOR(pg_catalog./) (60 OPERATOR(pg_catalog.+) u.place)'
-        ELSE 'u.weight OPERATOR(pg_catalog.*) (u.score OPERATOR(pg_catalog.-) u.low) '
-            'OPERATOR(pg_catalog./) GREATEST(u.high OPERATOR(pg_catalog.-) u.low, 1e-12::pg_catalog.float8)' END;
+        -- What is infinitely far or near is at the end of the scale, which is that of the others.
+        ELSE 'COALESCE(u.weight OPERATOR(pg_catalog.*) '
+            '(LEAST(GREATEST(u.score, u.low), u.high) OPERATOR(pg_catalog.-) u.low) OPERATOR(pg_catalog./) '
+            'GREATEST(u.high OPERATOR(pg_catalog.-) u.low, 1e-12::pg_catalog.float8), 0)' END;
+    finite text := 'FILTER (WHERE s.distance OPERATOR(pg_catalog.*) 0 OPERATOR(pg_catalog.=) 0)';
 BEGIN
     RETURN format('WITH w AS MATERIALIZED (%1$s), u AS ('
         'SELECT s.item, $13 AS weight, pg_catalog.row_number() OVER () AS place, '
         'OPERATOR(pg_catalog.-) s.distance AS score, '
-        'pg_catalog.min(OPERATOR(pg_catalog.-) s.distance) OVER () AS low, '
-        'pg_catalog.max(OPERATOR(pg_catalog.-) s.distance) OVER () AS high '
+        'pg_catalog.min(OPERATOR(pg_catalog.-) s.distance) %7$s OVER () AS low, '
+        'pg_catalog.max(OPERATOR(pg_catalog.-) s.distance) %7$s OVER () AS high '
         'FROM pgembed.search(NULL::%2$s, $1, $2, $7, $8, $9, $10, $11) AS s '
         'UNION ALL SELECT (t.*)::%2$s, $12, '
         'pg_catalog.row_number() OVER (ORDER BY w.pgembed_score DESC, %5$s), w.pgembed_score, '
@@ -167,7 +170,8 @@ BEGIN
         'FROM u GROUP BY %4$s ORDER BY score DESC, %4$s LIMIT $4',
         CASE lexical WHEN 'trigram' THEN pgembed._trigrams_statement(e, condition, document)
             ELSE pgembed._words_statement(e, condition, document) END,
-        e.source, pgembed._same_key(e, 't', 'w'), keys, pgembed._column_list(e.key_columns, 'w'), score);
+        e.source, pgembed._same_key(e, 't', 'w'), keys, pgembed._column_list(e.key_columns, 'w'), score,
+        finite);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._hybrid_statement(pgembed.embedding, text, text, text, text) IS

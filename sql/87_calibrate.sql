@@ -45,6 +45,22 @@ COMMENT ON FUNCTION pgembed._time_of_index(pgembed.embedding, @extschema:vector@
 'The microseconds of reading a vector index with so much effort, averaged over queries.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._shared_cost(cost float8, dimensions integer, vector text, dimension text)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    times float8 := cost / (pgembed._default_cost(vector) + dimensions * pgembed._default_cost(dimension));
+BEGIN
+    RETURN jsonb_build_object('cost_' || vector, times * pgembed._default_cost(vector),
+        'cost_' || dimension, times * pgembed._default_cost(dimension));
+END;
+$$;
+COMMENT ON FUNCTION pgembed._shared_cost(float8, integer, text, text) IS
+'What a vector of so many dimensions costs, divided between the vector and its dimensions as the defaults are: one table tells only the sum.';
+
+
 CREATE OR REPLACE FUNCTION pgembed.calibrate(embedding text, store boolean DEFAULT true)
 RETURNS TABLE (name text, value float8)
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -79,15 +95,15 @@ BEGIN
     PERFORM pgembed._apply_settings(before);
     compared := pgembed._time_of(format('SELECT count(*) FROM (%s) AS d WHERE d.pgembed_distance < -1e300',
         pgembed._search_distances(e, 'true')), queries[1], 3);
-    measured := jsonb_build_object('cost_planner', scan / greatest(planned.planner_cost, 1), 'cost_distance', 0,
-        'cost_dimension', greatest(compared - scan, 0) / size.rows / e.dimensions);
+    measured := jsonb_build_object('cost_planner', scan / greatest(planned.planner_cost, 1))
+        || pgembed._shared_cost(greatest(compared - scan, 0) / size.rows, e.dimensions, 'distance', 'dimension');
     IF (pgembed._usable_index(e, '{}')).method = 'hnsw' THEN
         PERFORM pgembed._time_of_index(e, queries, 400);
         low := pgembed._time_of_index(e, queries, 40);
         high := greatest(pgembed._time_of_index(e, queries, 400), low);
-        measured := measured || jsonb_build_object('cost_visit', 0,
-            'cost_visit_dimension', (high - low) / 360 / e.dimensions,
-            'cost_search', greatest(low - (high - low) / 9, 0));
+        measured := measured
+            || pgembed._shared_cost((high - low) / 360, e.dimensions, 'visit', 'visit_dimension')
+            || jsonb_build_object('cost_search', greatest(low - (high - low) / 9, 0));
     END IF;
     FOR m IN SELECT j.key, round(j.value::numeric, 6) AS value FROM jsonb_each_text(measured) AS j LOOP
         IF store THEN
@@ -101,4 +117,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.calibrate(text, boolean) IS
-'Measures what searches cost on this machine, with the table of an embedding (a big one, with an HNSW index if possible), and stores it as settings of the database, pgembed.cost_...: new sessions plan with them, and this one. Takes seconds; needs the database''s owner to store.';
+'Measures what searches cost on this machine, with the table of an embedding (a big one, with an HNSW index if possible), and stores it as settings of the database, pgembed.cost_...: new sessions plan with them, and this one. What a vector costs, it divides between the vector and its dimensions as the defaults are. Takes seconds; needs the database''s owner to store.';

@@ -104,7 +104,7 @@ BEGIN
     CROSS JOIN LATERAL pgembed._filter_estimate(e, l.filter) AS p
     -- What the first column lets through is read, what all of them do is compared.
     CROSS JOIN LATERAL (
-        SELECT pgembed._exact_cost(e, 0, f.rows) + pgembed._cost('distance', 0.1) * p.rows AS us) AS s
+        SELECT pgembed._exact_cost(e, 0, f.rows) + pgembed._cost('distance') * p.rows AS us) AS s
     WHERE s.us < f.us;
 END;
 $$;

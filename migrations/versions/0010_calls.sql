@@ -3,6 +3,6 @@ CREATE TABLE pgembed.call_secret (
     single boolean PRIMARY KEY DEFAULT true CHECK (single)
 );
 COMMENT ON TABLE pgembed.call_secret IS
-'One row, which nobody but the owner may read: names of kept dblink connections are made from it, so that nobody else can open one in advance.';
+'One row, which nobody but the owner may read: names of kept dblink connections and digests of remembered answers are made from it, which nobody else can make in advance.';
 
 INSERT INTO pgembed.call_secret DEFAULT VALUES;

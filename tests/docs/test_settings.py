@@ -25,8 +25,10 @@ def test_settings_of_the_database() -> None:
     source = "".join(file.read_text() for file in files)
     found = re.findall(r"pgembed\._setting\('(\w+)', '([^']*)'\)", source)
     found += re.findall(r"_call_timeout\('(\w+)', '([^']*)'\)", source)
-    costs = re.findall(r"pgembed\._cost\('(\w+)', ([\d.]+)\)", source)
-    found += [(f"cost_{name}", default) for name, default in costs]
+    start = source.index("FUNCTION pgembed._default_cost(")
+    costs = source[start : source.index(" END;", start)]
+    for name, default in re.findall(r"WHEN '(\w+)' THEN ([\d.]+)", costs):
+        found.append((f"cost_{name}", default))
     assert table("pgembed\\.") == dict(found)
     # One default each.
     assert len(set(found)) == len(dict(found)) == 9

@@ -150,8 +150,41 @@ def test_order_by_uses_the_index_and_asks_once(
     connection.execute("SET enable_indexscan = off")
     connection.execute(f"{query} LIMIT 5")
     assert calls_made(connection) == before + 2
-    remembered = "SELECT current_setting('pgembed.last_answer', true)"
-    assert not value(connection, remembered)
+    assert not value(connection, REMEMBERED)
+
+
+REMEMBERED = "SELECT current_setting('pgembed.last_answer', true)"
+
+
+@pytest.mark.usefixtures("worker")
+def test_what_is_remembered_cannot_be_forged(
+    connection: Connection, model: Model
+) -> None:
+    """A caller changes the setting between two calls of one statement."""
+    embed = "pgembed.embed('tiny', 'a cat')"
+    forge = (
+        "set_config('pgembed.last_answer', "
+        "left(current_setting('pgembed.last_answer'), 32) || '[9,9,9,9,9,9,9,9]', true)"
+    )
+    row = fetch_one(connection, f"SELECT {embed}, {forge}, {embed}")
+    assert row[1].endswith("[9,9,9,9,9,9,9,9]")
+    for vector in (row[0], row[2]):
+        np.testing.assert_allclose(vector, model.embed(["a cat"])[0], atol=1e-6)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_function_can_keep_what_is_remembered_to_itself(
+    connection: Connection,
+) -> None:
+    """As SECURITY.md advises those who embed what their callers may not know."""
+    connection.execute(
+        "CREATE FUNCTION hidden() RETURNS int LANGUAGE sql SECURITY DEFINER "
+        "SET pgembed.last_answer = '' "
+        "RETURN vector_dims(pgembed.embed('tiny', 'secret'))"
+    )
+    with connection.transaction():
+        assert value(connection, "SELECT hidden()") == 8
+        assert not value(connection, REMEMBERED)
 
 
 @pytest.mark.usefixtures("worker")

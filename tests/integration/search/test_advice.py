@@ -10,7 +10,9 @@ import psycopg
 import pytest
 
 from pgembed.errors import EmbeddingError, PgembedError
+from pgembed.postgres.connection import fetch_one
 from pgembed.search import advice
+from tests.conftest import Connect
 from tests.integration.search.support import (
     Connection,
     adopt,
@@ -70,6 +72,29 @@ def test_the_record_does_not_grow_for_ever(recording: Connection) -> None:
     )
     search(recording, "items", vectors()[0], filter={"kind": 1})
     assert recorded(recording) == [{"kind": 1}]
+
+
+def test_a_snapshot_of_its_own_does_not_trim_the_record(
+    recording: Connection, connect: Connect
+) -> None:
+    """Rows that another session has deleted since would fail its search."""
+    sequence = "pg_get_serial_sequence('pgembed.recorded_filter', 'id')"
+    (start,) = fetch_one(
+        recording,
+        "INSERT INTO pgembed.recorded_filter (embedding, filter) "
+        "SELECT e.id, '{}' FROM pgembed.embedding AS e RETURNING id / 1000 * 1000",
+    )
+    other = connect(recording.info.dsn, purpose="test")
+    other.execute("SET pgembed.record_filters = 1")
+    with other.transaction():
+        other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        other.execute("SELECT FROM pgembed.recorded_filter")
+        recording.execute(f"SELECT setval({sequence}, {start + 200999})".encode())
+        search(recording, "items", vectors()[0], filter={"kind": 1})
+        assert recorded(recording) == [{"kind": 1}]
+        recording.execute(f"SELECT setval({sequence}, {start + 201999})".encode())
+        assert len(search(other, "items", vectors()[0], filter={"kind": 2})) == 10
+    assert recorded(recording) == [{"kind": 1}, {"kind": 2}]
 
 
 @pytest.mark.parametrize("share", ["-1", "1.5", "often", "1e9"])

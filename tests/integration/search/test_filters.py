@@ -205,3 +205,24 @@ def test_settings_decide_how_dates_are_read_and_the_table_does_not(
     with things.transaction():
         things.execute("SET LOCAL timezone = 'Asia/Tokyo'")
         assert passing(things, "days", {"t": "2024-03-04 09:00"}) == [1]
+
+
+@pytest.mark.parametrize(
+    "negated", [{"is_null": False}, {"ne": None}, {"not_in": [None]}]
+)
+def test_a_row_that_is_partly_null_is_not_null(
+    shared: Connection, negated: dict[str, Any]
+) -> None:
+    """By IS NULL and by IS NOT NULL it would be neither."""
+    shared.execute(
+        """
+        CREATE TYPE address AS (street text, town text);
+        CREATE TABLE homes (id int PRIMARY KEY, home address);
+        INSERT INTO homes VALUES (1, ('a', 'b')), (2, ('a', NULL)), (3, NULL);
+        """
+    )
+    try:
+        assert passing(shared, "homes", {"home": negated}) == [1, 2]
+        assert passing(shared, "homes", {"home": None}) == [3]
+    finally:
+        shared.execute("DROP TABLE homes; DROP TYPE address")

@@ -90,6 +90,36 @@ def test_scaled_scores(articles: Connection) -> None:
     assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("distance", "first", "last", "expected"),
+    [
+        ("l2", [5, 0], [3e38, 3e38], {1: 1, 2: 0.75, 0: 0, 3: 0}),
+        ("inner_product", [3e38, 3e38], [-3e38, -3e38], {0: 1, 2: 1, 1: 0, 3: 0}),
+    ],
+)
+def test_scaled_scores_beside_infinite_distances(
+    shared: Connection,
+    distance: str,
+    first: list[float],
+    last: list[float],
+    expected: dict[int, float],
+) -> None:
+    """They stand at the ends of the scale that the others make."""
+    vectors = np.array([first, [1, 0], [2, 0], last], np.float32)
+    columns = {"body": ("text", ["tea"] * 4)}
+    create_items(shared, f"far_{distance}", vectors, columns=columns)
+    adopt(shared, f"far_{distance}", distance=distance)
+    rows = shared.execute(
+        unsafe(
+            "SELECT (item).id, score FROM pgembed.hybrid_search("
+            f"NULL::far_{distance}, 'zebra', query_vector => %s, words => 'body', "
+            "fusion => 'scores')"
+        ),
+        ["[1,0]" if distance == "l2" else "[2,2]"],
+    ).fetchall()
+    assert rows == list(expected.items())
+
+
 @pytest.mark.parametrize("words", [None, "tsv", "body"])
 def test_filter_and_predicate_hold_for_both(
     articles: Connection, words: str | None

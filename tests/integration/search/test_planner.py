@@ -137,7 +137,7 @@ def test_costs_can_be_set(planned: Connection) -> None:
 @pytest.mark.parametrize("cost", ["3", "0.0015", ".5", "1e-05", " +2.E1 ", ""])
 def test_costs_are_numbers(planned: Connection, cost: str) -> None:
     row = planned.execute(
-        "SELECT pgembed._cost('planner', 9) FROM "
+        "SELECT pgembed._cost('planner') FROM "
         "set_config('pgembed.cost_planner', %s, true)",
         (cost,),
     ).fetchone()
@@ -267,6 +267,9 @@ def test_calibration(planned: Connection) -> None:
         assert measured.keys() == {f"cost_{name}" for name in names}
         assert all(0 <= value < 1e6 for value in measured.values())
         assert measured["cost_planner"] > 0
+        # Of what a vector costs, each dimension has the share that it has by default.
+        share = measured["cost_dimension"] / measured["cost_distance"]
+        assert share == pytest.approx(0.0015 / 0.1, rel=0.01)
         stored = planned.execute(
             "SELECT s.setconfig::text FROM pg_db_role_setting s "
             "JOIN pg_database d ON d.oid = s.setdatabase "
