@@ -69,6 +69,7 @@ def test_texts_are_read_up_to_256_tokens(minilm: Model) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_cranfield(minilm: Model) -> None:
     collection = cranfield()
     documents = minilm.embed(list(collection.documents.values()))
