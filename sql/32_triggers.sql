@@ -1,11 +1,27 @@
 -- The capture triggers themselves: made, enabled, followed to new partitions, dropped.
 
-CREATE OR REPLACE FUNCTION pgembed._trigger_function(embedding integer, event text)
+CREATE OR REPLACE FUNCTION pgembed._trigger_function(e pgembed.embedding, event text)
 RETURNS text
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-RETURN '_capture_' || embedding || '_' || event;
-COMMENT ON FUNCTION pgembed._trigger_function(integer, text) IS
-'The name of an embedding''s trigger function for insert, update, delete or truncate.';
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+-- Numbers begin at 1 in every database: a table restored without its embedding must not find another's function.
+RETURN format('_capture_%s_%s_%s', e.id, event, to_hex((extract(epoch FROM e.created_at) * 1000000)::bigint));
+COMMENT ON FUNCTION pgembed._trigger_function(pgembed.embedding, text) IS
+'The name of an embedding''s trigger function for an event: one that no embedding of another database has.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._trigger_functions(e pgembed.embedding)
+RETURNS SETOF regprocedure
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p.oid::regprocedure
+    FROM pg_catalog.pg_proc AS p
+    WHERE p.pronamespace = 'pgembed'::regnamespace
+        AND starts_with(p.proname::text, '_capture_' || e.id || '_');
+$$;
+COMMENT ON FUNCTION pgembed._trigger_functions(pgembed.embedding) IS
+'The trigger functions that an embedding has, those of an earlier release included.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._trigger_name(embedding integer, event text)
@@ -32,7 +48,7 @@ LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    signature text := format('pgembed.%I()', pgembed._trigger_function(e.id, event));
+    signature text := format('pgembed.%I()', pgembed._trigger_function(e, event));
 BEGIN
     EXECUTE format(
         'CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
@@ -84,10 +100,11 @@ RETURN (
             AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = g.tgrelid
         INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = g.tgrelid AND a.attnum = d.refobjsubid
         WHERE g.tgrelid = e.source AND g.tgname = pgembed._trigger_name(e.id, 'update')
+            AND g.tgfoid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, 'update')))
     ) AS w (wanted, columns)
 );
 COMMENT ON FUNCTION pgembed._watches_wrongly(pgembed.embedding) IS
-'Whether the trigger for UPDATE is gone, or looks at other columns than those of the key and the content.';
+'Whether the trigger for UPDATE is gone, is from an earlier release, or looks at other columns than those of the key and the content.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._create_trigger(
@@ -167,20 +184,21 @@ BEGIN
     FOR wanted IN
         SELECT *
         FROM (VALUES
-            ('insert', 'INSERT ON @ FOR EACH ROW', pgembed._trigger_function(e.id, 'insert')),
+            ('insert', 'INSERT ON @ FOR EACH ROW', pgembed._trigger_function(e, 'insert')),
             ('update', 'UPDATE ON @ FOR EACH ROW WHEN (' || changed || ')',
-                pgembed._trigger_function(e.id, 'update')),
-            ('delete', 'DELETE ON @ FOR EACH ROW', pgembed._trigger_function(e.id, 'delete')),
+                pgembed._trigger_function(e, 'update')),
+            ('delete', 'DELETE ON @ FOR EACH ROW', pgembed._trigger_function(e, 'delete')),
             ('wake', 'INSERT ON @ ' || CASE WHEN by_statement
                 THEN 'REFERENCING NEW TABLE AS pgembed_inserted ' ELSE '' END
                 || 'FOR EACH STATEMENT',
                 CASE WHEN by_statement
-                    THEN pgembed._trigger_function(e.id, 'wake') ELSE '_wake_trigger' END)
+                    THEN pgembed._trigger_function(e, 'wake') ELSE '_wake_trigger' END)
         ) AS v (event, timing, function)
     LOOP
         PERFORM pgembed._create_trigger(e, e.source, wanted.event, wanted.timing, wanted.function);
     END LOOP;
     PERFORM pgembed._create_truncate_trigger(e, r) FROM pgembed._with_partitions(e.source) AS r;
+    PERFORM pgembed._drop_former_functions(e);
     PERFORM pgembed._enable_capture(e);
 END;
 $$;
@@ -194,10 +212,32 @@ LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT pgembed._create_trigger(e, relation, 'truncate', 'TRUNCATE ON @ FOR EACH STATEMENT',
-        pgembed._trigger_function(e.id, 'truncate'));
+        pgembed._trigger_function(e, 'truncate'));
 $$;
 COMMENT ON FUNCTION pgembed._create_truncate_trigger(pgembed.embedding, regclass) IS
 'Create the TRUNCATE trigger of the source, or of a partition: statement triggers are not inherited.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._drop_former_functions(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    routine regprocedure;
+BEGIN
+    FOR routine IN
+        SELECT f FROM pgembed._trigger_functions(e) AS f
+        EXCEPT SELECT to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, v)))
+        FROM unnest(pgembed._captured_events()) AS v
+    LOOP
+        -- Triggers that still call it are on tables that are not the embedding's.
+        EXECUTE format('DROP FUNCTION %s CASCADE', routine);
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._drop_former_functions(pgembed.embedding) IS
+'Drop the trigger functions that an earlier release made under other names, once the triggers call the new ones.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._with_partitions(source regclass)
@@ -253,7 +293,7 @@ AS $$
     WHERE d.classid = 'pg_catalog.pg_trigger'::regclass
         AND d.refclassid = 'pg_catalog.pg_proc'::regclass
         AND d.refobjid = to_regprocedure(
-            format('pgembed.%I()', pgembed._trigger_function(e.id, 'truncate')));
+            format('pgembed.%I()', pgembed._trigger_function(e, 'truncate')));
 $$;
 COMMENT ON FUNCTION pgembed._guarded_relations(pgembed.embedding) IS
 'The tables that have the TRUNCATE trigger of the embedding: those known as its source and partitions.';
@@ -270,7 +310,7 @@ RETURN pgembed._watches_wrongly(e) OR EXISTS (
         AND (g.tgnewtable IS NOT NULL) <> pgembed._by_statement(e.source)
 );
 COMMENT ON FUNCTION pgembed._captures_wrongly(pgembed.embedding) IS
-'Whether since its triggers were made the source became a partition, or ceased to be one, or other columns took the names of those that are watched.';
+'Whether since its triggers were made the source became a partition, or ceased to be one, or other columns took the names of those that are watched; or whether an earlier release made them.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._partition_triggers(e pgembed.embedding)
@@ -283,7 +323,7 @@ RETURN ARRAY(
     INNER JOIN pg_catalog.pg_trigger AS g ON g.oid = d.objid AND g.tgparentid <> 0
     WHERE d.classid = 'pg_catalog.pg_trigger'::regclass
         AND d.refclassid = 'pg_catalog.pg_proc'::regclass
-        AND d.refobjid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e.id, 'update')))
+        AND d.refobjid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, 'update')))
     ORDER BY g.oid
 );
 COMMENT ON FUNCTION pgembed._partition_triggers(pgembed.embedding) IS
@@ -301,6 +341,13 @@ DECLARE
     found oid[] := pgembed._partition_triggers(e);
     changed boolean := found IS DISTINCT FROM e.partition_triggers;
 BEGIN
+    IF to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, 'update'))) IS NULL THEN
+        -- Of an earlier release, under names that are not found below: the rest is for the next time.
+        IF pgembed._fault(e) IS NULL AND pgembed._try_lock(e.source, 'SHARE ROW EXCLUSIVE') THEN
+            PERFORM pgembed._create_capture(e);
+        END IF;
+        RETURN;
+    END IF;
     FOR part IN
         SELECT r FROM pgembed._with_partitions(e.source) AS r
         EXCEPT SELECT g FROM pgembed._guarded_relations(e) AS g
@@ -371,10 +418,10 @@ LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    event text;
+    routine regprocedure;
 BEGIN
-    FOREACH event IN ARRAY pgembed._captured_events() LOOP
-        EXECUTE format('DROP FUNCTION IF EXISTS pgembed.%I()', pgembed._trigger_function(e.id, event));
+    FOR routine IN SELECT f FROM pgembed._trigger_functions(e) AS f LOOP
+        EXECUTE format('DROP FUNCTION %s', routine);
     END LOOP;
     EXECUTE format('DROP TABLE IF EXISTS %s', pgembed._job_table(e.id));
 END;

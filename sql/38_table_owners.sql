@@ -175,7 +175,7 @@ BEGIN
     END IF;
     FOREACH event IN ARRAY pgembed._captured_events() LOOP
         PERFORM pgembed._give_away(
-            format('pgembed.%I()', pgembed._trigger_function(e.id, event))::regprocedure, owner);
+            format('pgembed.%I()', pgembed._trigger_function(e, event))::regprocedure, owner);
     END LOOP;
 END;
 $$;
@@ -213,7 +213,7 @@ SET search_path = pg_catalog, pg_temp
 RETURN (
     SELECT p.proowner::regrole
     FROM pg_catalog.pg_proc AS p
-    WHERE p.oid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e.id, 'update')))
+    WHERE p.oid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, 'update')))
         AND (
             p.proowner::regrole <> pgembed._owner(e.source)
             OR NOT pg_has_role(p.proowner, pgembed._owner(e.target), 'USAGE')

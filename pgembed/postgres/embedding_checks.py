@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from psycopg import errors, sql
 
+from pgembed.postgres.capture_checks import Embedding, check_capture
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 from pgembed.postgres.findings import Finding, error, ok, warning
 
 _STALE = "5 minutes"
 _LOCK_TIMEOUT = "500ms"
-
-
-class _Embedding(NamedTuple):
-    id: int
-    name: str
-    kind: str
-    source: str | None
-    has_target: bool
-    paused: bool
-    blocked: str | None
-    index_state: str
-    index_error: str | None
-    has_jobs: bool
-
-    @property
-    def subject(self) -> str:
-        return f"embedding {self.name}"
-
-    def call(self, function: str) -> str:
-        name = self.name.replace("'", "''")
-        return f"SELECT pgembed.{function}('{name}')"
 
 
 def check_all(connection: Connection) -> Iterator[Finding]:
@@ -53,11 +32,11 @@ def check_all(connection: Connection) -> Iterator[Finding]:
         """,
     )
     for row in rows:
-        embedding = _Embedding(*row)
+        embedding = Embedding(*row)
         yield from _findings(connection, embedding) or [ok(embedding.subject, "well")]
 
 
-def _findings(connection: Connection, embedding: _Embedding) -> list[Finding]:
+def _findings(connection: Connection, embedding: Embedding) -> list[Finding]:
     holder = _lock_holder(connection, embedding)
     if holder is not None:
         return [_locked(embedding, f"process {holder}")]
@@ -69,7 +48,7 @@ def _findings(connection: Connection, embedding: _Embedding) -> list[Finding]:
         return [_locked(embedding, "a process")]
 
 
-def _lock_holder(connection: Connection, embedding: _Embedding) -> int | None:
+def _lock_holder(connection: Connection, embedding: Embedding) -> int | None:
     """Return the process that lets nobody read the embedding's tables, if one does."""
     query = """
         SELECT l.pid
@@ -86,7 +65,7 @@ def _lock_holder(connection: Connection, embedding: _Embedding) -> int | None:
     return row and int(row[0])
 
 
-def _locked(embedding: _Embedding, holder: str) -> Finding:
+def _locked(embedding: Embedding, holder: str) -> Finding:
     return warning(
         embedding.subject,
         f"{holder} of the server has locked its tables: searches and workers wait for "
@@ -95,7 +74,7 @@ def _locked(embedding: _Embedding, holder: str) -> Finding:
     )
 
 
-def _check(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+def _check(connection: Connection, embedding: Embedding) -> Iterator[Finding]:
     if embedding.source is None or not embedding.has_target:
         what = "source table" if embedding.source is None else "vector column"
         yield error(
@@ -118,89 +97,13 @@ def _check(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
         )
         return
     if embedding.kind == "kept":
-        yield from _capture(connection, embedding)
+        yield from check_capture(connection, embedding)
         yield from _queue(connection, embedding)
         yield from _row_security(connection, embedding)
     yield from _index(connection, embedding)
 
 
-def _capture(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
-    rows = fetch_all(
-        connection,
-        """
-        SELECT t.tgtype, t.tgenabled
-        FROM pgembed.embedding AS e
-        JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = e.source::oid
-        JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
-        WHERE e.id = %(id)s
-          AND p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
-          AND p.proname ~ pg_catalog.concat('^_capture_', %(id)s::int4, '(_|$)')
-        """,
-        {"id": embedding.id},
-    )
-    # pg_trigger.tgtype: 4 insert, 8 delete, 16 update, 32 truncate.
-    events = {4: "INSERT", 8: "DELETE", 16: "UPDATE", 32: "TRUNCATE"}
-    lost = [
-        name
-        for bit, name in events.items()
-        if not _fires_always({enabled for kind, enabled in rows if kind & bit})
-    ]
-    if lost:
-        yield error(
-            embedding.subject,
-            f"its triggers for {', '.join(lost)} are missing or disabled",
-            f"as the table's owner: {embedding.call('reconcile')}",
-        )
-    else:
-        yield from _columns(connection, embedding)
-        yield from _owner(connection, embedding)
-        yield from _partitions(connection, embedding)
-
-
-def _columns(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
-    """Look for triggers that columns, or the table, have been taken from."""
-    (is_wrong,) = fetch_one(
-        connection,
-        "SELECT pgembed._captures_wrongly(e) FROM pgembed.embedding AS e "
-        "WHERE e.id = %s",
-        (embedding.id,),
-    )
-    if is_wrong:
-        yield error(
-            embedding.subject,
-            "its triggers watch columns that were replaced, or are from before the "
-            "table was made a partition or taken out: workers that own the table "
-            "would make them anew",
-            f"as the table's owner: {embedding.call('reconcile')}",
-        )
-
-
-def _owner(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
-    """Look for changes that are captured as another role than the table's owner."""
-    query = """
-        SELECT f::pg_catalog.text, e.source::pg_catalog.text, e.target::pg_catalog.text,
-            pgembed._owner(e.source)::pg_catalog.text,
-            pgembed._owner(e.source) = pgembed._owner(e.target),
-            pg_catalog.has_function_privilege(
-                pgembed._owner(e.source), 'pgembed.reconcile(text)', 'EXECUTE')
-        FROM pgembed.embedding AS e, pgembed._former_owner(e) AS f
-        WHERE e.id = %s AND f IS NOT NULL
-    """
-    for former, source, target, owner, is_one, may in fetch_all(
-        connection, query, (embedding.id,)
-    ):
-        give = "" if is_one else f"ALTER TABLE {target} OWNER TO {owner}; then, "
-        mender = owner if may else "a superuser"
-        yield error(
-            embedding.subject,
-            f"its triggers run as role {former}, and table {source} belongs to "
-            f"{owner}: writes to it may fail, and what they set off of {owner}'s code "
-            f"has the rights of {former}",
-            f"{give}as {mender}: {embedding.call('reconcile')}",
-        )
-
-
-def _row_security(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+def _row_security(connection: Connection, embedding: Embedding) -> Iterator[Finding]:
     """Look for chunks that can be read past the policies of their source."""
     query = """
         SELECT e.source::pg_catalog.text, e.target::pg_catalog.text
@@ -216,56 +119,7 @@ def _row_security(connection: Connection, embedding: _Embedding) -> Iterator[Fin
         )
 
 
-def _partitions(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
-    """Look for partitions that came or went, which only the owner can follow."""
-    rows = fetch_all(
-        connection,
-        """
-        SELECT r::pg_catalog.text
-        FROM pgembed.embedding AS e, pgembed._with_partitions(e.source) AS r
-        WHERE e.id = %(id)s
-        EXCEPT
-        SELECT g::pg_catalog.text
-        FROM pgembed.embedding AS e, pgembed._guarded_relations(e) AS g
-        WHERE e.id = %(id)s
-        ORDER BY 1
-        """,
-        {"id": embedding.id},
-    )
-    if rows:
-        yield warning(
-            embedding.subject,
-            f"its rows in {', '.join(row[0] for row in rows[:3])} may not be known: "
-            "workers that own the table would notice that it was attached",
-            f"as the table's owner: {embedding.call('reconcile')}",
-        )
-    elif _came_or_went(connection, embedding):
-        yield warning(
-            embedding.subject,
-            "partitions were attached or dropped since a worker looked: rows may be "
-            "left over, or not known, until one that may read them does",
-            f"start a worker, or as the table's owner: {embedding.call('reconcile')}",
-        )
-
-
-def _came_or_went(connection: Connection, embedding: _Embedding) -> bool:
-    function = "pgembed._partition_triggers"  # absent from a schema of before
-    row = fetch_one(connection, "SELECT pg_catalog.to_regproc(%s)", (function,))
-    if row[0] is None:
-        return False
-    query = """
-        SELECT e.partition_triggers <> pgembed._partition_triggers(e)
-        FROM pgembed.embedding AS e WHERE e.id = %s
-    """
-    return bool(fetch_one(connection, query, (embedding.id,))[0])
-
-
-def _fires_always(states: set[str]) -> bool:
-    """Whether one trigger does, or one for sessions and one for replication do."""
-    return "A" in states or {"O", "R"} <= states
-
-
-def _queue(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+def _queue(connection: Connection, embedding: Embedding) -> Iterator[Finding]:
     if not embedding.has_jobs:
         yield error(
             embedding.subject,
@@ -298,7 +152,7 @@ def _queue(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
         )
 
 
-def _stale(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+def _stale(connection: Connection, embedding: Embedding) -> Iterator[Finding]:
     """Look for rows that nobody works on; a large backfill that goes on is well."""
     query = sql.SQL(
         "SELECT pg_catalog.count(*), "
@@ -324,7 +178,7 @@ def _stale(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
         )
 
 
-def _lost(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+def _lost(connection: Connection, embedding: Embedding) -> Iterator[Finding]:
     """Look at a thousand rows that are done for some whose vectors were taken away."""
     query = """
         SELECT pg_catalog.format(
@@ -350,7 +204,7 @@ def _lost(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
         )
 
 
-def _failed_rows(connection: Connection, embedding: _Embedding) -> int:
+def _failed_rows(connection: Connection, embedding: Embedding) -> int:
     query = sql.SQL(
         "SELECT pg_catalog.count(*) FROM {} "
         "WHERE pgembed_available_at IS NULL AND pgembed_error IS NOT NULL"
@@ -358,7 +212,7 @@ def _failed_rows(connection: Connection, embedding: _Embedding) -> int:
     return int(fetch_one(connection, query)[0])
 
 
-def _index(connection: Connection, embedding: _Embedding) -> Iterator[Finding]:
+def _index(connection: Connection, embedding: Embedding) -> Iterator[Finding]:
     if embedding.index_state == "failed":
         yield error(
             embedding.subject,

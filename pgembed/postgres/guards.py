@@ -44,7 +44,8 @@ _FOREIGN = """
         o.owner <> %(owner)s::pg_catalog.oid AND NOT r.rolsuper
         -- Made for the owners of tables, who cannot create anything here.
         AND NOT (
-            o.kind = 'function' AND o.name ~ '^pgembed[.]_capture_[0-9]+_[a-z]+[(][)]$'
+            o.kind = 'function'
+            AND o.name ~ '^pgembed[.]_capture_[0-9]+_[a-z]+(_[0-9a-f]+)?[(][)]$'
             AND NOT pg_catalog.has_schema_privilege(
                 r.oid, %(schema)s::pg_catalog.oid, 'CREATE'))
     )

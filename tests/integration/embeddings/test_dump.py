@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pgembed.postgres.connection import connect
-from pgembed.postgres.schema import install
+from pgembed.postgres.schema import install, verify
 from tests.harness.extension import declare_docs
+from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
 from tests.harness.server import Databases
 from tests.harness.server import run_program as run
@@ -99,6 +100,44 @@ def test_data_only(
             for name in NAMES:
                 rows(connection, "SELECT pgembed.reconcile(%s)", name)
             goes_on(connection)
+
+
+def test_a_table_without_its_embedding(
+    source: Connection, server: Databases, dsn: str, tmp_path: Path
+) -> None:
+    """In the other database, the number of its embedding is that of another table."""
+    path = str(tmp_path / "table")
+    run(server, "pg_dump", "--table=docs", "--table=far.parts*", f"--file={path}", dsn)
+    with (
+        server.database(server.installed_template()) as copy,
+        connect(server.dsn(copy)) as other,
+    ):
+        register_model(other)
+        other.execute(
+            """
+            CREATE SCHEMA far;
+            CREATE TABLE animals (id int PRIMARY KEY, body text);
+            INSERT INTO animals SELECT i, 'cat' FROM generate_series(1, 9) AS i;
+            """
+        )
+        for name in NAMES:
+            declare(other, "animals", "body", name=name, target_column=name)
+        SqlWorker(other).drain()
+        before = jobs(other)
+        run(server, "psql", "--quiet", f"--file={path}", server.dsn(copy))
+        other.execute("UPDATE docs SET body = 'x', id = id + 50 WHERE id = 2")
+        other.execute("DELETE FROM docs WHERE id < 9; DELETE FROM far.parts")
+        other.execute("INSERT INTO docs VALUES (1, 'a'); TRUNCATE docs, far.parts")
+        assert jobs(other) == before
+        assert [f for f in verify(other) if "restored beside" in f.message] == []
+
+
+def jobs(connection: Connection) -> list[object]:
+    numbers = rows(connection, "SELECT id FROM pgembed.embedding ORDER BY id")
+    return [
+        rows(connection, f"SELECT * FROM pgembed.job_{number} AS j ORDER BY j.id")
+        for (number,) in numbers
+    ]
 
 
 @pytest.mark.parametrize("by_parts", [False, True], ids=["whole", "data alone"])

@@ -223,9 +223,12 @@ def test_replaced_functions(
     scratch: Connection, scratch_worker: SqlWorker, name: str
 ) -> None:
     # As an upgrade does that changes what the triggers do.
-    number = value(scratch, "SELECT id FROM pgembed.embedding")
+    function = value(
+        scratch,
+        "SELECT pgembed._trigger_function(e, 'wake') FROM pgembed.embedding AS e",
+    )
     scratch.execute(
-        f"CREATE OR REPLACE FUNCTION pgembed._capture_{number}_wake() "
+        f"CREATE OR REPLACE FUNCTION pgembed.{function}() "
         "RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$".encode()
     )
     scratch.execute("INSERT INTO docs (id, body) VALUES (7, 'unseen')")

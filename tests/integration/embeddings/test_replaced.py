@@ -116,3 +116,75 @@ def test_key_column_of_a_type_of_the_user_s(scratch: Connection, name: str) -> N
     scratch.execute(KEY_SWAP.format("number").encode())
     with refused(scratch, "55000", message="of type public.number", hint="drop the"):
         rows(scratch, "SELECT pgembed.reconcile(%s)", name)
+
+
+FORMER = r"""
+    SELECT format('ALTER FUNCTION %s RENAME TO %I', p.oid::regprocedure,
+        regexp_replace(p.proname, '_[0-9a-f]+$', ''))
+    FROM pg_proc AS p WHERE p.proname ~ '^_capture_[0-9]+_[a-z]+_[0-9a-f]+$'
+"""
+NAMES = "SELECT count(*) FROM pg_proc WHERE proname ~ '^_capture_[0-9]+_[a-z]+$'"
+
+
+@pytest.fixture
+def former(scratch: Connection, scratch_worker: SqlWorker) -> Connection:
+    """Return a database whose capture functions have the names of before."""
+    scratch.execute(
+        """
+        CREATE TABLE docs (id int PRIMARY KEY, body text) PARTITION BY RANGE (id);
+        CREATE TABLE docs_1 PARTITION OF docs FOR VALUES FROM (0) TO (10);
+        CREATE TABLE docs_2 PARTITION OF docs FOR VALUES FROM (10) TO (20);
+        CREATE TABLE plain (id int PRIMARY KEY, body text);
+        INSERT INTO docs SELECT i, 'row ' || i FROM generate_series(1, 19) AS i;
+        INSERT INTO plain SELECT d.* FROM docs AS d;
+        """
+    )
+    declare(scratch, "docs", "body", chunk_tokens=8)
+    declare(scratch, "plain", "body")
+    scratch_worker.drain()
+    for (statement,) in rows(scratch, FORMER):
+        scratch.execute(statement.encode())
+    assert value(scratch, NAMES) == 10
+    return scratch
+
+
+@pytest.mark.parametrize("by", ["worker", "reconcile"])
+def test_functions_of_an_earlier_release(
+    former: Connection, scratch_worker: SqlWorker, by: str
+) -> None:
+    former.execute("UPDATE docs SET body = 'changed' WHERE id IN (3, 13)")
+    former.execute("DELETE FROM plain WHERE id = 4")
+    if by == "reconcile":
+        for name in ("docs_body", "plain_body"):
+            rows(former, "SELECT pgembed.reconcile(%s)", name)
+    scratch_worker.drain()
+    assert value(former, NAMES) == 0
+    former.execute("UPDATE docs SET body = 'again' WHERE id IN (3, 14)")
+    former.execute("INSERT INTO plain VALUES (30, 'new')")
+    former.execute("TRUNCATE docs_1")
+    scratch_worker.drain()
+    for name in ("docs_body", "plain_body"):
+        assert_converged(former, name)
+
+
+def test_an_embedding_of_an_earlier_release_is_dropped(former: Connection) -> None:
+    for name in ("docs_body", "plain_body"):
+        rows(former, "SELECT pgembed.drop_embedding(%s, true)", name)
+    assert value(former, NAMES) == 0
+    former.execute("UPDATE docs SET body = 'free'; TRUNCATE plain")
+
+
+def test_the_copy_of_a_table_does_not_keep_former_functions(former: Connection) -> None:
+    former.execute("CREATE TABLE copy (id int PRIMARY KEY, body text)")
+    ((function,),) = rows(
+        former,
+        "SELECT tgfoid::regproc::text FROM pg_trigger "
+        "WHERE tgrelid = 'plain'::regclass AND tgname ~ '_delete$'",
+    )
+    former.execute(
+        f"CREATE TRIGGER pgembed_1_delete AFTER DELETE ON copy FOR EACH ROW "
+        f"EXECUTE FUNCTION {function}()".encode()
+    )
+    rows(former, "SELECT pgembed.reconcile('plain_body')")
+    former.execute("INSERT INTO copy VALUES (1); DELETE FROM copy")
+    assert value(former, "SELECT count(*) FROM pgembed.failures") == 0

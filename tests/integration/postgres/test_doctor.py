@@ -168,6 +168,25 @@ def test_vectors_that_were_taken_away(
     assert bad(connection, "embedding docs_body") == []
 
 
+def test_a_table_restored_beside_its_original(docs: Connection) -> None:
+    docs.execute("ALTER TABLE docs RENAME TO docs_of_before")
+    docs.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    ((name, function),) = docs.execute(
+        "SELECT t.tgname, p.oid::regproc::text FROM pg_trigger AS t "
+        "JOIN pg_proc AS p ON p.oid = t.tgfoid WHERE t.tgname ~ 'pgembed_.*_delete'"
+    ).fetchall()
+    docs.execute(
+        f"CREATE TRIGGER {name} AFTER DELETE ON docs FOR EACH ROW "
+        f"EXECUTE FUNCTION {function}()".encode()
+    )
+    [finding] = bad(docs, "embedding docs_body")
+    assert finding.level == "error"
+    assert "table docs, restored beside its own" in finding.message
+    assert finding.remedy.endswith(f"DROP TRIGGER {name} ON docs")
+    docs.execute(finding.remedy.split(": ")[1].encode())
+    assert bad(docs, "embedding docs_body") == []
+
+
 @pytest.mark.parametrize("lock", ["LOCK TABLE docs", "TRUNCATE docs"])
 def test_a_table_that_is_locked_hides_nothing_else(
     dsn: str, docs: Connection, connect: Connect, lock: str

@@ -103,12 +103,18 @@ def test_the_capture_runs_as_the_owner_of_the_table(
     assert owners == [("olga",)]
 
 
+FUNCTIONS = """
+    SELECT f::text FROM pgembed.embedding AS e, pgembed._trigger_functions(e) AS f
+"""
+
+
 def test_the_owner_has_no_way_into_the_schema(olga: Connection) -> None:
     create_docs(olga)
     declare(olga)
+    capture = value(olga, "SELECT min(f::text) FROM (" + FUNCTIONS + ") AS t (f)")
     for statement in (
         "CREATE FUNCTION pgembed.search(text) RETURNS int LANGUAGE sql RETURN 1",
-        "CREATE OR REPLACE FUNCTION pgembed._capture_1_insert() RETURNS trigger "
+        f"CREATE OR REPLACE FUNCTION {capture} RETURNS trigger "
         "LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
         "CREATE TABLE pgembed.mine (id int)",
         "ALTER TABLE pgembed.job_1 ADD COLUMN more int",
@@ -497,10 +503,8 @@ def test_an_installation_mends_functions_that_a_superuser_kept(
         "SELECT pgembed.create_embedding('theirs', 'body', 'tiny', chunk_tokens => 8)"
     )
     connection.execute("ALTER TABLE theirs_body_chunk OWNER TO postgres")
-    for event in ("insert", "update", "delete", "truncate", "wake"):
-        connection.execute(
-            f"ALTER FUNCTION pgembed._capture_1_{event}() OWNER TO postgres".encode()
-        )
+    for (function,) in rows(connection, FUNCTIONS):
+        connection.execute(f"ALTER FUNCTION {function} OWNER TO postgres".encode())
     connection.execute("SELECT pgembed.revoke_all('stranger')")
     [finding] = [f for f in verify(connection) if "triggers run as" in f.message]
     assert "role postgres" in finding.message

@@ -41,7 +41,8 @@ _CATALOG = """
 def catalog(connection: Connection) -> list[tuple[Any, ...]]:
     """Return all that a migration or create_all could leave behind.
 
-    The numbers of embeddings are replaced by their names: they are never used twice.
+    The numbers of embeddings are replaced by their names, and the times at which they
+    were declared are left out: neither is ever used twice.
     """
     rows = connection.exec_driver_sql(_CATALOG.replace("%", "%%")).all()
     found: list[tuple[Any, ...]] = [
@@ -57,7 +58,10 @@ def catalog(connection: Connection) -> list[tuple[Any, ...]]:
     def rename(match: re.Match[str]) -> str:
         return f"{match[1]}_{names.get(match[2], match[2])}"
 
-    found = [tuple(re.sub(_NUMBERED, rename, part) for part in row) for row in found]
+    def plain(part: str) -> str:
+        return re.sub(_NUMBERED, rename, re.sub(_TIME, r"\1", part))
+
+    found = [tuple(plain(part) for part in row) for row in found]
     found += [tuple(row) for row in connection.execute(text(_EMBEDDINGS))]
     return sorted(found, key=repr)
 
@@ -69,6 +73,7 @@ def _plain(kind: str, definition: str) -> str:
     return re.sub(r"[()]|::[a-z ]+(\[\])?", "", definition)
 
 
+_TIME = r"(?<=_capture_)(\d+_[a-z]+)_[0-9a-f]+"
 _NUMBERED = r"(job|pgembed|_capture)_(\d+)"
 
 _EMBEDDINGS = """
