@@ -35,6 +35,7 @@ def update(
         _REPLACE,
         "DROP FUNCTION pgembed._drop_in_rounds(text[], boolean);",
         _REVOKE_FROM_NEW,
+        _TELL_ROLES,
         "UPDATE pgembed.installation SET installed_at = pg_catalog.now(), "  # noqa: S608
         "(version, digest, objects) = "
         f"ROW ({record(resources, schemas, transport)});",
@@ -176,6 +177,22 @@ BEGIN
     LOOP
         EXECUTE statement;
     END LOOP;
+END;
+$$;
+"""
+
+# What a script grants would be left out of dumps.
+_TELL_ROLES = """
+DO $$
+BEGIN
+    IF has_schema_privilege(to_regrole('pgembed_user'), 'pgembed', 'USAGE')
+        AND has_schema_privilege(to_regrole('pgembed_owner'), 'pgembed', 'USAGE')
+        AND has_schema_privilege(to_regrole('pgembed_worker'), 'pgembed', 'USAGE')
+    THEN
+        RAISE WARNING 'what is new is not yet granted to roles '
+            'pgembed_user, pgembed_owner and pgembed_worker'
+            USING HINT = 'As the schema''s owner run: SELECT pgembed.create_roles();';
+    END IF;
 END;
 $$;
 """

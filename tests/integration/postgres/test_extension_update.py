@@ -299,6 +299,28 @@ def test_grants_that_are_lost_are_told(
         connection.execute("DROP ROLE loser")
 
 
+def test_roles_are_to_be_granted_what_is_new(
+    db: Connection, files: Files, new: Resources
+) -> None:
+    roles = ("pgembed_user", "pgembed_owner", "pgembed_worker")
+    warnings: list[str] = []
+    db.add_notice_handler(lambda n: warnings.append(f"{n.severity}: {n.message_hint}"))
+    try:
+        for role in roles:
+            db.execute(f"CREATE ROLE {role}".encode())
+            db.execute(f"GRANT USAGE ON SCHEMA pgembed TO {role}".encode())
+        update(db, files, new)
+        [warning] = warnings
+        assert warning.startswith("WARNING: ")
+        db.execute(warning[warning.index("SELECT") :].encode())
+        check = "'pgembed_owner', 'pgembed.await_batch(bigint, interval)', 'EXECUTE'"
+        assert value(db, f"SELECT has_function_privilege({check})")
+    finally:
+        for role in roles:
+            db.execute(f"DROP OWNED BY {role}".encode())
+            db.execute(f"DROP ROLE {role}".encode())
+
+
 def test_what_is_said_until_the_update(
     db: Connection,
     files: Files,
