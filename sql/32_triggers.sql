@@ -231,7 +231,8 @@ BEGIN
         EXCEPT SELECT to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, v)))
         FROM unnest(pgembed._captured_events()) AS v
     LOOP
-        -- Triggers that still call it are on tables that are not the embedding's.
+        -- Triggers that still call it are on tables that are not the embedding's: a dump of the schema
+        -- alone brings those of another embedding.
         EXECUTE format('DROP FUNCTION %s CASCADE', routine);
     END LOOP;
 END;

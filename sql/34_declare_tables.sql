@@ -182,6 +182,8 @@ DECLARE
     job text := pgembed._job_table(e.id);
     stem text := 'job_' || e.id;
 BEGIN
+    -- A dump of the schema alone brings the table, and not the row of the embedding that it was of.
+    EXECUTE format('DROP TABLE IF EXISTS %s', job);
     EXECUTE format('CREATE TABLE %s (%s) INHERITS (pgembed.job)', job, pgembed._key_definitions(e.source));
     -- A publication FOR ALL TABLES forbids to update a table whose rows it cannot tell apart.
     EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', job);

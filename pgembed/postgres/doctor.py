@@ -11,6 +11,7 @@ from pgembed.postgres import (
     embedding_checks,
     guards,
     installation,
+    losses,
     server_checks,
     versions,
 )
@@ -67,6 +68,10 @@ def _server(connection: Connection) -> Iterator[Finding]:
 
 def _vector(connection: Connection) -> Iterator[Finding]:
     if extension_schema(connection, "vector") is None:
+        loss = losses.vectors(connection)
+        if loss is not None:
+            yield error("pgvector", loss.message, loss.remedy)
+            return
         (there,) = fetch_one(
             connection,
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_available_extensions "
@@ -130,6 +135,10 @@ def _version(connection: Connection) -> list[Finding]:
 
 
 def _schema(connection: Connection, plan: installation.Plan) -> Iterator[Finding]:
+    loss = losses.find(connection)
+    if loss is not None:
+        yield error("schema", loss.message, loss.remedy)
+        return
     if plan.found is None:
         yield error(
             "schema",

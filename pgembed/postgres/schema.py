@@ -12,6 +12,7 @@ from pgembed.errors import InstallError
 from pgembed.postgres import (
     guards,
     installation,
+    losses,
     migrate,
     objects,
     transports,
@@ -85,7 +86,8 @@ def install(
     auto and /run/pgembed.
 
     Raises InstallError, and changes nothing, when the server or pgvector is too old,
-    the schema is newer than this code, or it holds objects that are not pgembed's.
+    the schema is newer than this code, has lost what cannot be made anew, or holds
+    objects that are not pgembed's.
     """
     _require_idle(connection)
     try:
@@ -119,6 +121,7 @@ def install_in_transaction(
     guards.require_versions(connection)
     guards.require_vector(connection)
     guards.claim_schema(connection)
+    losses.refuse(connection)
     calls = installation.wished(connection, transport, socket_dir)
     transports.offer(connection, calls.transport)
     plan = installation.plan(connection, resources, calls)

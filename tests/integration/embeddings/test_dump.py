@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pgembed.errors import InstallError
 from pgembed.postgres.connection import connect
-from pgembed.postgres.schema import install, verify
+from pgembed.postgres.schema import install, uninstall, verify
 from tests.harness.extension import declare_docs
 from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
@@ -100,6 +101,25 @@ def test_data_only(
             for name in NAMES:
                 rows(connection, "SELECT pgembed.reconcile(%s)", name)
             goes_on(connection)
+
+
+def test_schema_only(
+    source: Connection, server: Databases, dsn: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "schema")
+    run(server, "pg_dump", "--schema-only", f"--file={path}", dsn)
+    with server.database("template0") as copy:
+        run(server, "psql", "--quiet", f"--file={path}", server.dsn(copy))
+        with connect(server.dsn(copy)) as connection:
+            [finding] = [f for f in verify(connection) if f.subject == "schema"]
+            assert finding.level == "error"
+            assert "restored without its data" in finding.message
+            assert "run 'pgembed uninstall', then" in finding.remedy
+            with pytest.raises(InstallError, match="restored without its data: resto"):
+                install(connection)
+            uninstall(connection)
+            assert install(connection).changed
+            connection.execute("INSERT INTO docs VALUES (1, 'nobody listens')")
 
 
 def test_a_table_without_its_embedding(

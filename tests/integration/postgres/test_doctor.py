@@ -11,9 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgembed.errors import InstallError
 from pgembed.postgres import server_checks
 from pgembed.postgres.findings import Finding
-from pgembed.postgres.schema import install, verify
+from pgembed.postgres.schema import install, uninstall, verify
 from tests.conftest import Connect
 from tests.harness.sql_worker import SqlWorker
 from tests.integration.postgres.test_uninstall import REGISTER_MODEL
@@ -274,6 +275,22 @@ def test_without_dblink(empty_dsn: str, connect: Connect) -> None:
     connection.execute("DROP EXTENSION dblink CASCADE")
     assert "dblink" in bad(connection, "transport")[0].remedy
     assert bad(connection, "schema")[0].remedy == "run 'pgembed install'"
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["absent", "created again"])
+def test_a_schema_that_lost_its_vectors(docs: Connection, again: bool) -> None:
+    docs.execute("DROP EXTENSION vector CASCADE")
+    if again:
+        docs.execute("CREATE EXTENSION vector")
+    [finding] = bad(docs, "schema" if again else "pgvector")
+    assert finding.level == "error"
+    assert "went with extension vector" in finding.message
+    assert finding.remedy.startswith("run 'pgembed uninstall', then 'pgembed install'")
+    with pytest.raises(InstallError, match="went with extension vector: run 'pgembed "):
+        install(docs)
+    uninstall(docs)
+    assert install(docs).changed
+    assert bad(docs, "schema") == []
 
 
 def test_damaged_schema(docs: Connection) -> None:

@@ -298,6 +298,31 @@ def test_data_alone_is_restored_and_reconciled(
         restored.close()
 
 
+def test_with_the_schema_alone_all_begins_anew(
+    extended: Connection, server: Databases, connect: Connect, tmp_path: Path
+) -> None:
+    declare_docs(extended).drain()
+    path = str(tmp_path / "schema")
+    source = server.dsn(extended.info.dbname)
+    run(server, "pg_dump", "-Fc", "--schema-only", f"--file={path}", source)
+    with server.database("template0") as copy:
+        run(server, "pg_restore", "-e", f"--dbname={server.dsn(copy)}", path)
+        restored = connect(server.dsn(copy))
+        register_model(restored)
+        restored.execute("CREATE TABLE animals (id text PRIMARY KEY, body text)")
+        restored.execute("INSERT INTO animals VALUES ('1', 'cat')")
+        for table in ("animals", "docs"):
+            restored.execute(
+                "SELECT pgembed.create_embedding(%s::regclass, 'body', 'tiny')",
+                (table,),
+            )
+            restored.execute("INSERT INTO docs SELECT count(*), 'new' FROM docs")
+        SqlWorker(restored).drain()
+        for name in ("animals_body", "docs_body"):
+            assert_converged(restored, name)
+        restored.close()
+
+
 def test_the_socket_s_folder_is_data() -> None:
     server = extension.Server(18, Path("unused"))
     text = extension.script_for(server, "plpython", "/run/it's; here")
