@@ -42,7 +42,7 @@ def verify(
         return [*findings, error("transport", str(failure), "run 'pgembed install'")]
     findings += _version(connection) or _schema(connection, plan)
     if plan.found is not None:
-        findings += _privileges(connection)
+        findings += _privileges(connection, plan)
         findings += server_checks.check_roles(connection)
         findings += server_checks.check_clock(connection)
         findings += _transport(connection, plan)
@@ -156,7 +156,12 @@ def _schema(connection: Connection, plan: installation.Plan) -> Iterator[Finding
     elif plan.missing:
         names = ", ".join(sorted(plan.missing)[:3])
         yield error(
-            "schema", f"somebody dropped parts of it: {names}", "run 'pgembed install'"
+            "schema",
+            f"somebody dropped parts of it: {names}",
+            "run 'pgembed uninstall', then 'CREATE EXTENSION pgembed CASCADE': models "
+            "and embeddings go with it, your tables and vectors stay"
+            if plan.is_extension
+            else "run 'pgembed install'",
         )
     elif not plan.is_current:
         yield warning(
@@ -168,7 +173,7 @@ def _schema(connection: Connection, plan: installation.Plan) -> Iterator[Finding
         yield ok("schema", message)
 
 
-def _privileges(connection: Connection) -> Iterator[Finding]:
+def _privileges(connection: Connection, plan: installation.Plan) -> Iterator[Finding]:
     schema = guards.find_schema(connection)
     foreign = guards.foreign_objects(connection, schema) if schema else []
     if foreign:
@@ -183,8 +188,12 @@ def _privileges(connection: Connection) -> Iterator[Finding]:
             "privileges",
             f"everybody may use {', '.join(public[:3])}"
             + (f" and {len(public) - 3} more" if len(public) > 3 else ""),
-            "run 'pgembed install', which revokes it, or REVOKE it FROM PUBLIC; then "
-            "grant it to the roles that need it",
+            (
+                ""
+                if plan.is_extension
+                else "run 'pgembed install', which revokes it, or "
+            )
+            + "REVOKE it FROM PUBLIC; then grant it to the roles that need it",
         )
     elif not foreign:
         yield ok("privileges", "nothing is granted to PUBLIC")
@@ -209,7 +218,7 @@ def _transport(connection: Connection, plan: installation.Plan) -> Iterator[Find
             "let a superuser run 'CREATE EXTENSION dblink', then run 'pgembed install'",
         )
     elif plan.transport == "plpython":
-        yield from _sockets(connection, plan.calls.socket_dir)
+        yield from _sockets(connection, plan)
     elif not _dblink_is_private(connection):
         yield warning(
             "transport",
@@ -220,7 +229,7 @@ def _transport(connection: Connection, plan: installation.Plan) -> Iterator[Find
         yield ok("transport", "dblink")
 
 
-def _sockets(connection: Connection, folder: str) -> Iterator[Finding]:
+def _sockets(connection: Connection, plan: installation.Plan) -> Iterator[Finding]:
     """Look for sockets with the server's eyes; nobody else may be allowed to."""
     row = fetch_one(connection, "SELECT pg_catalog.to_regproc('pgembed._talk')")
     if row[0] is None:  # another transport is installed, which was reported already
@@ -229,13 +238,15 @@ def _sockets(connection: Connection, folder: str) -> Iterator[Finding]:
         connection, "SELECT trouble FROM pgembed._talk('look', patience => 1)"
     )
     if trouble is None:
-        yield ok("transport", f"plpython, by a socket in {folder}")
+        yield ok("transport", f"plpython, by a socket in {plan.calls.socket_dir}")
     else:
         yield warning(
             "transport",
             f"plpython, but no worker can be reached: {trouble}",
             "start one on the server's machine, which shares the folder, or run "
-            "'pgembed install --transport dblink' or with another --socket-dir",
+            f"'pgembed {'extension ' if plan.is_extension else ''}install --transport "
+            "dblink' or with another --socket-dir"
+            + (", and create the extension anew" if plan.is_extension else ""),
         )
 
 

@@ -37,6 +37,9 @@ relocatable = false
 superuser = {superuser}
 """
 
+# The scripts fill in where these are. A server that does not do that refuses the line.
+_NO_RELOCATE = "no_relocate = '{requires}'\n"
+
 # The server reads no comments: this one is for the next time.
 _SOCKET_DIR = "# socket_dir = "
 
@@ -56,6 +59,18 @@ BEGIN
             owner, current_user
             USING HINT = format('Be that role: SET ROLE %s, pg_restore --role=%s',
                 owner, owner);
+    END IF;
+END;
+$$;
+"""
+
+_REFUSE_SCHEMA = """
+DO $$
+BEGIN
+    IF pg_catalog.to_regclass('pgembed.installation') IS NOT NULL THEN
+        RAISE EXCEPTION '"pgembed install" made schema pgembed in this database'
+            USING HINT = 'To have an extension instead, run "pgembed uninstall" first; '
+                'models and embeddings go with it, your tables and vectors stay.';
     END IF;
 END;
 $$;
@@ -159,12 +174,15 @@ def write(
     resources = resources or Resources.found()
     transport = transport or _transport_of(server)
     socket_dir = socket_dir or _socket_dir_of(server)
+    requires = ", ".join(_EXTENSIONS[transport])
     control = _CONTROL.format(
         version=resources.version,
-        requires=", ".join(_EXTENSIONS[transport]),
+        requires=requires,
         # Only a superuser creates functions in PL/Python.
         superuser=str(transport == "plpython").lower(),
     )
+    if server.major >= _KNOWS_SCHEMAS:
+        control += _NO_RELOCATE.format(requires=requires)
     if socket_dir is not None:
         control += f"{_SOCKET_DIR}{json.dumps(socket_dir)}\n"
     version = resources.version
@@ -223,7 +241,11 @@ def script_for(
     resources = resources or Resources.found()
     text = script.contents(resources, _SCHEMAS, transport, keep_placeholders=True)
     return _script(
-        server, "CREATE EXTENSION pgembed CASCADE", text, transport, socket_dir
+        server,
+        "CREATE EXTENSION pgembed CASCADE",
+        f"{_REFUSE_SCHEMA.strip()}\n\n{text}",
+        transport,
+        socket_dir,
     )
 
 

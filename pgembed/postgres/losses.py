@@ -6,7 +6,7 @@ import dataclasses
 
 from pgembed.errors import InstallError
 from pgembed.postgres import guards, installation, migrate
-from pgembed.postgres.connection import Connection, fetch_one
+from pgembed.postgres.connection import Connection, extension_schema, fetch_one
 
 _BEGIN_ANEW = (
     "run 'pgembed uninstall', then 'pgembed install', add the models and declare the "
@@ -32,7 +32,7 @@ def find(connection: Connection) -> Loss | None:
             "schema pgembed was restored without its data",
             f"restore the data, with 'pg_restore --data-only' say, or {_BEGIN_ANEW}",
         )
-    return vectors(connection)
+    return vectors(connection) or _moved(connection)
 
 
 def vectors(connection: Connection) -> Loss | None:
@@ -63,3 +63,28 @@ def _has_no_data(connection: Connection) -> bool:
     if not all(guards.has_table(connection, t) for t in ("model", "installation")):
         return False
     return installation.read(connection) is None or migrate.current(connection) is None
+
+
+def _moved(connection: Connection) -> Loss | None:
+    """Return that an extension's functions look for pgvector where it was, or None."""
+    function = "pgembed._vector_type(text, integer)"
+    (known,) = fetch_one(
+        connection, "SELECT pg_catalog.to_regprocedure(%s)", (function,)
+    )
+    if known is None or extension_schema(connection, "pgembed") is None:
+        return None
+    name, is_there = fetch_one(
+        connection,
+        """
+        SELECT t, pg_catalog.to_regtype(t) IS NOT NULL
+        FROM pgembed._vector_type('vector', 1) AS t
+        """,
+    )
+    if is_there:
+        return None
+    schema = name.rpartition(".")[0]
+    return Loss(
+        f"extension vector was moved from schema {schema}, where extension pgembed "
+        "looks for it",
+        f"run 'ALTER EXTENSION vector SET SCHEMA {schema}'",
+    )

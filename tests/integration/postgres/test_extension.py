@@ -123,6 +123,58 @@ def test_an_extension_elsewhere_is_found(
     assert_converged(connection, "docs_body")
 
 
+def test_what_it_needs_stays_where_it_looks_for_it(extended: Connection) -> None:
+    if extended.info.server_version < 160000:
+        pytest.skip("the server cannot be told")
+    extended.execute("CREATE SCHEMA types")
+    for name in ("vector", "dblink"):
+        with pytest.raises(errors.FeatureNotSupported, match=name):
+            extended.execute(f"ALTER EXTENSION {name} SET SCHEMA types".encode())
+
+
+def test_pgvector_that_was_moved_is_moved_back(
+    files: Files, empty_dsn: str, connect: Connect
+) -> None:
+    """As older servers, and extensions of before, let it be."""
+    control = files.share / "extension" / "pgembed.control"
+    lines = control.read_text().splitlines(keepends=True)
+    control.write_text("".join(s for s in lines if not s.startswith("no_relocate")))
+    connection = connect(empty_dsn)
+    connection.execute("CREATE EXTENSION pgembed CASCADE; CREATE SCHEMA types")
+    connection.execute("ALTER EXTENSION vector SET SCHEMA types")
+    [finding] = [f for f in verify(connection) if f.subject == "schema"]
+    assert finding.level == "error"
+    assert "moved from schema public" in finding.message
+    connection.execute(finding.remedy.split("'")[1].encode())
+    [finding] = [f for f in verify(connection) if f.subject == "schema"]
+    assert finding.level == "ok"
+
+
+def test_an_older_server_is_told_nothing_that_it_refuses(tmp_path: Path) -> None:
+    for major in (15, 16):
+        extension.write(extension.Server(major, tmp_path), "dblink")
+        text = (tmp_path / "pgembed.control").read_text()
+        assert ("\nno_relocate = 'vector, dblink'\n" in text) == (major == 16)
+
+
+def test_the_doctor_sends_nobody_to_install(extended: Connection) -> None:
+    extended.execute("GRANT SELECT ON pgembed.model TO PUBLIC")
+    extended.execute("ALTER EXTENSION pgembed DROP FUNCTION pgembed.retry_failed(text)")
+    extended.execute("DROP FUNCTION pgembed.retry_failed(text)")
+    remedies = [f.remedy for f in verify(extended) if f.level != "ok"]
+    assert any("then 'CREATE EXTENSION pgembed CASCADE'" in r for r in remedies)
+    assert any("REVOKE it FROM PUBLIC" in r for r in remedies)
+    assert not any("'pgembed install" in r for r in remedies)
+
+
+def test_over_a_schema_that_install_made(files: Files, connection: Connection) -> None:
+    with pytest.raises(errors.RaiseException, match='"pgembed install" made') as caught:
+        connection.execute("CREATE EXTENSION pgembed CASCADE")
+    assert 'run "pgembed uninstall" first' in str(caught.value.diag.message_hint)
+    uninstall(connection)
+    connection.execute("CREATE EXTENSION pgembed CASCADE")
+
+
 def test_it_is_not_dropped_from_under_its_triggers(extended: Connection) -> None:
     worker = declare_docs(extended)
     worker.drain()
