@@ -404,6 +404,8 @@ BEGIN
         INNER JOIN unnest(pgembed._captured_events()) AS v (event)
             ON g.tgname = pgembed._trigger_name(e.id, v.event)
         WHERE p.pronamespace = 'pgembed'::regnamespace AND g.tgparentid = 0
+            -- That function is everybody's: elsewhere, its trigger came with a table of another database.
+            AND (p.proname <> '_wake_trigger' OR g.tgrelid = e.source)
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', t.name, t.relation);
     END LOOP;

@@ -121,7 +121,7 @@ BEGIN
         '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
         '_key_list _key_match _live _operator_class _owner _owns _partition_triggers _queue_attached _queue_depths _queue_stale '
         '_refuse_stranger _retyped_keys _revoke_source _source_privileges _template_expression '
-        '_template_tokens _trigger_function _trigger_functions _trigger_name _try_lock _try_lock_by_plan _vector_type _wake '
+        '_template_tokens _trigger_function _trigger_name _try_lock _try_lock_by_plan _vector_type _wake '
         '_watches_wrongly _with_partitions _worker_roles _check_embedding _block') AS r;
 END;
 $$;
@@ -145,7 +145,7 @@ BEGIN
         '_find_model _follow_key _follow_key_types _follow_row_security _forget_all _give_chunks _index_name '
         '_is_built_in _is_leakproof _is_moved_out _key_changed _key_definitions _key_object _may_capture '
         '_most_dimensions _open_to_hidden _queue_stale _rate _rename_keys _retype_keys _routines _shorten _state '
-        '_status _vector_type _wake_trigger') AS r
+        '_status _trigger_functions _vector_type _wake_trigger') AS r
     UNION
     SELECT r FROM pgembed._shared_routines() AS r;
 END;

@@ -122,6 +122,12 @@ def test_schema_only(
             connection.execute("INSERT INTO docs VALUES (1, 'nobody listens')")
 
 
+TRIGGERS = """
+    SELECT tgname FROM pg_trigger
+    WHERE tgrelid IN ('docs'::regclass, 'far.parts'::regclass) AND NOT tgisinternal
+"""
+
+
 def test_a_table_without_its_embedding(
     source: Connection, server: Databases, dsn: str, tmp_path: Path
 ) -> None:
@@ -150,6 +156,11 @@ def test_a_table_without_its_embedding(
         other.execute("INSERT INTO docs VALUES (1, 'a'); TRUNCATE docs, far.parts")
         assert jobs(other) == before
         assert [f for f in verify(other) if "restored beside" in f.message] == []
+        left = rows(other, TRIGGERS)
+        for name in NAMES:
+            rows(other, "SELECT pgembed.drop_embedding(%s)", name)
+        assert rows(other, TRIGGERS) == left
+        assert left == [("pgembed_3_wake",)]
 
 
 def jobs(connection: Connection) -> list[object]:
