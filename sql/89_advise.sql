@@ -338,7 +338,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.advise(text, float8, regclass, integer, float8) IS
-'Indexes that would make searches faster, for the filters that were recorded (SET pgembed.record_filters = 0.01) or those of a workload table with a column filter: partial HNSW indexes (filter) and btree indexes on columns of filters that include the vectors (columns), greedily by benefit per byte, within a budget (default: the size of an index over all rows). searches is the share of the searches that an index serves, saved_ms what it saves on average over all, speedup that of the workload with this index and those before it, by the cost model; statement creates it, outside a transaction, and comment notes then what it serves, for pgembed.advised_indexes.';
+'Indexes that would make searches faster, for the filters that were recorded (SET pgembed.record_filters = 0.01) or those of a workload table with a column filter: partial HNSW indexes (filter) and btree indexes on columns of filters that include the vectors (columns), greedily by benefit per byte, within a budget (default: the size of an index over all rows). searches is the share of the searches that an index serves, saved_ms what it saves on average over all, speedup that of the workload with this index and those before it, by the cost model; statement creates it, outside a transaction, and comment notes then what it serves, for pgembed.advised_indexes. Where many vectors are equal, searches through a partial index may miss rows, and nothing notices: measure them by pgembed.recall, as pgembed advise --apply does.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._check_advice(

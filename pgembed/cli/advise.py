@@ -39,7 +39,10 @@ def advise(
     The filters are those of a table, or those that searches recorded: ALTER DATABASE
     ... SET pgembed.record_filters = 0.01 records one search in a hundred (its filter,
     not its text). Indexes are created and dropped CONCURRENTLY; the effect on a sample
-    of searches is measured before and after.
+    of searches is measured before and after: those of the workload, if it has a column
+    embedding, else vectors of the table. A partial index through which searches find
+    too few of the nearest rows, as they may where vectors repeat, is dropped again; the
+    next --apply proposes and measures it again.
     """
     with connect(options.settings(dsn=dsn).dsn, purpose="advise") as connection:
         if drop_unused:
@@ -72,12 +75,19 @@ def _apply(
     quiet: bool,
 ) -> None:
     filters = advice.sample_filters(connection, embedding, workload=workload)
-    before = advice.measure(connection, embedding, filters)
+    before = advice.measure(connection, embedding, filters, workload=workload)
     for each in found:
         if not each.present:
             click.echo(f"creating {each.index_name}", err=True)
-        advice.apply(connection, each)
-    after = advice.measure(connection, embedding, filters)
+        recall = advice.apply(connection, each, workload=workload)
+        if recall is not None:
+            click.echo(
+                f"dropped {each.index_name} again: searches through it had a recall of "
+                f"{recall:.3f}, under {advice.LEAST_RECALL}. Vectors that repeat "
+                "defeat an HNSW index",
+                err=True,
+            )
+    after = advice.measure(connection, embedding, filters, workload=workload)
     if not quiet:
         for word, (recall, ms) in (("before", before), ("after", after)):
             click.echo(f"{word}: {ms:.2f} ms a search, recall {recall:.3f}")

@@ -17,6 +17,7 @@ from pgembed.cli.advise import advise
 from pgembed.cli.calibrate import calibrate
 from pgembed.cli.recall import recall
 from pgembed.errors import FilterError, PgembedError
+from pgembed.search import advice
 
 Run = Callable[..., Result]
 
@@ -143,6 +144,24 @@ def test_advise_apply_and_drop(run: Run, items: psycopg.Connection[Any]) -> None
     assert "serves a search" in run(*given, "--drop-unused").stdout
     items.execute("UPDATE workload SET filter = '{\"kind\": 2}'")
     assert row["index_name"] in run(*given, "--drop-unused").stdout
+
+
+def test_advise_drops_what_misses_rows(
+    run: Run, items: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so, succeeds all the same, and proposes the index again."""
+    items.execute(
+        "ALTER DATABASE " + items.info.dbname + " SET pgembed.cost_dimension = 1"
+    )
+    monkeypatch.setattr(advice, "LEAST_RECALL", 1.01)
+    given = ("advise", "items_v", "--workload", "workload")
+    applied = run(*given, "--apply")
+    assert applied.exit_code == 0, applied.output
+    (row,) = json.loads(run(*given, "--json").stdout)
+    assert not row["present"]
+    assert f"dropped {row['index_name']} again" in applied.stderr
+    assert "under 1.01" in applied.stderr
+    assert "after: " in applied.stdout
 
 
 def test_advise_without_a_record(run: Run, items: psycopg.Connection[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 
@@ -226,6 +227,49 @@ def test_the_index_for_a_filter_is_found_without_the_planner(
     same = json.dumps({"kind": 1})
     assert advised.execute(query, [same]).fetchall() == [(None, None)]
     advised.execute(unsafe(f"DROP INDEX {found.index_name}"))
+
+
+def with_few_links(found: advice.Advice) -> advice.Advice:
+    """Return advice on an index that misses rows, as one of vectors that repeat may."""
+    statement = found.statement.replace(
+        " WHERE ", " WITH (m = 2, ef_construction = 4) WHERE ", 1
+    )
+    assert statement != found.statement
+    return dataclasses.replace(found, statement=statement)
+
+
+def test_an_index_that_misses_rows_is_dropped_again(advised: Connection) -> None:
+    """By searches for vectors of the table under the filters of the workload."""
+    workload(advised, ({"kind": 1, "n": {"gte": 0}}, 50), ({"kind": 1}, 10))
+    (found,) = advice.advise(advised, "items_v", workload="workload")
+    recall = advice.apply(advised, with_few_links(found), workload="workload")
+    assert recall is not None
+    assert recall < advice.LEAST_RECALL
+    assert advice.advised_indexes(advised, "items_v") == []
+    assert advice.apply(advised, found, workload="workload") is None
+    assert advice.apply(advised, with_few_links(found), workload="workload") is None
+    assert [each.valid for each in advice.advised_indexes(advised, "items_v")] == [True]
+    advised.execute(unsafe(f"DROP INDEX {found.index_name}"))
+
+
+def test_the_vectors_of_a_workload_are_searched_for(advised: Connection) -> None:
+    workload(advised, ({"kind": 1}, 3), ({"kind": 2}, 3))
+    with advised.transaction(force_rollback=True):
+        advised.execute(
+            'ALTER TABLE workload RENAME TO "50% off"; '
+            'ALTER TABLE "50% off" ADD embedding vector(16)'
+        )
+        where, name = '[{"kind": 1}]', '"50% off"'
+        assert advice.measure(advised, "items_v", where)[1] > 0
+        none = (1.0, 0.0)
+        assert advice.measure(advised, "items_v", where, workload=name) == none
+        advised.execute(
+            'UPDATE "50% off" SET embedding = array_fill(1, ARRAY[16])::vector '
+            "WHERE filter @> '{\"kind\": 2}'"
+        )
+        assert advice.measure(advised, "items_v", where, workload=name) == none
+        where = '{"kind": 2.0}'
+        assert advice.measure(advised, "items_v", where, workload=name)[1] > 0
 
 
 @pytest.fixture
