@@ -61,6 +61,9 @@ DECLARE
     c record;
 BEGIN
     c := pgembed._search_condition(e, filter, NULL);
+    IF c.condition = 'true' THEN
+        RETURN;
+    END IF;
     SELECT p.rows, p.planner_cost INTO rows, cost
     FROM pgembed._passing_rows(c.probe, NULL, 1, c.arguments, pgembed._exact_settings(e)) AS p;
 EXCEPTION
@@ -68,7 +71,7 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._filter_estimate(pgembed.embedding, jsonb) IS
-'How many rows pass a filter and the cost of finding them, as PostgreSQL plans it; NULL for a filter that the table no longer understands.';
+'How many rows pass a filter and the cost of finding them, as PostgreSQL plans it; NULL for a filter that says nothing, or that the table no longer understands.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._vector_bytes(e pgembed.embedding)

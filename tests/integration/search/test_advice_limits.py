@@ -13,6 +13,7 @@ from tests.integration.search.support import (
     adopt,
     create_items,
     explain,
+    search,
     unsafe,
 )
 from tests.integration.search.workloads import ROWS, recorded, vectors, workload
@@ -149,6 +150,22 @@ def test_what_is_no_filter_breaks_nothing(recording: Connection) -> None:
     assert known.searches == 9
     assert advice.drop_unused(recording, "items_v") == []
     recording.execute(unsafe(f"DROP INDEX {found[0].index_name}"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["{}", '{"and": []}', '{"not": {"or": []}}', '{"n": {"not_in": []}}'],
+)
+def test_a_filter_that_all_rows_pass_does_not_stop_advice(
+    recording: Connection, given: str
+) -> None:
+    for where in ({"kind": 1}, json.loads(given)):
+        for _ in range(5):
+            assert search(recording, "items", vectors()[0], filter=where)
+    assert len(recorded(recording)) == 10
+    found = advice.advise(recording, "items_v")
+    assert [each.filter for each in found] == [{"kind": {"eq": 1}}]
+    assert {"kind": 1} in json.loads(advice.sample_filters(recording, "items_v"))
 
 
 def advised_filters(connection: Connection, name: str, *wheres: str) -> list[Any]:
