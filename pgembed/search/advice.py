@@ -7,6 +7,8 @@ import json
 import math
 from typing import Any
 
+import psycopg
+from psycopg import errors
 from psycopg.rows import class_row
 
 from pgembed.errors import EmbeddingError
@@ -89,23 +91,32 @@ def apply(
     an interrupted build left behind is built anew.
 
     Where vectors repeat, searches through a partial vector index may miss rows. So some
-    searches of the workload that a new one serves are measured: when their recall is
-    under LEAST_RECALL, the index is dropped again and that recall returned. None means
-    that the index is there.
+    searches of the workload that it serves are measured, unless it has its comment
+    already: when their recall is under LEAST_RECALL, the index is dropped again and
+    that recall returned. None means that the index is there.
+
+    Raises EmbeddingError when another session builds an index on the table, or uses
+    the one that is to be dropped.
     """
     require_idle(connection, "create an index concurrently")
     embedding, name = _find(connection, advice)
-    created = not _is_valid(connection, name)
-    if created:
-        connection.execute(b"DROP INDEX CONCURRENTLY IF EXISTS " + name.encode())
+    if not _is_valid(connection, name):
+        _require_no_build(connection, advice)
+        _drop(connection, name)
         connection.execute(advice.statement.encode())
-    connection.execute(advice.comment.encode())
-    if not created or advice.filter is None:
+    if _is_noted(connection, name):
         return None
-    recall = _recall_through(connection, embedding, name, workload)
+    recall = 1.0
+    # What is not noted, for lack of a drop or of time, is measured again.
+    with connection.transaction() as noting:
+        connection.execute(advice.comment.encode())
+        if advice.filter is not None:
+            recall = _recall_through(connection, embedding, name, workload)
+        if recall < LEAST_RECALL:
+            raise psycopg.Rollback(noting)
     if recall >= LEAST_RECALL:
         return None
-    connection.execute(b"DROP INDEX CONCURRENTLY IF EXISTS " + name.encode())
+    _drop(connection, name)
     return recall
 
 
@@ -126,7 +137,7 @@ def drop_unused(
     """Drop the advised indexes that serve no search of the workload; return them.
 
     Raises EmbeddingError, and drops nothing, when the workload is empty: then nobody
-    knows what is used.
+    knows what is used. Raises it, too, for an index that another session uses.
     """
     require_idle(connection, "drop an index concurrently")
     known = advised_indexes(connection, embedding, workload=workload)
@@ -134,8 +145,7 @@ def drop_unused(
     if known and not any(index.searches for index in known):
         _require_workload(connection, embedding, workload)
     for index in unused:
-        statement = b"DROP INDEX CONCURRENTLY IF EXISTS " + index.index_name.encode()
-        connection.execute(statement)
+        _drop(connection, index.index_name)
     return unused
 
 
@@ -236,6 +246,55 @@ def _is_valid(connection: Connection, name: str) -> bool:
         (name,),
     )
     return bool(rows and rows[0][0])
+
+
+def _is_noted(connection: Connection, name: str) -> bool:
+    rows = fetch_all(
+        connection,
+        "SELECT pg_catalog.obj_description(%s::text::regclass, 'pg_class') IS NOT NULL",
+        (name,),
+    )
+    return bool(rows[0][0])
+
+
+def _require_no_build(connection: Connection, advice: Advice) -> None:
+    rows = fetch_all(
+        connection,
+        "SELECT p.pid, e.target::text FROM pgembed.embedding AS e "
+        "INNER JOIN pg_catalog.pg_stat_progress_create_index AS p "
+        "ON p.relid = e.target::oid AND p.datname = current_database() "
+        "WHERE e.id = split_part(%s, '_', 2)::int",
+        (advice.index_name,),
+    )
+    if rows:
+        raise EmbeddingError(
+            f"process {rows[0][0]} is building an index on table {rows[0][1]}, and "
+            "two builds at once end in a deadlock: try again when it is done"
+        )
+
+
+def _drop(connection: Connection, name: str) -> None:
+    ((before, deadlock_ms),) = fetch_all(
+        connection,
+        "SELECT current_setting('lock_timeout'), s.setting::int "
+        "FROM pg_catalog.pg_settings AS s WHERE s.name = 'deadlock_timeout'",
+    )
+    # A build waits for us while we wait for it: whoever notices that deadlock ends.
+    _set_lock_timeout(connection, f"{max(1, min(1000, deadlock_ms) // 2)}ms")
+    try:
+        connection.execute(b"DROP INDEX CONCURRENTLY IF EXISTS " + name.encode())
+    except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
+        raise EmbeddingError(
+            f"index {name} cannot be dropped now, because another session uses it or "
+            "builds an index on its table: try again when that is done"
+        ) from error
+    finally:
+        if not connection.broken:
+            _set_lock_timeout(connection, before)
+
+
+def _set_lock_timeout(connection: Connection, value: str) -> None:
+    connection.execute("SELECT set_config('lock_timeout', %s, false)", (value,))
 
 
 def _recall_through(

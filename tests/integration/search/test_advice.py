@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psycopg
@@ -246,6 +249,10 @@ def test_an_index_that_misses_rows_is_dropped_again(advised: Connection) -> None
     assert recall is not None
     assert recall < advice.LEAST_RECALL
     assert advice.advised_indexes(advised, "items_v") == []
+    advised.execute(unsafe(with_few_links(found).statement))
+    assert advice.apply(advised, found, workload="workload") == pytest.approx(
+        recall, abs=0.3
+    )
     assert advice.apply(advised, found, workload="workload") is None
     assert advice.apply(advised, with_few_links(found), workload="workload") is None
     assert [each.valid for each in advice.advised_indexes(advised, "items_v")] == [True]
@@ -355,6 +362,43 @@ def test_an_index_of_an_interrupted_build_is_built_anew(advised: Connection) -> 
     assert not advice.advised_indexes(advised, "items_v")[0].valid
     advice.apply(advised, found)
     assert advice.advised_indexes(advised, "items_v")[0].valid
+    advised.execute(unsafe(f"DROP INDEX {found.index_name}"))
+
+
+@contextlib.contextmanager
+def building(connection: Connection, found: advice.Advice) -> Iterator[None]:
+    """Let another session build the index, which waits until the block is left."""
+    dsn = connection.info.dsn
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(dsn) as writer,
+        psycopg.connect(dsn, autocommit=True) as builder,
+    ):
+        writer.execute("LOCK TABLE items IN ROW EXCLUSIVE MODE")
+        build = pool.submit(builder.execute, unsafe(found.statement))
+        try:
+            while not advice.advised_indexes(connection, "items_v"):
+                time.sleep(0.02)
+            yield
+        finally:
+            writer.rollback()
+            build.result()
+
+
+def test_an_index_that_another_session_builds_is_left_alone(
+    advised: Connection,
+) -> None:
+    workload(advised, ({"kind": 0}, 5))
+    (found,) = advice.advise(advised, "items_v", workload="workload")
+    advised.execute("SET lock_timeout = '5s'")
+    with building(advised, found):
+        with pytest.raises(EmbeddingError, match="is building an index on table"):
+            advice.apply(advised, found)
+        with pytest.raises(EmbeddingError, match="cannot be dropped now"):
+            advice.drop_unused(advised, "items_v", workload="workload")
+    assert advised.execute("SHOW lock_timeout").fetchone() == ("5s",)
+    advised.execute("RESET lock_timeout")
+    assert [each.valid for each in advice.advised_indexes(advised, "items_v")] == [True]
     advised.execute(unsafe(f"DROP INDEX {found.index_name}"))
 
 
