@@ -87,6 +87,21 @@ COMMENT ON FUNCTION pgembed._vector_bytes(pgembed.embedding) IS
 'The bytes of a vector, without its header.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._of_one_length(e pgembed.embedding)
+RETURNS boolean
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = e.target AND a.attname = e.target_column AND a.atttypmod > 0);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._of_one_length(pgembed.embedding) IS
+'Whether the column says how many dimensions its vectors have.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._index_row_bytes(e pgembed.embedding)
 RETURNS float8
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT

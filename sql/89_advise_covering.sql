@@ -61,7 +61,8 @@ BEGIN
         GROUP BY o.name ORDER BY avg(o.equal) DESC, count(*) DESC, o.name LIMIT 3)
     FROM (SELECT DISTINCT s.name FROM served AS s) AS l
     -- A row of an index is at most a third of a page.
-    WHERE 32 + pgembed._vector_bytes(e) + 128 * (4 + cardinality(e.key_columns)) < 2704
+    WHERE pgembed._of_one_length(e)
+        AND 32 + pgembed._vector_bytes(e) + 128 * (4 + cardinality(e.key_columns)) < 2704
         AND NOT EXISTS (SELECT FROM unnest(e.key_columns) AS k WHERE NOT pgembed._coverable(e, k));
 END;
 $$;

@@ -35,9 +35,7 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN e.dimensions <= pgembed._most_dimensions(e.storage) AND EXISTS (
-        SELECT FROM pg_catalog.pg_attribute AS a
-        WHERE a.attrelid = e.target AND a.attname = e.target_column AND a.atttypmod > 0);
+    RETURN e.dimensions <= pgembed._most_dimensions(e.storage) AND pgembed._of_one_length(e);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._indexable_vectors(pgembed.embedding) IS

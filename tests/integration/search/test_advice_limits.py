@@ -275,6 +275,25 @@ def test_vectors_that_no_index_can_hold(connection: Connection) -> None:
         assert bool(found) == there, column
 
 
+def test_vectors_of_any_length_are_not_covered(connection: Connection) -> None:
+    """A longer one than those of today could not be inserted."""
+    connection.execute("SET pgembed.cost_dimension = 0.1")
+    connection.execute(
+        "CREATE TABLE plain (id int PRIMARY KEY, kind int, fixed vector(3), "
+        "free vector)"
+    )
+    connection.execute(
+        "INSERT INTO plain SELECT i, i % 50, ARRAY[i, 1, 0]::vector, "
+        "ARRAY[i, 1, 0]::vector FROM generate_series(1, 9000) AS i"
+    )
+    connection.execute("ANALYZE plain")
+    workload(connection, *(({"kind": {"lt": i}}, 1) for i in range(1, 50)))
+    for column, columns in [("fixed", [["kind"]]), ("free", [])]:
+        name = adopt(connection, "plain", column)
+        found = advice.advise(connection, name, workload="workload", budget_mb=100)
+        assert [each.columns for each in found if each.columns] == columns
+
+
 def test_columns_that_no_index_can_hold(connection: Connection) -> None:
     if connection.info.server_version < 180000:
         pytest.skip("virtual generated columns came with PostgreSQL 18")
