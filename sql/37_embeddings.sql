@@ -9,6 +9,7 @@ DECLARE
     e pgembed.embedding := pgembed._find_embedding(name);
     source_exists boolean := pgembed._exists(e.source);
 BEGIN
+    PERFORM pgembed._drop_advised(e);
     IF e.kind = 'kept' THEN
         IF source_exists THEN
             EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', e.source);
@@ -37,7 +38,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.drop_embedding(text, boolean) IS
-'Stop keeping an embedding. The vectors stay where they are, unless drop_vectors is true; vectors that the application wrote always stay.';
+'Stop keeping an embedding. The vectors stay where they are, unless drop_vectors is true; vectors that the application wrote always stay. Indexes that were created on advice go, if the caller owns the table: they are named after the embedding.';
 
 
 CREATE OR REPLACE FUNCTION pgembed.pause_embedding(name text)

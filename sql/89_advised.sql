@@ -24,6 +24,27 @@ COMMENT ON FUNCTION pgembed._advised(pgembed.embedding) IS
 'The indexes that were created on advice: the filter of a partial one, the columns of a covering one.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._drop_advised(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    names text := (
+        SELECT string_agg(i.indexrelid::regclass::text, ', ')
+        FROM pg_catalog.pg_index AS i
+        INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+        WHERE i.indrelid = e.target AND c.relname ~ format('^pgembed_%s_[0-9a-f]{12}$', e.id));
+BEGIN
+    IF names IS NOT NULL AND pgembed._owns(e.target) THEN
+        EXECUTE 'DROP INDEX ' || names;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._drop_advised(pgembed.embedding) IS
+'Drop the indexes that were created on advice, if the caller owns the table.';
+
+
 CREATE OR REPLACE FUNCTION pgembed.advised_indexes(embedding text, workload regclass DEFAULT NULL)
 RETURNS TABLE (
     index_name text, filter jsonb, columns text[], bytes bigint, scans bigint, searches bigint, valid boolean

@@ -119,6 +119,32 @@ def test_the_table_is_left_alone(docs: Connection) -> None:
     assert of_the_table() == before
 
 
+def test_indexes_on_advice_go_with_the_embedding(docs: Connection) -> None:
+    """They bear its number; what else has such a name, and those of others, stay."""
+    adopt(docs)
+    adopt(docs, "h")
+    advised = {
+        name: str(
+            value(
+                docs,
+                "SELECT pgembed._advised_name(e, '[\"id\"]') "
+                "FROM pgembed.embedding AS e WHERE e.name = %s",
+                name,
+            )
+        )
+        for name in ("docs_v", "docs_h")
+    }
+    mine = advised["docs_v"].replace("pgembed", "mine")
+    for name in (*advised.values(), mine):
+        docs.execute(f"CREATE INDEX {name} ON docs (id)".encode())
+    docs.execute(f"COMMENT ON INDEX {advised['docs_v']} IS 'pgembed: ?'".encode())
+    rows(docs, "SELECT pgembed.drop_embedding('docs_v')")
+    left = "SELECT indexname FROM pg_indexes WHERE tablename = 'docs' ORDER BY 1"
+    assert rows(docs, left) == [("docs_pkey",), (mine,), (advised["docs_h"],)]
+    docs.execute("DROP TABLE docs")
+    rows(docs, "SELECT pgembed.drop_embedding('docs_h')")
+
+
 def test_its_column_dropped(docs: Connection) -> None:
     adopt(docs)
     adopt(docs, "h")

@@ -229,6 +229,15 @@ def test_dropping_leaves_nothing(olga: Connection, connection: Connection) -> No
         WHERE table_name = 'docs' AND grantee = 'pgembed_worker'
     """
     assert value(connection, granted) > 0
+    on_advice = value(
+        connection,
+        "SELECT pgembed._advised_name(e, '[\"id\"]') FROM pgembed.embedding AS e "
+        "WHERE e.name = 'docs_body'",
+    )
+    olga.execute(f"CREATE INDEX {on_advice} ON docs (id)".encode())
+    olga.execute("SELECT pgembed.drop_embedding('docs_body')")
+    assert value(connection, f"SELECT to_regclass('olga.{on_advice}')") is None
+    declare(olga)
     olga.execute("SELECT pgembed.drop_embedding('docs_body', true)")
     assert value(connection, granted) > 0  # the other one needs the same columns
     olga.execute("SELECT pgembed.drop_embedding('cut', true)")
