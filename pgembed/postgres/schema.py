@@ -216,7 +216,7 @@ def _place(name: str, text: str, error: psycopg.Error) -> str:
 
 
 def uninstall(connection: Connection) -> None:
-    """Remove schema pgembed and the triggers that call into it.
+    """Remove schema pgembed, and the triggers and advised indexes that call into it.
 
     The user's tables stay, with their vectors and chunk tables. Raises InstallError,
     and changes nothing, when there is no schema, when it holds objects of others, or
@@ -242,7 +242,7 @@ def uninstall_in_transaction(connection: Connection) -> None:
     guards.become_owner(connection, schema)
     guards.refuse_foreign(connection, schema)
     _revoke_from_workers(connection)
-    for statement in _trigger_drops(connection):
+    for statement in (*_trigger_drops(connection), *_index_drops(connection)):
         connection.execute(statement.encode())
     if extension_schema(connection, "pgembed") is not None:
         # First what embeddings made: it uses what the extension made.
@@ -275,6 +275,25 @@ def _trigger_drops(connection: Connection) -> list[str]:
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
           AND NOT t.tgisinternal AND t.tgparentid = 0
+        """,
+    )
+    return [row[0] for row in rows]
+
+
+def _index_drops(connection: Connection) -> list[str]:
+    """Return the statements that drop the advised indexes on what is in documents."""
+    rows = fetch_all(
+        connection,
+        """
+        SELECT DISTINCT pg_catalog.format('DROP INDEX %I.%I', n.nspname, c.relname)
+        FROM pg_catalog.pg_depend AS d
+        JOIN pg_catalog.pg_proc AS p ON p.oid = d.refobjid
+        JOIN pg_catalog.pg_class AS c ON c.oid = d.objid AND c.relkind = 'i'
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE d.classid = 'pg_catalog.pg_class'::regclass
+          AND d.refclassid = 'pg_catalog.pg_proc'::regclass
+          AND p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
+          AND c.relname ~ '^pgembed_[0-9]+_[0-9a-f]{12}$'
         """,
     )
     return [row[0] for row in rows]

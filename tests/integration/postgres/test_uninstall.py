@@ -59,6 +59,30 @@ def test_tables_vectors_and_chunks_stay(embedded_table: Connection) -> None:
     embedded_table.execute("INSERT INTO \"My Docs\" VALUES (2, 'two')")
 
 
+ADVISED = "pgembed_1_0123456789ab"
+CALLING = (
+    "docs (id) WHERE pgembed._json_as(pgembed._json_value(meta, '{n}'), 'number') > '5'"
+)
+
+
+def test_advised_indexes_that_call_into_the_schema_go(connection: Connection) -> None:
+    """And no others: an index that the user thought of is named in the error."""
+    connection.execute("CREATE TABLE docs (id int PRIMARY KEY, meta jsonb)")
+    for name, definition in (
+        (ADVISED, CALLING),
+        ("pgembed_1_0123456789cd", "docs (id) WHERE id > 5"),
+        ("mine", CALLING),
+    ):
+        connection.execute(f"CREATE INDEX {name} ON {definition}".encode())
+    with pytest.raises(InstallError, match=r"public\.mine"):
+        uninstall(connection)
+    assert ADVISED in relations(connection)
+    connection.execute("DROP INDEX mine")
+    uninstall(connection)
+    assert relations(connection) >= {"docs", "docs_pkey", "pgembed_1_0123456789cd"}
+    assert ADVISED not in relations(connection)
+
+
 def test_triggers_on_partitions_go(connection: Connection) -> None:
     connection.execute(REGISTER_MODEL)
     connection.execute(
