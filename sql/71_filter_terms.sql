@@ -56,6 +56,7 @@ AS $$
 DECLARE
     bare text := name;
     base oid;
+    class "char";
     holds_vectors boolean;
 BEGIN
     LOOP
@@ -68,9 +69,12 @@ BEGIN
     END LOOP;
     WHILE base <> 0 LOOP
         kind := base;
-        base := (SELECT t.typbasetype FROM pg_catalog.pg_type AS t WHERE t.oid = kind);
+        SELECT t.typbasetype, t.typtype INTO base, class FROM pg_catalog.pg_type AS t WHERE t.oid = kind;
     END LOOP;
     expression := format('%s.%I', qualifier, bare);
+    IF class = 'e' THEN  -- Of a domain over an enum PostgreSQL does not see that it is one.
+        expression := expression || '::' || kind::regtype;
+    END IF;
     label := format('column %I (%s)', bare, format_type(kind, NULL));
     IF path IS NOT NULL AND kind <> 'jsonb'::regtype THEN
         PERFORM pgembed._refuse_filter(format('%s is not jsonb and has no inside %s', label,

@@ -67,7 +67,7 @@ BEGIN
     SELECT p.rows, p.planner_cost INTO rows, cost
     FROM pgembed._passing_rows(c.probe, NULL, 1, c.arguments, pgembed._exact_settings(e)) AS p;
 EXCEPTION
-    WHEN invalid_parameter_value OR undefined_column THEN NULL;
+    WHEN invalid_parameter_value OR undefined_column OR undefined_function THEN NULL;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._filter_estimate(pgembed.embedding, jsonb) IS

@@ -275,6 +275,22 @@ def test_vectors_that_no_index_can_hold(connection: Connection) -> None:
         assert bool(found) == there, column
 
 
+def test_advice_on_a_domain_over_an_enum(connection: Connection) -> None:
+    connection.execute("SET pgembed.cost_dimension = 1")
+    connection.execute("CREATE TYPE mood AS ENUM ('sad', 'ok')")
+    connection.execute("CREATE DOMAIN temper AS mood")
+    columns = {"temper": ("temper", ["sad", "ok"] * (ROWS // 2))}
+    create_items(connection, "people", vectors(), columns=columns)
+    name = adopt(connection, "people", distance="l2")
+    where = {"temper": {"eq": "sad"}}
+    workload(connection, (where, 20))
+    (found,) = advice.advise(connection, name, workload="workload")
+    assert found.filter == where
+    assert advice.apply(connection, found, workload="workload") is None
+    report = explain(connection, "people", vectors()[0], filter=where)
+    assert (report["index"], report["rows"]) == (found.index_name, 10)
+
+
 def test_vectors_of_any_length_are_not_covered(connection: Connection) -> None:
     """A longer one than those of today could not be inserted."""
     connection.execute("SET pgembed.cost_dimension = 0.1")

@@ -54,6 +54,7 @@ KINDS = [
     Kind("oid", 1, 2, 4294967295),
     Kind("pg_lsn", "0/1", "0/2", "1/0"),
     Kind("mood", "sad", "ok", "happy"),
+    Kind("temper", "sad", "ok", "happy"),
     Kind("small_price", 1, 2.5, 3),
     Kind("citext", "A", "b", "C"),
     Kind("integer[]", {"eq": [1]}, {"eq": [1, 2]}, {"eq": [2]}),
@@ -69,6 +70,7 @@ KINDS = [
 def kinds(shared: Connection) -> Connection:
     """A table with a row for low, middle, high and NULL, and a column per kind."""
     shared.execute("CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy')")
+    shared.execute("CREATE DOMAIN humour AS mood; CREATE DOMAIN temper AS humour")
     shared.execute("CREATE DOMAIN small_price AS numeric(6,2) CHECK (value < 4)")
     shared.execute("CREATE SCHEMA elsewhere")
     shared.execute("CREATE EXTENSION citext SCHEMA elsewhere")
