@@ -88,7 +88,41 @@ COMMENT ON FUNCTION pgembed._term_implies(text, jsonb, text, jsonb) IS
 'Whether one condition on a column implies another on the same.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._filter_implies(filter jsonb, general jsonb)
+CREATE OR REPLACE FUNCTION pgembed._numberless_columns(source regclass)
+RETURNS text[]
+LANGUAGE sql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT coalesce(array_agg(n.name), '{}')
+    FROM pg_catalog.pg_attribute AS a
+    INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+    CROSS JOIN LATERAL (VALUES (a.attname::text), ('"' || replace(a.attname, '"', '""') || '"')) AS n (name)
+    -- A domain has the category of its base type.
+    WHERE a.attrelid = source AND a.attnum > 0 AND t.typcategory <> 'N' AND a.atttypid <> 'jsonb'::regtype
+);
+COMMENT ON FUNCTION pgembed._numberless_columns(regclass) IS
+'What filters may call the columns on which a number is but its text: of text "9" is greater than "10".';
+
+
+CREATE OR REPLACE FUNCTION pgembed._numbers_as_text(value jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE jsonb_typeof(value)
+        WHEN 'number' THEN to_jsonb(value #>> '{}')
+        WHEN 'array' THEN coalesce((
+            SELECT jsonb_agg(pgembed._numbers_as_text(e.value) ORDER BY e.ordinality)
+            FROM jsonb_array_elements(value) WITH ORDINALITY AS e (value)), '[]')
+        ELSE value END;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._numbers_as_text(jsonb) IS
+'A value, or a list of them, with its numbers as strings.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._filter_implies(filter jsonb, general jsonb, numberless text[] DEFAULT '{}')
 RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -98,8 +132,11 @@ BEGIN
         SELECT FROM pgembed._filter_terms(general) AS g
         WHERE NOT EXISTS (
             SELECT FROM pgembed._filter_terms(filter) AS f
-            WHERE f.name = g.name AND pgembed._term_implies(f.word, f.value, g.word, g.value)));
+            WHERE f.name = g.name AND CASE WHEN f.name = ANY (numberless)
+                THEN pgembed._term_implies(
+                    f.word, pgembed._numbers_as_text(f.value), g.word, pgembed._numbers_as_text(g.value))
+                ELSE pgembed._term_implies(f.word, f.value, g.word, g.value) END));
 END;
 $$;
-COMMENT ON FUNCTION pgembed._filter_implies(jsonb, jsonb) IS
-'Whether every row that passes a filter passes another, as far as the JSON tells: false when in doubt.';
+COMMENT ON FUNCTION pgembed._filter_implies(jsonb, jsonb, text[]) IS
+'Whether every row that passes a filter passes another, as far as the JSON tells: false when in doubt. numberless: columns on which numbers are text.';

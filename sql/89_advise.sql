@@ -153,6 +153,8 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
+DECLARE
+    numberless text[] := pgembed._numberless_columns(e.source);
 BEGIN
     RETURN QUERY
     WITH f AS MATERIALIZED (
@@ -170,7 +172,7 @@ BEGIN
         CASE row_number() OVER (PARTITION BY c.filter ORDER BY f.weight - f.searches DESC, f.filter)
             WHEN 1 THEN f.searches ELSE f.weight END,
         s.cost
-    FROM c INNER JOIN f ON pgembed._filter_implies(f.filter, c.filter)
+    FROM c INNER JOIN f ON pgembed._filter_implies(f.filter, c.filter, numberless)
     CROSS JOIN LATERAL pgembed._index_settings(
         e, 'hnsw', 0, c.rows, k, recall, least(1, f.rows / greatest(c.rows, 1))) AS s
     WHERE s.cost < f.us;

@@ -55,6 +55,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     e pgembed.embedding := pgembed._find_embedding(embedding);
+    numberless text[] := pgembed._numberless_columns(e.source);
 BEGIN
     IF NOT pgembed._exists(e.target) THEN
         PERFORM pgembed._check_fits(e);
@@ -65,7 +66,7 @@ BEGIN
         pg_stat_get_numscans(a.index),
         CASE WHEN a.filter IS NOT NULL OR a.columns IS NOT NULL THEN coalesce((
             SELECT sum(g.searches)::bigint FROM given AS g
-            WHERE coalesce(pgembed._filter_implies(g.filter, a.filter), pgembed._covers(a.columns, g.filter))), 0) END,
+            WHERE coalesce(pgembed._filter_implies(g.filter, a.filter, numberless), pgembed._covers(a.columns, g.filter))), 0) END,
         a.valid
     FROM pgembed._advised(e) AS a;
 END;

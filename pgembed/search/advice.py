@@ -309,7 +309,9 @@ def _recall_through(
         "CROSS JOIN LATERAL pgembed._workload_filters("
         "e, %s::text::regclass, 200) AS w "
         "CROSS JOIN LATERAL pgembed._filter_estimate(e, w.filter) AS p "
-        "WHERE pgembed._filter_implies(w.filter, a.filter) AND p.rows IS NOT NULL "
+        "WHERE pgembed._filter_implies("
+        "w.filter, a.filter, pgembed._numberless_columns(e.source)) "
+        "AND p.rows IS NOT NULL "
         "LIMIT %s) AS s",
         (embedding, name, workload, _SEARCHES),
     )

@@ -275,6 +275,22 @@ def test_vectors_that_no_index_can_hold(connection: Connection) -> None:
         assert bool(found) == there, column
 
 
+def test_numbers_that_are_text_are_not_in_order(advised: Connection) -> None:
+    """Of codes "9" comes after "10": the index for what is below 10 lacks it."""
+    columns = {"code": ("text", [str(i % 12) for i in range(ROWS)])}
+    create_items(advised, "parts", vectors(), columns=columns)
+    name = adopt(advised, "parts", distance="l2")
+    below: list[dict[str, Any]] = [{"code": {"lt": 10}}, {"code": {"lt": 9}}]
+    workload(advised, *((where, 9) for where in below))
+    advised_ones = advice.advise(advised, name, workload="workload", budget_mb=20)
+    shares = {json.dumps(each.filter): each.searches for each in advised_ones}
+    assert shares == {json.dumps(where): 0.5 for where in below}
+    for each in advised_ones:
+        advice.apply(advised, each, workload="workload")
+    known = advice.advised_indexes(advised, name, workload="workload")
+    assert [each.searches for each in known] == [9, 9]
+
+
 def test_advice_on_a_domain_over_an_enum(connection: Connection) -> None:
     connection.execute("SET pgembed.cost_dimension = 1")
     connection.execute("CREATE TYPE mood AS ENUM ('sad', 'ok')")

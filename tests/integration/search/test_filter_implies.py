@@ -63,6 +63,32 @@ def test_implication(
     assert row == (expected,)
 
 
+@pytest.mark.parametrize(
+    ("filter_", "general", "expected"),
+    [
+        ({"t": {"lt": 9}}, {"t": {"lt": 10}}, False),
+        ({"t": 9}, {"t": {"lt": 10}}, False),
+        ({'"t"': {"gt": 10}}, {'"t"': {"gt": 9}}, False),
+        ({"t": {"lt": 9}}, {"t": {"lt": 9}}, True),
+        ({"t": 1}, {"t": 1.0}, False),
+        ({"t": 1}, {"t": ["1", 2]}, True),
+        ({"a": {"lt": 9}}, {"a": {"lt": 10}}, True),
+        ({"b": 1}, {"b": {"lt": 10.5}}, True),
+        ({"j": {"lt": 9}}, {"j": {"lt": 10}}, True),
+        ({"j.t": {"lt": 9}}, {"j.t": {"lt": 10}}, True),
+    ],
+)
+def test_numbers_are_text_to_columns_of_text(
+    rows: Connection, filter_: Any, general: Any, expected: bool
+) -> None:
+    row = rows.execute(
+        "SELECT pgembed._filter_implies(%s::jsonb, %s::jsonb, "
+        "pgembed._numberless_columns('pairs'))",
+        (json.dumps(filter_), json.dumps(general)),
+    ).fetchone()
+    assert row == (expected,)
+
+
 @pytest.fixture(scope="module")
 def rows(shared: Connection) -> Connection:
     """Small numbers in two columns, some NULL, and texts with quotes."""
@@ -78,6 +104,7 @@ def rows(shared: Connection) -> Connection:
         ),
         "t": ("text", ["it's", "x\\y", '"q"', "", None, "$1", "%s", "z", "\\"] * 9),
         "d": ("date", ["2020-01-01", None, "2021-05-05"] * 27),
+        "j": ("jsonb", [None] * 81),
     }
     create_items(shared, "pairs", np.ones((81, 2), dtype=np.float32), columns=columns)
     return shared
