@@ -16,8 +16,8 @@ from psycopg.rows import dict_row
 from rich.console import Console
 from rich.table import Table
 
-# Wide enough that nothing is cut when the output goes to a file or a pipe.
-_PIPE_WIDTH = 500
+# Wider than any row: what goes to a file or a pipe is neither cut nor wrapped.
+_PIPE_WIDTH = 10**9
 
 # Types that have values which Python's have not: infinity, the year 10000, 24:00.
 _WIDER_TYPES = ("date", "time", "timetz", "timestamp", "timestamptz", "interval")

@@ -146,6 +146,24 @@ def test_advise_apply_and_drop(run: Run, items: psycopg.Connection[Any]) -> None
     assert row["index_name"] in run(*given, "--drop-unused").stdout
 
 
+def test_statements_can_be_copied(run: Run, items: psycopg.Connection[Any]) -> None:
+    """However long they are, out of a pipe."""
+    items.execute(
+        "ALTER DATABASE " + items.info.dbname + " SET pgembed.cost_dimension = 1"
+    )
+    items.execute(
+        "UPDATE workload SET filter = jsonb_build_object('kind', 1, 'id', "
+        "jsonb_build_object('not_in', array(SELECT generate_series(9000, 9300))))"
+    )
+    given = ("advise", "items_v", "--workload", "workload", "--budget", "50")
+    rows = json.loads(run(*given, "--json").stdout)
+    assert max(len(row["statement"]) for row in rows) > 1000
+    shown = run(*given).stdout.splitlines()
+    assert len(shown) == 1 + len(rows)
+    for row, line in zip(rows, shown[1:], strict=True):
+        assert row["statement"] in line
+
+
 def test_advise_drops_what_misses_rows(
     run: Run, items: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
