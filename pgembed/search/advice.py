@@ -300,23 +300,25 @@ def _set_lock_timeout(connection: Connection, value: str) -> None:
 def _recall_through(
     connection: Connection, embedding: str, name: str, workload: str | None
 ) -> float:
-    """Return the recall of searches of the workload that a partial index serves."""
+    """Return the recall of searches of the workload that a partial index serves.
+
+    Without any, searches under the filter of the index are measured.
+    """
     ((filters, count),) = fetch_all(
         connection,
-        "SELECT coalesce(jsonb_agg(s.filter), '[]')::text, count(*) FROM ("
-        "SELECT w.filter FROM pgembed._find_embedding(%s) AS e "
+        "SELECT f.filters::text, jsonb_array_length(f.filters) "
+        "FROM pgembed._find_embedding(%s) AS e "
         "INNER JOIN LATERAL pgembed._advised(e) AS a ON a.index = %s::text::regclass "
-        "CROSS JOIN LATERAL pgembed._workload_filters("
+        "CROSS JOIN LATERAL (SELECT coalesce(jsonb_agg(s.filter), "
+        "jsonb_build_array(a.filter)) AS filters FROM ("
+        "SELECT w.filter FROM pgembed._workload_filters("
         "e, %s::text::regclass, 200) AS w "
         "CROSS JOIN LATERAL pgembed._filter_estimate(e, w.filter) AS p "
         "WHERE pgembed._filter_implies("
         "w.filter, a.filter, pgembed._numberless_columns(e.source)) "
-        "AND p.rows IS NOT NULL "
-        "LIMIT %s) AS s",
+        "AND p.rows IS NOT NULL LIMIT %s) AS s) AS f",
         (embedding, name, workload, _SEARCHES),
     )
-    if not count:
-        return 1.0
     sample = math.ceil(_SEARCHES / count)
     return measure(connection, embedding, filters, sample=sample, workload=workload)[0]
 

@@ -250,9 +250,7 @@ def test_an_index_that_misses_rows_is_dropped_again(advised: Connection) -> None
     assert recall < advice.LEAST_RECALL
     assert advice.advised_indexes(advised, "items_v") == []
     advised.execute(unsafe(with_few_links(found).statement))
-    assert advice.apply(advised, found, workload="workload") == pytest.approx(
-        recall, abs=0.3
-    )
+    assert advice.apply(advised, found) == pytest.approx(recall, abs=0.3)
     assert advice.apply(advised, found, workload="workload") is None
     assert advice.apply(advised, with_few_links(found), workload="workload") is None
     assert [each.valid for each in advice.advised_indexes(advised, "items_v")] == [True]
