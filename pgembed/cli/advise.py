@@ -83,8 +83,8 @@ def _apply(
         if recall is not None:
             click.echo(
                 f"dropped {each.index_name} again: searches through it had a recall of "
-                f"{recall:.3f}, under {advice.LEAST_RECALL}. Vectors that repeat "
-                "defeat an HNSW index",
+                f"{recall:.3f}, under {advice.LEAST_RECALL}. That happens where "
+                "vectors repeat, or nearly do, which defeats an HNSW index",
                 err=True,
             )
     after = advice.measure(connection, embedding, filters, workload=workload)
