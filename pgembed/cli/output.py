@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import click
@@ -56,10 +57,27 @@ def query(
     parameters: Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the rows of a query, column → value."""
-    with connection.cursor(row_factory=dict_row) as cursor:
+    with (
+        _plain_intervals(connection),
+        connection.cursor(row_factory=dict_row) as cursor,
+    ):
         for name in _WIDER_TYPES:
             cursor.adapters.register_loader(name, _WiderLoader)
         return cursor.execute(statement, parameters).fetchall()
+
+
+@contextlib.contextmanager
+def _plain_intervals(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Have intervals written as psycopg reads them.
+
+    Not for longer than a transaction: poolers may not keep that style for each client.
+    """
+    if connection.info.parameter_status("IntervalStyle") == "postgres":
+        yield
+        return
+    with connection.transaction():
+        connection.execute("SET LOCAL intervalstyle = postgres")
+        yield
 
 
 def show(

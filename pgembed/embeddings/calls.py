@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -26,8 +25,8 @@ class Request:
     model_hash: bytes | None
     """None when the model does not exist (any more)."""
     contents: list[str]
-    remaining: datetime.timedelta
-    """How long the caller will wait."""
+    remaining: float
+    """How many seconds the caller will wait."""
 
 
 def take(
@@ -41,7 +40,8 @@ def take(
     rows = fetch_all(
         connection,
         """
-        SELECT id, kind, model, model_hash, contents, remaining
+        SELECT id, kind, model, model_hash, contents,
+            extract(epoch FROM remaining)::pg_catalog.float8
         FROM pgembed._take_calls(%s, %s::bigint[], %s::int)
         """,
         (worker, ids if ids is None else list(ids), _MOST),

@@ -53,6 +53,7 @@ def connect(dsn: str, *, purpose: str = "", autocommit: bool = True) -> Connecti
     except psycopg.OperationalError as error:
         raise _connect_error(parameters, error) from None
     try:
+        _use_iso_dates(connection)
         vectors.register(connection)
         connection.autocommit = autocommit
     except BaseException:
@@ -76,6 +77,15 @@ def _parameters(dsn: str, purpose: str) -> dict[str, Any]:
         "client_encoding": "UTF8",
         "application_name": f"pgembed {purpose}".strip(),
     }
+
+
+def _use_iso_dates(connection: Connection) -> None:
+    """Have dates and times written as psycopg reads them, poolers included.
+
+    Whether days or months come first in what is read stays as it was.
+    """
+    if not (connection.info.parameter_status("DateStyle") or "").startswith("ISO"):
+        connection.execute("SET datestyle = ISO")
 
 
 def _connect_error(parameters: dict[str, Any], error: Exception) -> ConnectError:

@@ -194,5 +194,5 @@ def _call(request: Request, row: _Row) -> Call:
         reply_to=row,
         group=Group(request.model, request.model_hash or b"", request.kind),
         contents=request.contents,
-        deadline=time.monotonic() + request.remaining.total_seconds(),
+        deadline=time.monotonic() + request.remaining,
     )

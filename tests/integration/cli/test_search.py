@@ -105,6 +105,19 @@ def test_values_that_python_does_not_have(run: Run, connection: Connection) -> N
     assert "20000-01-01" in run("search", "wide_v", "text").stdout
 
 
+@pytest.mark.parametrize("style", ["sql_standard", "postgres_verbose", "iso_8601"])
+def test_intervals_are_seconds_whatever_their_style(
+    run: Run, connection: Connection, style: str
+) -> None:
+    connection.execute(
+        f"ALTER DATABASE {connection.info.dbname} SET intervalstyle = {style};"
+        "CREATE TABLE timed (id int PRIMARY KEY, v public.vector(3), i interval);"
+        "INSERT INTO timed VALUES (1, '[1,0,0]', '1 day 1 hour');"
+        "SELECT pgembed.adopt_vectors('timed', 'v', model => 'tiny')".encode()
+    )
+    assert found(run, "timed_v") == [{"distance": 0.0, "id": 1, "i": 90000.0}]
+
+
 @pytest.mark.parametrize(
     "text", ["[/b] left", r"\[bold]both", "[bold]x[/bold]", ":smile:", "a \\"]
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from pgembed.errors import ConnectError, PgembedError
 from pgembed.postgres.connection import (
@@ -35,6 +37,32 @@ def test_dsn_overrides_timeouts(dsn: str, connect: Connect) -> None:
     connection = connect(f"{dsn}&connect_timeout=3&keepalives_idle=7")
     parameters = connection.info.get_parameters()
     assert (parameters["connect_timeout"], parameters["keepalives_idle"]) == ("3", "7")
+
+
+@pytest.mark.parametrize(
+    ("style", "wanted"),
+    [
+        ("SQL, DMY", datetime.date(2003, 1, 2)),
+        ("SQL, MDY", datetime.date(2003, 2, 1)),
+        ("ISO, YMD", datetime.date(2002, 1, 3)),
+    ],
+)
+def test_dates_are_read_whatever_the_database_s_style(
+    dsn: str,
+    connect: Connect,
+    connection: Connection,
+    style: str,
+    wanted: datetime.date,
+) -> None:
+    """Days and months stay in its order, in which literals are written."""
+    alter = sql.SQL("ALTER DATABASE {} SET datestyle = {}")
+    connection.execute(
+        alter.format(sql.Identifier(connection.info.dbname), sql.Literal(style))
+    )
+    query = "SELECT date '02-01-03', timestamptz '2026-01-02 03:04:05+00'"
+    day, moment = fetch_one(connect(dsn), query)
+    assert day == wanted
+    assert moment == datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
 
 def test_transactions_on_request(dsn: str, connect: Connect) -> None:

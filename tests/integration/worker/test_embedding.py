@@ -17,6 +17,7 @@ from tests.integration.worker.running import (
     Connection,
     add_good,
     add_tiny,
+    answering,
     assert_current,
     create_docs,
     declare,
@@ -41,6 +42,23 @@ def test_rows_get_their_vectors(
     assert sum(v is not None for v in vectors(connection).values()) == 3
     (row,) = embedding_status(connection)
     assert (row.rows, row.embedded, row.pending, row.failed) == (5, 3, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "setting", ["datestyle = 'SQL, DMY'", "intervalstyle = iso_8601"]
+)
+def test_rows_and_calls_whatever_the_styles_of_times(
+    dsn: str, connection: Connection, tmp_path: Path, setting: str
+) -> None:
+    database = connection.info.dbname
+    connection.execute(f"ALTER DATABASE {database} SET {setting}".encode())
+    model = add_good(connection, tmp_path)
+    create_docs(connection, "a cat", "the dog")
+    embed_all(dsn)
+    assert_current(connection, model)
+    with answering(dsn):
+        (vector,) = fetch_one(connection, "SELECT pgembed.embed('tiny', 'the dog')")
+    np.testing.assert_allclose(vector, model.embed(["the dog"])[0], atol=1e-4)
 
 
 def test_many_rows_in_many_claims(
