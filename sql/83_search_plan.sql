@@ -197,7 +197,7 @@ BEGIN
             END IF;
         END IF;
         reason := CASE mode WHEN 'index' THEN 'asked for'
-            ELSE format('about %s of %s rows pass: %s µs exactly, %s µs through %s',
+            ELSE format('about %s of %s rows pass: %s us exactly, %s us through %s',
                 round(estimated_rows), round(size.rows), round(exact_us), round(index_us), usable) END;
     END IF;
 END;

@@ -50,6 +50,13 @@ def test_every_file_of_ours_has_a_place() -> None:
     assert used == names
 
 
+def test_they_are_ascii() -> None:
+    """So that they run, and mean the same, in databases of every encoding."""
+    found = Resources.found()
+    paths = [*found.sql.glob("*.sql"), *found.migrations.rglob("*.sql")]
+    assert [path.name for path in paths if not path.read_bytes().isascii()] == []
+
+
 def test_schemas_are_quoted() -> None:
     text = "a @extschema:vector@.vector, b @extschema:dblink@.f(), c @extschema@"
     schemas = {"vector": 'My "x"', "dblink": "public"}
