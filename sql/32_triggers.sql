@@ -339,8 +339,8 @@ AS $$
 DECLARE
     part regclass;
     -- Before anything is looked at: a partition that comes later is followed next time.
-    found oid[] := pgembed._partition_triggers(e);
-    changed boolean := found IS DISTINCT FROM e.partition_triggers;
+    triggers oid[] := pgembed._partition_triggers(e);
+    changed boolean := triggers IS DISTINCT FROM e.partition_triggers;
 BEGIN
     IF to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, 'update'))) IS NULL THEN
         -- Of an earlier release, under names that are not found below: the rest is for the next time.
@@ -376,7 +376,7 @@ BEGIN
         PERFORM pgembed._enable_capture(e);
         PERFORM pgembed._delete_leftovers(e);
         PERFORM pgembed._queue_attached(e);
-        UPDATE pgembed.embedding AS n SET enqueued = false, partition_triggers = found WHERE n.id = e.id;
+        UPDATE pgembed.embedding AS n SET enqueued = false, partition_triggers = triggers WHERE n.id = e.id;
     END IF;
 EXCEPTION
     WHEN insufficient_privilege THEN

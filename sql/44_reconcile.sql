@@ -230,19 +230,19 @@ AS $$
 DECLARE
     e pgembed.embedding := pgembed._find_kept(name);
     queued bigint;
-    found oid[];
+    triggers oid[];
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', e.source);
     e := pgembed._follow_key(e);
     PERFORM pgembed._follow_key_types(e);
     PERFORM pgembed._check_fits(e);
     PERFORM pgembed._create_capture(e);
-    found := pgembed._partition_triggers(e);
+    triggers := pgembed._partition_triggers(e);
     PERFORM pgembed._grant_source(e);
     PERFORM pgembed._delete_leftovers(e);
     PERFORM pgembed._delete_twins(e);
     queued := pgembed._add_missing_jobs(e) + pgembed._queue_stale(e, e.source);
-    UPDATE pgembed.embedding AS n SET partition_triggers = found WHERE n.id = e.id;
+    UPDATE pgembed.embedding AS n SET partition_triggers = triggers WHERE n.id = e.id;
     UPDATE pgembed.embedding AS n
     SET index_state = 'waiting', index_error = NULL
     WHERE n.id = e.id AND n.index_state IN ('ready', 'failed')

@@ -56,7 +56,7 @@ LANGUAGE sql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 RETURN (
     SELECT string_agg(
-        format('%s=''%s''', o.name, replace(replace(o.value, '\', '\\'), '''', '\''')), ' '
+        format('%s=''%s''', o.name, replace(replace(o.value, E'\\', E'\\\\'), '''', E'\\''')), ' '
     )
     FROM (VALUES
         ('host', coalesce(

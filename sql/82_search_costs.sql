@@ -39,7 +39,7 @@ RETURNS float8
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE
     WHEN pgembed._setting('cost_' || name, NULL) IS NULL THEN pgembed._default_cost(name)
-    WHEN pgembed._setting('cost_' || name, NULL) ~* '^ *\+?(\d{1,20}\.?|\d{0,20}\.\d+)(e[+-]?\d{1,2})? *$'
+    WHEN pgembed._setting('cost_' || name, NULL) ~* E'^ *\\+?(\\d{1,20}\\.?|\\d{0,20}\\.\\d+)(e[+-]?\\d{1,2})? *$'
     THEN pgembed._setting('cost_' || name, NULL)::float8
     ELSE pgembed._refuse_cost(name) END;
 COMMENT ON FUNCTION pgembed._cost(text) IS

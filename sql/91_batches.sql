@@ -103,11 +103,11 @@ RETURNS text
 LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 AS $$
 DECLARE
-    found pg_catalog.regclass := pg_catalog.to_regclass(results);
+    existing pg_catalog.regclass := pg_catalog.to_regclass(results);
     parts pg_catalog._text;
 BEGIN
-    IF found IS NOT NULL THEN
-        RETURN pgembed._batch_table(found);
+    IF existing IS NOT NULL THEN
+        RETURN pgembed._batch_table(existing);
     END IF;
     parts := pg_catalog.parse_ident(results);
     IF pg_catalog.cardinality(parts) OPERATOR(pg_catalog.=) 1 THEN

@@ -11,7 +11,7 @@ import psycopg
 from alembic.operations import Operations
 
 from pgembed.errors import InstallError
-from pgembed.postgres import schema
+from pgembed.postgres import installation, schema
 from pgembed.postgres import script as text
 from pgembed.postgres.resources import Resources, Transport
 
@@ -70,18 +70,16 @@ def _borrowed(operations: Operations) -> Iterator[psycopg.Connection[Any]]:
             "postgresql+psycopg://"
         )
     saved = driver.execute(
-        "SELECT pg_catalog.current_setting('search_path'),"
-        " pg_catalog.current_setting('role')"
-    ).fetchone()
+        "SELECT n, pg_catalog.current_setting(n, true) "
+        "FROM pg_catalog.unnest(%s::text[]) AS n",
+        [["role", *installation.SETTINGS]],
+    ).fetchall()
     try:
         yield driver
     except psycopg.Error as error:
         raise InstallError(f"pgembed was not installed or removed: {error}") from error
-    driver.execute(
-        "SELECT pg_catalog.set_config('search_path', %s, true),"
-        " pg_catalog.set_config('role', %s, true)",
-        saved,
-    )
+    for setting in saved:
+        driver.execute("SELECT pg_catalog.set_config(%s, %s, true)", setting)
 
 
 def script(vector_schema: str, dblink_schema: str | None) -> str:
@@ -94,6 +92,6 @@ def script(vector_schema: str, dblink_schema: str | None) -> str:
         text.create_extensions(schemas),
         "CREATE SCHEMA pgembed;",
         text.contents(Resources.found(), schemas, transport),
-        "RESET search_path;",
+        *(f"RESET {name};" for name in installation.SETTINGS),
     ]
     return "\n\n".join(parts)

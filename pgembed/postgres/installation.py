@@ -29,6 +29,13 @@ TABLE = """
         'Models, kept embeddings and search. Managed by "pgembed install".';
 """
 
+# In force while pgembed is installed, whatever the caller, role or database has set.
+SETTINGS = {
+    "search_path": "pg_catalog, pg_temp",
+    "standard_conforming_strings": "on",
+    "plpgsql.extra_errors": "none",
+    "plpgsql.extra_warnings": "none",
+}
 
 DEFAULT_SOCKET_DIR = "/run/pgembed"
 

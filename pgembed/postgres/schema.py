@@ -112,7 +112,9 @@ def install_in_transaction(
     transport: Wish | None = None,
     socket_dir: str | None = None,
 ) -> InstallReport:
-    """Do what :func:`install` does, in the open transaction; search_path is changed.
+    """Do what :func:`install` does, in the open transaction.
+
+    For the rest of it, installation.SETTINGS and the role are changed.
 
     Raises what install does, and psycopg's errors.
     """
@@ -170,7 +172,8 @@ def _write(
 
 def _enter(connection: Connection) -> None:
     """Make the transaction ours alone, and deaf to the caller's settings."""
-    connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+    for name, value in installation.SETTINGS.items():
+        connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", [name, value])
     connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s)", (_LOCK,))
 
 
@@ -231,7 +234,9 @@ def uninstall(connection: Connection) -> None:
 
 
 def uninstall_in_transaction(connection: Connection) -> None:
-    """Do what :func:`uninstall` does, in the open transaction; search_path is changed.
+    """Do what :func:`uninstall` does, in the open transaction.
+
+    For the rest of it, installation.SETTINGS and the role are changed.
 
     Raises what uninstall does, and psycopg's errors.
     """

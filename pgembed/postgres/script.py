@@ -18,7 +18,9 @@ from pgembed.postgres.resources import (
     resolve_schemas,
 )
 
-SEARCH_PATH = "SET LOCAL search_path = pg_catalog, pg_temp;"
+SETTINGS = "\n".join(
+    f"SET LOCAL {name} = {value};" for name, value in installation.SETTINGS.items()
+)
 
 
 def create_extensions(schemas: Mapping[str, str]) -> str:
@@ -41,7 +43,7 @@ def contents(
     With *keep_placeholders* the schemas of extensions stay to be filled in.
     """
     parts = [
-        SEARCH_PATH,
+        SETTINGS,
         installation.TABLE,
         migrations(resources),
         files(resources, transport),

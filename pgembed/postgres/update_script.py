@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from pgembed.postgres import installation, objects
 from pgembed.postgres.resources import Resources, Transport
-from pgembed.postgres.script import SEARCH_PATH, files, migrations, record
+from pgembed.postgres.script import SETTINGS, files, migrations, record
 
 
 def update(
@@ -26,7 +26,7 @@ def update(
     to be filled in; *schemas* says what they are in the recorded digest.
     """
     parts = [
-        SEARCH_PATH,
+        SETTINGS,
         _REQUIRE_REVISION.replace("<revision>", since),
         installation.TABLE,
         migrations(resources, since),

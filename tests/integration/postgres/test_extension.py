@@ -73,6 +73,21 @@ def test_the_catalog_is_that_of_install(
     assert value(extended, "SELECT transport FROM pgembed.installation") == transport
 
 
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    "setting", ["plpgsql.extra_errors = 'all'", "standard_conforming_strings = off"]
+)
+def test_settings_of_the_database_do_not_matter(
+    empty_dsn: str, connect: Connect, setting: str
+) -> None:
+    database = connect(empty_dsn).info.dbname
+    connect(empty_dsn).execute(f"ALTER DATABASE {database} SET {setting}".encode())
+    connection = connect(empty_dsn)
+    connection.execute("CREATE EXTENSION pgembed CASCADE")
+    name = setting.split(" ")[0]
+    assert value(connection, f"SHOW {name}") in ("all", "off")
+
+
 def test_the_rights_it_begins_with_are_recorded(extended: Connection) -> None:
     """By these an update tells what is new, and a dump what was granted since."""
     unrecorded = extended.execute(

@@ -281,6 +281,36 @@ def test_role_settings_and_row_factories_do_not_matter(
     assert not install(connection).changed
 
 
+@pytest.mark.parametrize(
+    "setting", ["plpgsql.extra_errors = 'all'", "standard_conforming_strings = off"]
+)
+def test_settings_of_the_database_do_not_matter(
+    empty_dsn: str, connect: Connect, setting: str
+) -> None:
+    database = connect(empty_dsn).info.dbname
+    connect(empty_dsn).execute(f"ALTER DATABASE {database} SET {setting}".encode())
+    connection = connect(empty_dsn)
+    assert install(connection).changed
+    name = setting.split(" ")[0]
+    assert connection.execute(f"SHOW {name}".encode()).fetchone() in {
+        ("all",),
+        ("off",),
+    }
+
+
+def test_functions_pass_the_extra_checks_of_plpgsql(connection: Connection) -> None:
+    """They are compiled in sessions that may ask for them."""
+    connection.execute("SET search_path = pg_catalog, pg_temp")
+    definitions = connection.execute(
+        "SELECT pg_get_functiondef(p.oid) FROM pg_proc AS p "
+        "JOIN pg_language AS l ON l.oid = p.prolang AND l.lanname = 'plpgsql' "
+        "WHERE p.pronamespace = 'pgembed'::regnamespace"
+    ).fetchall()
+    connection.execute("SET plpgsql.extra_errors = 'all'")
+    for (definition,) in definitions:
+        connection.execute(definition)
+
+
 def test_install_takes_back_what_a_restore_gave_to_public(
     connection: Connection,
 ) -> None:

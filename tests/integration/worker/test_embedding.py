@@ -45,19 +45,32 @@ def test_rows_get_their_vectors(
 
 
 @pytest.mark.parametrize(
-    "setting", ["datestyle = 'SQL, DMY'", "intervalstyle = iso_8601"]
+    "setting",
+    [
+        "datestyle = 'SQL, DMY'",
+        "intervalstyle = iso_8601",
+        "plpgsql.extra_errors = 'all'",
+    ],
 )
-def test_rows_and_calls_whatever_the_styles_of_times(
-    dsn: str, connection: Connection, tmp_path: Path, setting: str
+def test_rows_and_calls_whatever_the_database_has_set(
+    dsn: str, connection: Connection, connect: Connect, tmp_path: Path, setting: str
 ) -> None:
+    """To read times by, and to check functions with."""
     database = connection.info.dbname
     connection.execute(f"ALTER DATABASE {database} SET {setting}".encode())
     model = add_good(connection, tmp_path)
-    create_docs(connection, "a cat", "the dog")
-    embed_all(dsn)
-    assert_current(connection, model)
-    with answering(dsn):
-        (vector,) = fetch_one(connection, "SELECT pgembed.embed('tiny', 'the dog')")
+    with connect(dsn) as client:
+        create_docs(client, "a cat", "the dog")
+        client.execute("SELECT pgembed.reconcile('docs_body')")
+        embed_all(dsn)
+        assert_current(connection, model)
+        with answering(dsn):
+            (vector,) = fetch_one(client, "SELECT pgembed.embed('tiny', 'the dog')")
+            found = fetch_one(
+                client,
+                "SELECT (item).id FROM pgembed.search(NULL::docs, 'the dog', k => 1)",
+            )
+    assert found == (2,)
     np.testing.assert_allclose(vector, model.embed(["the dog"])[0], atol=1e-4)
 
 
