@@ -101,13 +101,40 @@ def require_versions(connection: Connection) -> None:
         )
 
 
-def require_vector(connection: Connection) -> str:
-    """Return the schema of pgvector, which is created when that is permitted.
+def extension_place(connection: Connection) -> str | None:
+    """Return the schema for extensions to be created in: public as a rule.
+
+    Where that is missing, the first one of the search_path; None where there is none.
+    """
+    (place,) = fetch_one(
+        connection,
+        """
+        SELECT coalesce(
+            (SELECT n.nspname FROM pg_catalog.pg_namespace AS n
+             WHERE n.nspname = 'public'),
+            (SELECT s.name
+             FROM pg_catalog.unnest(pg_catalog.current_schemas(false))
+                 WITH ORDINALITY AS s (name, position)
+             WHERE s.name <> 'pgembed' AND s.name !~ '^pg_'
+             ORDER BY s.position LIMIT 1))
+        """,
+    )
+    return place and str(place)
+
+
+def require_vector(connection: Connection, place: str | None) -> str:
+    """Return the schema of pgvector, which is created in *place* when permitted.
 
     Raises InstallError saying what to do when it is missing or too old.
     """
     if extension_schema(connection, "vector") is None:
-        failure = create_extension(connection, "vector")
+        if place is None:
+            raise InstallError(
+                "extension vector is missing, and there is neither a schema public nor "
+                "another of the search_path to create it in: run 'CREATE EXTENSION "
+                "vector SCHEMA ...' with a schema of yours, then install again"
+            )
+        failure = create_extension(connection, "vector", place)
         if failure is not None:
             raise InstallError(
                 f"extension vector cannot be created ({failure}): install pgvector "
@@ -126,15 +153,16 @@ def require_vector(connection: Connection) -> str:
     return schema
 
 
-def offer_dblink(connection: Connection) -> str | None:
-    """Return the schema of dblink, which is created when that is permitted.
+def offer_dblink(connection: Connection, place: str | None) -> str | None:
+    """Return the schema of dblink, which is created in *place* when permitted.
 
     One that is created here is for its owner alone: only then can a session keep its
     connection to a worker, since whoever may execute dblink can use it too.
     """
     if (
-        extension_schema(connection, "dblink") is None
-        and create_extension(connection, "dblink") is None
+        place is not None
+        and extension_schema(connection, "dblink") is None
+        and create_extension(connection, "dblink", place) is None
     ):
         _revoke_from_public(connection, "dblink")
     return extension_schema(connection, "dblink")
@@ -174,20 +202,13 @@ def extension_version(connection: Connection, name: str) -> tuple[int, ...]:
     return tuple(int(part) for part in str(row[0]).split(".") if part.isdigit())
 
 
-def create_extension(
-    connection: Connection, name: str, schema: str = "public"
-) -> str | None:
+def create_extension(connection: Connection, name: str, schema: str) -> str | None:
     """Create an extension; return why that cannot be done, or None."""
-    found = fetch_one(connection, "SELECT pg_catalog.to_regnamespace(%s)", (schema,))
-    place = sql.SQL(" SCHEMA {}").format(sql.Identifier(schema))
-    if found[0] is None:
-        place = sql.Composed([])
+    statement = sql.SQL("CREATE EXTENSION IF NOT EXISTS {} SCHEMA {}")
     try:
         with connection.transaction():
             connection.execute(
-                sql.SQL("CREATE EXTENSION IF NOT EXISTS {}{}").format(
-                    sql.Identifier(name), place
-                )
+                statement.format(sql.Identifier(name), sql.Identifier(schema))
             )
     except psycopg.Error as error:
         return error.diag.message_primary or str(error)

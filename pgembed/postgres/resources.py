@@ -14,6 +14,7 @@ from pgembed import __version__
 from pgembed.errors import InstallError
 
 _PLACEHOLDER = re.compile(r"@extschema:([a-z_]+)@")
+_UNFIT = re.compile(r"['\\$%]")
 _FILE_NAME = re.compile(r"\d\d_[a-z_]+(?:@(plpython|dblink|none))?\.sql")
 
 Transport = Literal["plpython", "dblink", "none"]
@@ -84,7 +85,8 @@ def _variant(path: Path) -> str | None:
 def resolve_schemas(text: str, schemas: Mapping[str, str]) -> str:
     """Replace each ``@extschema:NAME@`` by the quoted schema of extension NAME.
 
-    Raises InstallError for an extension that *schemas* does not have.
+    Raises InstallError for an extension that *schemas* does not have, and for a schema
+    whose name cannot stand in the strings and patterns of functions.
     """
 
     def schema_of(match: re.Match[str]) -> str:
@@ -93,6 +95,12 @@ def resolve_schemas(text: str, schemas: Mapping[str, str]) -> str:
             raise InstallError(
                 f"{match.group()} is used, but the database has no extension {name!r}: "
                 f"a superuser can run 'CREATE EXTENSION {name}'"
+            )
+        if _UNFIT.search(schemas[name]):
+            raise InstallError(
+                f"extension {name} is in schema {schemas[name]!r}, whose name may not "
+                "have an apostrophe, backslash, dollar or percent sign: run "
+                f"'ALTER EXTENSION {name} SET SCHEMA ...'"
             )
         return quote_identifier(schemas[name])
 

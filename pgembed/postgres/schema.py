@@ -118,14 +118,15 @@ def install_in_transaction(
 
     Raises what install does, and psycopg's errors.
     """
+    place = guards.extension_place(connection)
     _enter(connection)
     _refuse_extension(connection)
     guards.require_versions(connection)
-    guards.require_vector(connection)
+    guards.require_vector(connection, place)
     guards.claim_schema(connection)
     losses.refuse(connection)
     calls = installation.wished(connection, transport, socket_dir)
-    transports.offer(connection, calls.transport)
+    transports.offer(connection, calls.transport, place)
     plan = installation.plan(connection, resources, calls)
     plan.refuse_newer()
     changed = plan.is_public or not plan.is_current

@@ -13,14 +13,15 @@ Wish = Literal["auto", "plpython", "dblink", "none"]
 """The transport asked for; auto: PL/Python, dblink or none, what the database has."""
 
 
-def offer(connection: Connection, wish: Wish) -> None:
+def offer(connection: Connection, wish: Wish, place: str | None) -> None:
     """Create the extension of the transport, as far as that is permitted.
 
+    dblink in schema *place*.
     PL/Python, which asks for a worker on the server's machine, only when asked for.
     Raises InstallError when that one cannot be created.
     """
     if wish in ("auto", "dblink"):
-        guards.offer_dblink(connection)
+        guards.offer_dblink(connection, place)
     elif wish == "plpython" and extension_schema(connection, "plpython3u") is None:
         failure = guards.create_extension(connection, "plpython3u", "pg_catalog")
         if failure is not None:

@@ -141,6 +141,38 @@ def test_extensions_in_other_schemas(empty_dsn: str, connect: Connect) -> None:
     assert install(connection).transport == "dblink"
 
 
+@pytest.mark.parametrize("name", ["100%", "it's", r"back\slash", "$$"])
+def test_extensions_in_schemas_of_unfit_names(
+    empty_dsn: str, connect: Connect, name: str
+) -> None:
+    connection = connect(empty_dsn)
+    connection.execute(f'CREATE SCHEMA "{name}"'.encode())
+    connection.execute(f'CREATE EXTENSION vector SCHEMA "{name}"'.encode())
+    with pytest.raises(InstallError, match="SET SCHEMA") as info:
+        install(connection)
+    assert repr(name) in str(info.value)
+
+
+def test_without_public_extensions_go_where_the_caller_s_tables_do(
+    empty_dsn: str, connect: Connect
+) -> None:
+    connection = connect(empty_dsn)
+    connection.execute("DROP SCHEMA public; CREATE SCHEMA app; CREATE SCHEMA other")
+    connection.execute("SET search_path = pg_catalog, missing, app, other")
+    assert install(connection).transport == "dblink"
+    for name in ("vector", "dblink"):
+        assert extension_schema(connection, name) == "app"
+
+
+def test_without_a_place_for_extensions(empty_dsn: str, connect: Connect) -> None:
+    connection = connect(empty_dsn)
+    connection.execute("DROP SCHEMA public")
+    with pytest.raises(InstallError, match="CREATE EXTENSION vector SCHEMA"):
+        install(connection)
+    connection.execute("CREATE SCHEMA types; CREATE EXTENSION vector SCHEMA types")
+    assert install(connection).transport == "none"
+
+
 def test_role_that_may_create_a_schema(empty_dsn: str, connect: Connect) -> None:
     superuser = connect(empty_dsn)
     superuser.execute("CREATE EXTENSION vector")
