@@ -98,6 +98,7 @@ class Settings:
                 f"{', '.join(LOG_FORMATS)}: pass one or unset PGEMBED_LOG_FORMAT"
             )
         memory_bytes(self.batch_memory, "batch_memory")
+        check_socket_dir(self.socket_dir)
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, **arguments: Any) -> Self:
@@ -111,6 +112,18 @@ class Settings:
             if name not in values and text:
                 values[name] = _parse(f"PGEMBED_{name.upper()}", text, kind)
         return cls(**values)
+
+
+def check_socket_dir(folder: str | None) -> None:
+    """Raise SettingError for a folder of sockets that is given, but is not absolute.
+
+    Worker and server would each look for it where they were started.
+    """
+    if folder and not Path(folder).is_absolute():
+        raise SettingError(
+            f"socket_dir is {folder!r}, but must be absolute, for worker and server to "
+            f"find it alike: pass a path such as {Path(folder).resolve()}"
+        )
 
 
 def memory_bytes(memory: str | int, name: str = "memory") -> int:

@@ -17,6 +17,7 @@ from pgembed.postgres.resources import (
     resolve_schemas,
 )
 from pgembed.postgres.update_script import update
+from pgembed.settings import check_socket_dir
 
 # From here on a script may say @extschema:vector@ and be given the schema.
 _KNOWS_SCHEMAS = 16
@@ -169,8 +170,9 @@ def write(
     *transport* is how SQL functions will reach a worker, None: as the control file that
     is there has it, dblink without one. *socket_dir* is where they look for its socket,
     None: where they did, /run/pgembed at first. Raises InstallError when the folder
-    cannot be written to.
+    cannot be written to, SettingError for a *socket_dir* that is not absolute.
     """
+    check_socket_dir(socket_dir)
     resources = resources or Resources.found()
     transport = transport or _transport_of(server)
     socket_dir = socket_dir or _socket_dir_of(server)

@@ -11,6 +11,7 @@ from pgembed.postgres import guards, migrate, objects, transports
 from pgembed.postgres.connection import Connection, extension_schema, fetch_one
 from pgembed.postgres.resources import Resources, Transport, digest, resolve_schemas
 from pgembed.postgres.versions import numbers
+from pgembed.settings import check_socket_dir
 
 TABLE = """
     CREATE TABLE IF NOT EXISTS pgembed.installation (
@@ -134,7 +135,11 @@ def wished(
     transport: transports.Wish | None = None,
     socket_dir: str | None = None,
 ) -> CallSettings:
-    """Return these settings of calls; what is None is as it was installed."""
+    """Return these settings of calls; what is None is as it was installed.
+
+    Raises SettingError for a *socket_dir* that is not absolute.
+    """
+    check_socket_dir(socket_dir)
     found = read(connection)
     kept = found.calls if found else CallSettings()
     return CallSettings(transport or kept.transport, socket_dir or kept.socket_dir)

@@ -87,7 +87,8 @@ def install(
 
     Raises InstallError, and changes nothing, when the server or pgvector is too old,
     the schema is newer than this code, has lost what cannot be made anew, or holds
-    objects that are not pgembed's.
+    objects that are not pgembed's; SettingError for a *socket_dir* that is not
+    absolute.
     """
     _require_idle(connection)
     try:

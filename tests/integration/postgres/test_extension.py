@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from psycopg import errors
 
 from pgembed.cli.main import pgembed
-from pgembed.errors import InstallError
+from pgembed.errors import InstallError, SettingError
 from pgembed.postgres import extension
 from pgembed.postgres.resources import Transport
 from pgembed.postgres.schema import install, uninstall, verify
@@ -422,3 +422,10 @@ def test_a_folder_that_is_not_there() -> None:
     server = extension.Server(18, Path("/no/such/folder"))
     with pytest.raises(InstallError, match="cannot write /no/such/folder"):
         extension.write(server, "dblink")
+
+
+def test_a_folder_of_sockets_is_absolute(tmp_path: Path) -> None:
+    server = extension.Server(18, tmp_path)
+    with pytest.raises(SettingError, match="socket_dir is 'run', but must be absolute"):
+        extension.write(server, "plpython", "run")
+    assert not list(tmp_path.iterdir())
