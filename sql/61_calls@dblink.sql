@@ -80,9 +80,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     tell_password CONSTANT text := format('tell it one: CREATE SERVER pgembed_calls FOREIGN DATA WRAPPER dblink_fdw '
-        'OPTIONS (host ''localhost'', dbname %L); CREATE USER MAPPING FOR %I '
+        'OPTIONS (host ''localhost'', port %L, dbname %L); CREATE USER MAPPING FOR %I '
         'SERVER pgembed_calls OPTIONS (user %L, password ''...'');',
-        current_database(), current_user, current_user);
+        current_setting('port'), current_database(), current_user, current_user);
     reason text;
 BEGIN
     IF pgembed._call_server() THEN

@@ -49,9 +49,7 @@ class Page:
             self._type(line.removeprefix("$ "))
         with psycopg.connect(self.dsn, autocommit=True) as app:
             text = application.replace("dbname 'app'", f"dbname '{self.database}'")
-            text = text.replace(
-                "OPTIONS (host", f"OPTIONS (port '{self._server.port}', host"
-            )
+            text = text.replace("port '5432'", f"port '{self._server.port}'")
             app.execute(text.encode())
             app.execute("CREATE SCHEMA app")  # its tables', first in search_path
         return self
