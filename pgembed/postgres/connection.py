@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg.abc import QueryNoTemplate
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PGconn, TransactionStatus
 from psycopg.rows import tuple_row
 
 from pgembed.errors import ConnectError, PgembedError
@@ -18,7 +18,8 @@ from pgembed.postgres import vectors
 
 Connection = psycopg.Connection[Any]
 
-# A dead peer is noticed after about a minute; the DSN may say otherwise.
+# A dead peer is noticed after about a minute, unless the DSN, the environment or a
+# service says otherwise.
 _DEFAULTS: dict[str, Any] = {
     "connect_timeout": 10,
     "keepalives": 1,
@@ -72,10 +73,30 @@ def _parameters(dsn: str, purpose: str) -> dict[str, Any]:
             "'host=localhost dbname=app user=me' or 'postgresql://me@localhost/app'"
         ) from None
     return {
-        **_DEFAULTS,
         **given,
+        **_timeouts(given),
         "client_encoding": "UTF8",
         "application_name": f"pgembed {purpose}".strip(),
+    }
+
+
+def _timeouts(given: dict[str, Any]) -> dict[str, Any]:
+    """Return _DEFAULTS, with what libpq knows otherwise in their places.
+
+    It looks into services and the environment only when it is to connect: here it gets
+    as far as a mode that there is not. Its answer is passed on, because the driver
+    waits as long as the connection string says.
+    """
+    probe = PGconn.connect_start(
+        make_conninfo(**{**given, "sslmode": "unknown"}).encode()
+    )
+    try:
+        said = {option.keyword.decode(): option.val for option in probe.info}
+    finally:
+        probe.finish()
+    return {
+        name: (said.get(name) or b"").decode() or default
+        for name, default in _DEFAULTS.items()
     }
 
 

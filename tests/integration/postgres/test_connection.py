@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -37,6 +38,37 @@ def test_dsn_overrides_timeouts(dsn: str, connect: Connect) -> None:
     connection = connect(f"{dsn}&connect_timeout=3&keepalives_idle=7")
     parameters = connection.info.get_parameters()
     assert (parameters["connect_timeout"], parameters["keepalives_idle"]) == ("3", "7")
+
+
+@pytest.mark.parametrize("named", ["dsn", "environment"])
+def test_a_service_overrides_timeouts(
+    dsn: str,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    named: str,
+) -> None:
+    file = tmp_path / "services"
+    file.write_text("[mine]\nconnect_timeout=3\nkeepalives_idle=7\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    if named == "environment":
+        monkeypatch.setenv("PGSERVICE", "mine")
+        connection = connect(dsn)
+    else:
+        connection = connect(f"{dsn}&service=mine&keepalives_idle=8")
+    parameters = connection.info.get_parameters()
+    assert parameters["connect_timeout"] == "3"
+    assert parameters["keepalives_idle"] == ("7" if named == "environment" else "8")
+    assert parameters["keepalives_count"] == "3"
+
+
+def test_the_environment_overrides_timeouts(
+    dsn: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "4")
+    assert connect(dsn).info.get_parameters()["connect_timeout"] == "4"
+    parameters = connect(f"{dsn}&connect_timeout=5").info.get_parameters()
+    assert parameters["connect_timeout"] == "5"
 
 
 @pytest.mark.parametrize(
