@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -22,12 +25,35 @@ MODEL = "minilm"
 
 @contextlib.contextmanager
 def running_server(data_dir: Path, listen: str = "") -> Iterator[str]:
-    """Start the embedded server on *data_dir* and yield its DSN; stop it after."""
+    """Start the embedded server on *data_dir* and yield its DSN; stop it after.
+
+    Signals that end the process, a closed terminal's too, end the block first.
+    """
     data_dir = data_dir.expanduser().resolve()
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     click.echo(f"starting PostgreSQL on {data_dir}", err=True)
-    with EmbeddedServer(data_dir, listen=listen) as server:
+    with _exit_on_signals(), EmbeddedServer(data_dir, listen=listen) as server:
         yield server.dsn()
+
+
+@contextlib.contextmanager
+def _exit_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP leave the block as sys.exit() does, unless ignored."""
+    wanted = (signal.SIGTERM, signal.SIGHUP)
+    before = {s: h for s in wanted if (h := signal.getsignal(s)) != signal.SIG_IGN}
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        for each in before:  # a second one is not to disturb what ends
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in before:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def prepare(dsn: str) -> None:

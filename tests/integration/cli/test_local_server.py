@@ -49,6 +49,26 @@ def test_demo_tells_the_whole_story(folder: Path) -> None:
     assert "pgembed.search" in output
 
 
+@pytest.mark.parametrize(
+    ("command", "number"), [("up", signal.SIGHUP), ("demo", signal.SIGTERM)]
+)
+def test_no_server_outlives_its_terminal(
+    folder: Path, command: str, number: signal.Signals
+) -> None:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip(f"{number.name} is ignored here, and so by what is started")
+    process = start(command, "--data", str(folder / "data"))
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        assert (folder / "data" / "postmaster.pid").exists()
+    finally:
+        process.send_signal(number)
+        process.communicate()
+    assert process.returncode == 128 + number
+    assert not (folder / "data" / "postmaster.pid").exists()
+
+
 def test_up_serves_until_interrupted(folder: Path) -> None:
     """The DSN stands on a line of its own; Ctrl-C stops server and worker."""
     process = start("up", "--data", str(folder / "data"))
