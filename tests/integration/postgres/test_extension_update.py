@@ -241,7 +241,7 @@ def test_a_dump_after_the_update_brings_it_all_back(
     db.execute("CREATE ROLE reader_of_dumps")
     try:
         db.execute(
-            "GRANT EXECUTE ON FUNCTION pgembed.embed(text, text) TO reader_of_dumps"
+            "GRANT EXECUTE ON FUNCTION pgembed.pause_embedding(text) TO reader_of_dumps"
         )
         update(db, files, new)
         path = str(tmp_path / "dump")
@@ -254,7 +254,7 @@ def test_a_dump_after_the_update_brings_it_all_back(
             restored.execute("INSERT INTO docs VALUES (6, 'new')")
             SqlWorker(restored).drain()
             assert_converged(restored, "docs_body")
-            check = "'reader_of_dumps', 'pgembed.embed(text, text)', 'EXECUTE'"
+            check = "'reader_of_dumps', 'pgembed.pause_embedding(text)', 'EXECUTE'"
             assert value(restored, f"SELECT has_function_privilege({check})")
             restored.close()
     finally:
