@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from pgembed.errors import WorkerError
 from pgembed.models import registry
 from pgembed.models.session import Model
-from pgembed.postgres.connection import connect, fetch_all
+from pgembed.postgres.connection import Connection, connect, fetch_all
 from pgembed.settings import Settings
 from pgembed.worker.batches import Batches
 from pgembed.worker.calls import CallServer
@@ -35,8 +36,11 @@ _log = logging.getLogger(__name__)
 
 
 def serve_calls(settings: Settings, lifetime: Lifetime) -> None:
-    """Answer calls until told to stop. Raises WorkerError when a thread fails."""
-    link = Link(settings.dsn, "calls", lifetime, opened=prepare_connection)
+    """Answer calls until told to stop.
+
+    Raises WorkerError when a thread fails, or the socket belongs elsewhere by now.
+    """
+    link = Link(settings.dsn, "calls", lifetime, opened=_preparing(settings))
     with present(settings, lifetime, "calls", link) as (identity, threads):
         _serve(settings, lifetime, link, identity, threads)
 
@@ -66,12 +70,37 @@ def _serve(
         carrying_out.join()
 
 
+def _preparing(settings: Settings) -> Callable[[Connection], None]:
+    """Return what prepares each new connection, as long as the socket's place stays.
+
+    It does not when another database has taken the name of the first, or when pgembed
+    was installed with another transport or folder: then a new process is to begin.
+    """
+    known: list[SocketPlace | None] = []
+
+    def prepare(connection: Connection) -> None:
+        prepare_connection(connection)
+        place = _place(settings, connection)
+        if known and place != known[0]:
+            raise WorkerError(
+                "the database has changed, and SQL functions look for this worker "
+                "elsewhere now: it begins anew"
+            )
+        known[:] = [place]
+
+    return prepare
+
+
+def _place(settings: Settings, connection: Connection) -> SocketPlace | None:
+    folder = Path(settings.socket_dir) if settings.socket_dir else None
+    return SocketPlace.of(connection, folder)
+
+
 def _open_socket(
     settings: Settings, link: Link, additions: Additions, leave: Leave
 ) -> SocketCalls | None:
     """Return the socket of SQL functions in PL/Python, where there are any."""
-    folder = Path(settings.socket_dir) if settings.socket_dir else None
-    place = link.run(lambda c: SocketPlace.of(c, folder))
+    place = link.run(lambda c: _place(settings, c))
     if place is None:
         return None
     known: set[tuple[str, bytes]] = set()

@@ -66,8 +66,13 @@ class Link:
     def connection(self) -> Connection:
         """Return the connection, opened anew when it was lost."""
         if self._connection is None or self._connection.closed:
-            self._connection = connect(self._dsn, purpose=self._purpose)
-            self._opened(self._connection)
+            connection = connect(self._dsn, purpose=self._purpose)
+            try:
+                self._opened(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
         return self._connection
 
     def close(self) -> None:

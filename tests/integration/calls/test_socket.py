@@ -117,6 +117,36 @@ def test_a_worker_that_was_killed_is_replaced(
 
 
 @pytest.mark.usefixtures("model")
+def test_a_worker_ends_when_another_database_takes_the_name_of_its_own(
+    dsn: str, databases: Databases, connection: Connection, connect: Connect
+) -> None:
+    """The supervisor starts it again, and SQL functions find the socket's new name."""
+    name = connection.info.dbname
+    rename = "ALTER DATABASE {} RENAME TO {}"
+    admin = connect(databases.dsn())
+    with (
+        databases.database(databases.installed_template("plpython")) as other,
+        child_process("calls", dsn) as process,
+    ):
+        assert embed(connection) is not None
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+            [name],
+        )
+        wait_until(lambda: is_unused(admin, name))
+        for old, new in ((name, f"{name}_old"), (other, name)):
+            admin.execute(rename.format(old, new).encode())
+        assert process.wait(30) == 1
+    admin.execute(f"DROP DATABASE {name}_old WITH (FORCE)".encode())
+
+
+def is_unused(admin: Connection, database: str) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
+    return bool(fetch_one(admin, query, [database]) == (0,))
+
+
+@pytest.mark.usefixtures("model")
 def test_a_call_survives_the_worker_that_took_it(
     dsn: str, connection: Connection, connect: Connect
 ) -> None:
