@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 
 import click
+import psycopg
 
 from pgembed import logs
 from pgembed.cli import options
+from pgembed.cli.errors import explain
+from pgembed.errors import PgembedError
 from pgembed.settings import LOG_FORMATS
+
+_log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -48,7 +55,13 @@ def worker(once: bool, **arguments: str | int | float | Path | None) -> None:
     """
     from pgembed.worker.supervisor import run_worker
 
-    settings = options.settings(**arguments)
-    if settings.log_format != "plain":
-        logs.configure(log_format=settings.log_format)
-    run_worker(settings, once=once)
+    as_json = arguments["log_format"] == "json"
+    if as_json:
+        logs.configure(log_format="json")
+    try:
+        run_worker(options.settings(**arguments), once=once)
+    except (PgembedError, psycopg.Error) as error:
+        if not as_json:
+            raise
+        _log.error("%s", explain(error))
+        sys.exit(1)

@@ -63,6 +63,9 @@ def main(role: str, level: str) -> int:
     except (PgembedError, psycopg.Error) as error:
         _log.error("%s", error)
         return 1
+    except Exception:
+        _log.exception("the %s process failed", role)
+        return 1
     return 0
 
 

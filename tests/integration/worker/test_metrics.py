@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pgembed.errors import WorkerError
 from pgembed.postgres.connection import fetch_all, fetch_one
+from pgembed.worker import child
 from pgembed.worker.exposition import Process, serving
 from pgembed.worker.supervisor import run_worker
 from tests.harness import tiny_models
@@ -112,6 +113,54 @@ def test_metrics_and_log(
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["level"] for line in lines} <= {"INFO", "WARNING"}
     assert any(line["message"].startswith("docs_body: 2 rows") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dsn", "host=/nonexistent"), "cannot connect to database"),
+        (("--claim-rows", "0"), "claim_rows is 0, but must be from 1"),
+    ],
+)
+def test_errors_at_the_start_are_log_lines_too(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pgembed", "worker"),
+            *("--log-format", "json", *arguments),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    line = json.loads(done.stderr)
+    assert line["level"] == "ERROR"
+    assert line["message"].startswith(message)
+
+
+def test_what_ends_a_process_is_a_log_line_too() -> None:
+    code = """
+import sys
+from pgembed.worker import child
+
+def fail(*_):
+    raise RuntimeError("nobody expects this")
+
+child._work = fail
+sys.exit(child.main("calls", "INFO"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=child.dump(settings_for("", log_format="json")),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    [failure] = [line for line in lines if line["level"] == "ERROR"]
+    assert failure["message"] == "the calls process failed"
+    assert "nobody expects this" in failure["exc_info"]
 
 
 def test_a_database_that_hangs_is_not_the_worker_s_fault(port: int) -> None:
