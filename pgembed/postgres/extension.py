@@ -95,6 +95,26 @@ END;
 $$;
 """
 
+# The server refuses the other characters that resolve_schemas() does.
+_REFUSE_PERCENT = """
+DO $$
+DECLARE
+    unfit text := (
+        SELECT string_agg(format('%s in %I', e.extname, n.nspname), ', ')
+        FROM pg_catalog.pg_extension AS e
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+        WHERE e.extname IN ('vector', 'dblink') AND n.nspname ~ '%'
+    );
+BEGIN
+    IF unfit IS NOT NULL THEN
+        RAISE EXCEPTION
+            'extension pgembed cannot use a schema with a percent sign: %', unfit
+            USING HINT = 'Move what is there: ALTER EXTENSION ... SET SCHEMA ...';
+    END IF;
+END;
+$$;
+"""
+
 # What users make. The others are filled by the script, or forgotten by a restart.
 _DUMPED = """
 DO $$
@@ -280,7 +300,7 @@ def _script(
     parts = [
         _HEAD.format(statement=statement),
         _REQUIRE_OWNER,
-        "" if knows_schemas else _REQUIRE_PUBLIC,
+        _REFUSE_PERCENT if knows_schemas else _REQUIRE_PUBLIC,
         text if knows_schemas else resolve_schemas(text, _SCHEMAS),
         f"UPDATE pgembed.installation SET {settings};",  # noqa: S608
         _DUMPED,

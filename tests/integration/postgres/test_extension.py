@@ -190,6 +190,16 @@ def test_over_a_schema_that_install_made(files: Files, connection: Connection) -
     connection.execute("CREATE EXTENSION pgembed CASCADE")
 
 
+@pytest.mark.usefixtures("files")
+def test_a_schema_that_cannot_stand_in_a_pattern_is_refused(
+    empty_dsn: str, connect: Connect
+) -> None:
+    connection = connect(empty_dsn)
+    connection.execute('CREATE SCHEMA "100%"; CREATE EXTENSION vector SCHEMA "100%"')
+    with pytest.raises(psycopg.errors.RaiseException, match="extension pgembed"):
+        connection.execute("CREATE EXTENSION pgembed CASCADE")
+
+
 def test_it_is_not_dropped_from_under_its_triggers(extended: Connection) -> None:
     worker = declare_docs(extended)
     worker.drain()
