@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Hashable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,10 @@ from pgembed.sqlalchemy.shape import Shape, final_froms, refused
 
 Nearest = tuple[list[Any], list[float]]
 """Keys and distances, nearest first."""
+
+# Python calls values of these equal that PostgreSQL gets as different texts: times of
+# two offsets, 1.10 and 1.1, 0.0 and -0.0.
+_EQUAL_BUT_DIFFERENT = (datetime.datetime, datetime.time, Decimal, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +168,8 @@ def _loaded_with(statement: Select[Any], shape: Shape) -> Hashable:
 
 def _hashable(value: Any) -> Hashable:
     """Return what is the same for equal values of one type, and for no others."""
+    if isinstance(value, _EQUAL_BUT_DIFFERENT):
+        return type(value), str(value), getattr(value, "fold", None)
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype.str, _hashable(value.tolist())
     if isinstance(value, list | tuple):

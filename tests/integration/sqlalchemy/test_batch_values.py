@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -13,12 +16,17 @@ from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
     ARRAY,
     Column,
+    DateTime,
     Engine,
     Float,
     Integer,
     MetaData,
+    Numeric,
+    String,
     Table,
+    Time,
     bindparam,
+    cast,
     create_engine,
     event,
     func,
@@ -207,6 +215,41 @@ def test_values_that_look_the_same(session: Session) -> None:
         lambda v: nearest().where(Article.id == literal(Code(v), Codes())),
         (3, 4),
     )
+
+
+_CLOCKS_GO_BACK = datetime.datetime(
+    2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin")
+)
+_ELEVEN = datetime.time(11, tzinfo=datetime.UTC)
+_NOON = datetime.time(12, tzinfo=datetime.timezone(datetime.timedelta(hours=1)))
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        (
+            (_CLOCKS_GO_BACK, _CLOCKS_GO_BACK.replace(fold=1)),
+            lambda v: func.date_part(
+                "hour", func.timezone("UTC", literal(v, DateTime(timezone=True)))
+            ),
+        ),
+        (
+            (_ELEVEN, _NOON),
+            lambda v: func.date_part("timezone_hour", literal(v, Time(timezone=True))),
+        ),
+        (
+            (Decimal("1.1"), Decimal("1.10")),
+            lambda v: func.length(cast(literal(v, Numeric), String)),
+        ),
+        ((0.0, -0.0), lambda v: func.length(cast(literal(v, Float), String))),
+    ],
+    ids=["fold", "offset", "digits", "sign"],
+)
+def test_values_that_python_calls_equal(
+    session: Session, values: tuple[Any, Any], read: Make
+) -> None:
+    assert values[0] == values[1]
+    check(session, lambda v: nearest(10_000).where(Article.id > read(v)), values)
 
 
 def test_keys_that_the_flush_makes(session: Session) -> None:
