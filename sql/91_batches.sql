@@ -253,9 +253,9 @@ AS $$
 BEGIN
     RETURN pgembed._post_batch('join', embedding, asking, pgembed._results_table(results),
         k, recall,
-        pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('predicate', predicate))
-            OPERATOR(pg_catalog.||)
-            CASE WHEN filter IS NULL THEN '{}' ELSE pg_catalog.jsonb_build_object('filter', filter) END,
+        -- The filter as text: workers read jsonb's numbers as floats.
+        pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('predicate', predicate,
+            'filter', filter OPERATOR(pg_catalog.#>>) '{}')),
         pgembed._kept_settings(settings), memory);
 END;
 $$;

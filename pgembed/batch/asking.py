@@ -45,6 +45,13 @@ class _Term:
     """Whether it is within an odd number of "not"."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Number:
+    """A number as it is written, which a float need not hold."""
+
+    digits: str
+
+
 # Parts of a filter: JSON, and in between the comparisons.
 _Parts = list[str | _Term]
 
@@ -62,7 +69,7 @@ class RowTexts:
 
         Raises FilterError for references that make no sense.
         """
-        tree = None if given is None else json.loads(given)
+        tree = None if given is None else json.loads(given, parse_float=_Number)
         if not _refers(tree):
             return None
         return _joined(
@@ -167,7 +174,7 @@ def _entry_refers(name: str, value: Any, level: int = 1) -> bool:
 def _node(node: Any, *, negated: bool) -> _Parts:
     """Return the parts of an object of a filter."""
     if not _refers(node):
-        return [json.dumps(node)]
+        return [_written(node)]
     conditions: list[_Parts] = []
     for name, value in node.items():
         conditions += _entry(name, value, negated)
@@ -177,16 +184,28 @@ def _node(node: Any, *, negated: bool) -> _Parts:
 def _entry(name: str, value: Any, negated: bool) -> list[_Parts]:
     """Return the conditions, in parts, that one entry of an object stands for."""
     if not _entry_refers(name, value):
-        return [[json.dumps({name: value})]]
+        return [[_written({name: value})]]
     if name == "not":
         return [['{"not": ', *_node(value, negated=not negated), "}"]]
     if name in ("and", "or"):
         return [_list(name, [_node(part, negated=negated) for part in value])]
     others = {word: value[word] for word in value if word != _WORD}
-    conditions: list[_Parts] = [[json.dumps({name: others})]] if others else []
+    conditions: list[_Parts] = [[_written({name: others})]] if others else []
     for operator, asking in _comparisons(name, value[_WORD]):
         conditions.append([_Term(name, operator, asking, negated)])
     return conditions
+
+
+def _written(node: Any) -> str:
+    """Return the JSON of part of a filter, its numbers digit for digit."""
+    if isinstance(node, _Number):
+        return node.digits
+    if isinstance(node, dict):
+        entries = (f"{json.dumps(n)}: {_written(v)}" for n, v in node.items())
+        return f"{{{', '.join(entries)}}}"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_written, node))}]"
+    return json.dumps(node)
 
 
 def _list(word: str, conditions: list[_Parts]) -> _Parts:
@@ -214,7 +233,7 @@ def _comparisons(column: str, given: Any) -> Iterator[tuple[str, str]]:
 
 def _refuse(column: str, given: Any) -> NoReturn:
     raise FilterError(
-        f'"{_WORD}" of {column} is {json.dumps(given)[:100]}: name a column of the row '
+        f'"{_WORD}" of {column} is {_written(given)[:100]}: name a column of the row '
         f'that asks, {{"{_WORD}": "column"}}, or an operator and a column, '
         f'{{"{_WORD}": {{"gt": "column"}}}}; the operators are '
         f"{', '.join(_OPERATORS)} and between, which takes a list of two columns"

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 
@@ -164,6 +165,33 @@ def test_a_filter_means_what_sql_means(
     ]
     assert sorted(found) == expected
     assert 0 < len(expected) < _ROWS * (_ROWS - 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ('{"code": 1.1, "n": {"asking": "n"}}', {1}),
+        ('{"code": 1.10, "n": {"asking": "n"}}', {2}),
+        ('{"n": {"asking": "n"}, "num": 0.12345678901234567890}', {2}),
+        ('{"n": {"asking": "n", "ne": 5}, "num": {"in": [0.12345678901234568]}}', {1}),
+        ('{"n": {"asking": "n"}, "num": 1e400}', {3}),
+    ],
+)
+def test_other_numbers_keep_their_digits(
+    connection: Connection, given: str, found: set[int]
+) -> None:
+    connection.execute(
+        """
+        CREATE TABLE t (id int PRIMARY KEY, v vector(2), code text, n int, num numeric);
+        INSERT INTO t VALUES
+            (1, '[1,1]', '1.1', 1, 0.12345678901234568),
+            (2, '[1,2]', '1.10', 1, 0.12345678901234567890),
+            (3, '[1,3]', '', 1, 1e400)
+        """
+    )
+    result = pgembed.knn_join(connection, adopt(connection, "t"), filter=given)
+    related = result.related
+    assert {related.keys[i, 0] for i in np.flatnonzero(related.counts)} == found
 
 
 @pytest.mark.parametrize("given", [{"n": {"asking": "n"}}, {"meta.x": {"asking": "n"}}])

@@ -52,6 +52,25 @@ def test_rows_first_then_batches(
     assert fetch_all(connection, "SELECT * FROM pgembed.workers") == []
 
 
+def test_filters_of_joins_keep_their_digits(
+    dsn: str, connection: Connection, tmp_path: Path
+) -> None:
+    connection.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v vector(2), code text); "
+        "INSERT INTO t VALUES (1, '[1,1]', '1.1'), (2, '[1,2]', '1.10'); "
+        "SELECT pgembed.adopt_vectors('t', 'v')"
+    )
+    given = '{"code": 1.10}'
+    batches = [
+        post(connection, "knn_join('t_v', 'plain', filter => %s)", given),
+        post(connection, "knn_join('t_v', 'none', filter => 'null')"),
+    ]
+    run_once(dsn, tmp_path)
+    assert [batch_of(connection, b)["state"] for b in batches] == ["done", "done"]
+    assert fetch_all(connection, "SELECT id, related_id FROM plain") == [(1, 2)]
+    assert len(fetch_all(connection, "SELECT * FROM none")) == 2
+
+
 def test_what_a_batch_leaves_to_embed_is_embedded(
     dsn: str, connection: Connection, tmp_path: Path
 ) -> None:
