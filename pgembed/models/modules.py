@@ -93,7 +93,13 @@ class Modules:
             )
 
     def _pooling(self, path: str) -> str:
-        config = self._folder.json(f"{path}/config.json", dict)
+        file = f"{path}/config.json"
+        config = self._folder.json(file, dict)
+        if config.get("include_prompt") is False:
+            raise ModelSourceError(
+                f"{self._folder} pools without the prompt (include_prompt in {file} "
+                f"is false), which cannot be honoured: use another model"
+            )
         modes = {key for key, value in config.items() if value is True}
         modes = {mode for mode in modes if mode.startswith("pooling_mode")}
         if isinstance(config.get("pooling_mode"), str):
@@ -113,12 +119,12 @@ class Modules:
         default = field(config, "default_prompt_name", str, file)
 
         def prompt(*names: str) -> str:
-            names = (*names, default) if default else names
-            given = (field(prompts, name, str, file) for name in names)
-            return next(filter(None, given), "")
+            # The first that is there counts, empty or not.
+            name = next((name for name in names if name in prompts), default)
+            return field(prompts, name, str, file)
 
         return {
-            "document_prompt": prompt("document", "passage"),
+            "document_prompt": prompt("document", "passage", "corpus"),
             "query_prompt": prompt("query"),
         }
 

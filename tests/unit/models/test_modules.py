@@ -70,6 +70,12 @@ def test_pooling_that_cannot_be_honoured(
         read(tmp_path, modules=[POOLING], **{"1_Pooling__config": pooling})
 
 
+def test_pooling_without_the_prompt(tmp_path: Path) -> None:
+    pooling = {"pooling_mode_mean_tokens": True, "include_prompt": False}
+    with pytest.raises(ModelSourceError, match="pools without the prompt"):
+        read(tmp_path, modules=[POOLING], **{"1_Pooling__config": pooling})
+
+
 def test_normalize(tmp_path: Path) -> None:
     found = read(tmp_path, modules=[TRANSFORMER, NORMALIZE])
     assert found.options()["normalize"] is True
@@ -81,17 +87,29 @@ def test_dense_is_refused(tmp_path: Path) -> None:
         read(tmp_path, modules=[TRANSFORMER, dense])
 
 
-def test_prompts(tmp_path: Path) -> None:
-    prompts = {"query": "query: ", "passage": "passage: "}
-    found = read(tmp_path, config_sentence_transformers={"prompts": prompts})
-    assert found.options()["query_prompt"] == "query: "
-    assert found.options()["document_prompt"] == "passage: "
-
-
-def test_default_prompt(tmp_path: Path) -> None:
-    config = {"prompts": {"x": "say: "}, "default_prompt_name": "x"}
+@pytest.mark.parametrize(
+    ("prompts", "default", "query", "document"),
+    [
+        ({"query": "q: ", "passage": "p: "}, None, "q: ", "p: "),
+        ({"x": "say: "}, "x", "say: ", "say: "),
+        ({"query": "q: ", "document": ""}, "query", "q: ", ""),
+        ({"query": "q: ", "document": "", "passage": "p: "}, None, "q: ", ""),
+        ({"query": "q: ", "corpus": "c: "}, "query", "q: ", "c: "),
+        ({"query": "q: "}, None, "q: ", ""),
+    ],
+)
+def test_prompts(
+    tmp_path: Path,
+    prompts: dict[str, str],
+    default: str | None,
+    query: str,
+    document: str,
+) -> None:
+    """The first that is there counts, also when it is empty; then the default."""
+    config = {"prompts": prompts, "default_prompt_name": default}
     options = read(tmp_path, config_sentence_transformers=config).options()
-    assert options["query_prompt"] == options["document_prompt"] == "say: "
+    assert options["query_prompt"] == query
+    assert options["document_prompt"] == document
 
 
 def test_distance(tmp_path: Path) -> None:
