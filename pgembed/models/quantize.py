@@ -15,7 +15,7 @@ from pgembed.errors import ModelFileError
 def quantize_int8(onnx_bytes: bytes) -> bytes:
     """Return the model with int8 weights; activations are quantized as it runs.
 
-    Raises ModelFileError when the graph cannot be quantized.
+    Raises ModelFileError when the graph cannot be quantized, or not be run afterwards.
     """
     from onnxruntime import quantization
 
@@ -37,6 +37,8 @@ def quantize_int8(onnx_bytes: bytes) -> bytes:
                     # For what follows operators that have no shape inference.
                     extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
                 )
+            data: bytes = onnx.load_model(path).SerializeToString(deterministic=True)
+            _try(data)
         except Exception as error:  # whatever a graph may trip over in there
             raise ModelFileError(
                 f"the weights cannot be quantized ({error}): add the model without "
@@ -44,5 +46,17 @@ def quantize_int8(onnx_bytes: bytes) -> bytes:
             ) from error
         finally:
             root.setLevel(level)
-        data: bytes = onnx.load_model(path).SerializeToString(deterministic=True)
     return data
+
+
+def _try(onnx_bytes: bytes) -> None:
+    """Load the model: the operators for int8 take no float16, say."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    off = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = off
+    onnxruntime.InferenceSession(
+        onnx_bytes, options, providers=["CPUExecutionProvider"]
+    )

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import safetensors.numpy
+from onnx import TensorProto, helper, numpy_helper
 
 from pgembed.errors import ModelError, ModelFileError, ModelSourceError
 from pgembed.models.sources import resolve
@@ -95,19 +97,58 @@ def test_onnx_in_a_folder_below(model: Path) -> None:
     assert resolve(str(model)).options.dimensions == tiny_models.DIMENSIONS
 
 
-def test_a_network_that_gives_one_vector_per_text(model: Path) -> None:
+def one_vector_per_text(*, masked: bool) -> bytes:
+    """Return a network that sums the vectors of its tokens, or of padding, too."""
     network = tiny_models.network()
-    network.graph.node[-1].output[0] = "tokens"
-    node = network.graph.node.add(op_type="ReduceMean", input=["tokens"])
-    node.output.append("embedding")
-    node.attribute.add(name="axes", type=7, ints=[1])
-    node.attribute.add(name="keepdims", type=2, i=0)
-    output = network.graph.output[0]
+    graph = network.graph
+    graph.node[-1].output[0] = "tokens"
+    summed = "tokens"
+    if masked:
+        summed = "own"
+        graph.initializer.append(numpy_helper.from_array(np.array([2]), "last"))
+        graph.node.extend(
+            [
+                helper.make_node("Cast", ["attention_mask"], ["mask"], to=1),
+                helper.make_node("Unsqueeze", ["mask", "last"], ["each"]),
+                helper.make_node("Mul", ["tokens", "each"], ["own"]),
+            ]
+        )
+    graph.initializer.append(numpy_helper.from_array(np.array([1]), "axes"))
+    sums = helper.make_node("ReduceSum", [summed, "axes"], ["embedding"], keepdims=0)
+    graph.node.append(sums)
+    output = graph.output[0]
     output.name = "embedding"
     del output.type.tensor_type.shape.dim[1]
-    (model / "model.onnx").write_bytes(network.SerializeToString())
+    made: bytes = network.SerializeToString()
+    return made
+
+
+def test_a_network_that_gives_one_vector_per_text(model: Path) -> None:
+    (model / "model.onnx").write_bytes(one_vector_per_text(masked=True))
     options = resolve(str(model)).options
     assert (options.pooling, options.output) == ("none", "embedding")
+
+
+def test_a_network_that_reads_its_padding(model: Path) -> None:
+    (model / "model.onnx").write_bytes(one_vector_per_text(masked=False))
+    with pytest.raises(ModelError, match=r"reads the padding.*only -?0\.\d\d\. Export"):
+        resolve(str(model))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2])
+def test_special_tokens_that_leave_no_room(model: Path, max_tokens: int) -> None:
+    message = f"max_tokens is {max_tokens}, which special tokens and the 0 tokens"
+    with pytest.raises(ModelError, match=message):
+        resolve(str(model), {"max_tokens": max_tokens})
+    assert resolve(str(model), {"max_tokens": 3}).options.max_tokens == 3
+
+
+@pytest.mark.parametrize("side", ["document", "query"])
+def test_a_prompt_that_leaves_no_room(model: Path, side: str) -> None:
+    options = {f"{side}_prompt": "the red man eats ", "max_tokens": 6}
+    with pytest.raises(ModelError, match=f"the 4 tokens of the {side} prompt fill"):
+        resolve(str(model), options)
+    assert resolve(str(model), options | {"max_tokens": 7}).options.max_tokens == 7
 
 
 def test_weights_are_converted(weights: Path) -> None:
@@ -124,6 +165,33 @@ def test_int8_weights(weights: Path) -> None:
     plain = resolve(str(weights))
     assert len(candidate.files["model.onnx"]) < len(plain.files["model.onnx"])
     assert resolve(str(weights), quantize=True).hash == candidate.hash
+
+
+def test_float16_that_cannot_be_quantized(model: Path) -> None:
+    words = len(tiny_models.vocabulary())
+    arrays = {"table": (words, 8), "bias": (8,), "weights": (8, 8)}
+    chance = np.random.default_rng(0)
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+            helper.make_node("Add", ["words", "bias"], ["more"]),
+            helper.make_node("MatMul", ["more", "weights"], ["last_hidden_state"]),
+        ],
+        "half",
+        [info("input_ids", TensorProto.INT64, ["b", "s"])],
+        [info("last_hidden_state", TensorProto.FLOAT16, ["b", "s", 8])],
+        [
+            numpy_helper.from_array(chance.standard_normal(shape).astype("f2"), name)
+            for name, shape in arrays.items()
+        ],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    network = helper.make_model(graph, opset_imports=opset, ir_version=8)
+    (model / "model.onnx").write_bytes(network.SerializeToString())
+    assert resolve(str(model)).options.dimensions == 8
+    with pytest.raises(ModelFileError, match="add the model without quantization"):
+        resolve(str(model), quantize=True)
 
 
 def test_more_tokens_than_the_model_has_positions(weights: Path) -> None:
