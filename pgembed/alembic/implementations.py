@@ -57,6 +57,8 @@ def _install(operations: Operations, operation: InstallPgembedOp) -> None:
 def _uninstall(operations: Operations, operation: UninstallPgembedOp) -> None:
     context = operations.get_context()
     if context.as_sql:
-        context.impl.static_output(install.REMOVAL)
+        context.impl.static_output(
+            install.REMOVAL if operation.force else install.REMOVAL_IF_UNUSED
+        )
     else:
-        install.uninstall_within(operations)
+        install.uninstall_within(operations, force=operation.force)

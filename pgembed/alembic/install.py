@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,21 @@ from pgembed.postgres import script as text
 from pgembed.postgres.resources import Resources, Transport
 
 REMOVAL = "DROP SCHEMA pgembed CASCADE;"
+REMOVAL_IF_UNUSED = """\
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pgembed.model) OR EXISTS (SELECT FROM pgembed.embedding) THEN
+        RAISE WARNING 'pgembed stays: models or embeddings are still registered'
+            USING HINT = 'op.uninstall_pgembed(force=True) removes it all the same.';
+    ELSE
+        DROP SCHEMA pgembed CASCADE;
+    END IF;
+END
+$$;"""
+_SHOWN = 5  # names in a message
+
+# fileConfig(), which env.py calls, silences loggers below others than Alembic's.
+_log = logging.getLogger("alembic.pgembed")
 
 
 @contextlib.contextmanager
@@ -42,13 +58,24 @@ def install_within(operations: Operations) -> None:
         schema.install_in_transaction(connection, Resources.found())
 
 
-def uninstall_within(operations: Operations) -> None:
+def uninstall_within(operations: Operations, *, force: bool) -> None:
     """Remove pgembed in the transaction of the migration.
 
-    Raises InstallError, as schema.uninstall does.
+    Where models or embeddings are registered, it stays, and a warning says so; with
+    *force* they go with it. Raises InstallError, as schema.uninstall does.
     """
     with _borrowed(operations) as connection:
-        schema.uninstall_in_transaction(connection)
+        used = [] if force else schema.registered_in_transaction(connection)
+        if not used:
+            schema.uninstall_in_transaction(connection)
+            return
+    more = f" and {len(used) - _SHOWN} more" if len(used) > _SHOWN else ""
+    _log.warning(
+        "pgembed stays, because there is still %s%s: op.uninstall_pgembed(force=True) "
+        "removes it all the same",
+        ", ".join(used[:_SHOWN]),
+        more,
+    )
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ class DropEmbeddingOp(MigrateOperation):
     def drop_embedding(
         cls, operations: Operations, name: str, *, drop_vectors: bool = True
     ) -> None:
-        """Stop keeping an embedding; its vectors go, too, unless *drop_vectors*."""
+        """Stop keeping an embedding; with *drop_vectors* its vectors go, too."""
         operations.invoke(cls(name, drop_vectors=drop_vectors))
 
     def reverse(self) -> CreateEmbeddingOp:
@@ -171,7 +171,7 @@ class InstallPgembedOp(MigrateOperation):
         operations.invoke(cls(vector_schema, dblink_schema))
 
     def reverse(self) -> UninstallPgembedOp:
-        """Return the operation that removes it."""
+        """Return the operation that removes it, unless it is in use."""
         return UninstallPgembedOp()
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
@@ -180,13 +180,20 @@ class InstallPgembedOp(MigrateOperation):
 
 
 @Operations.register_operation("uninstall_pgembed")
+@dataclasses.dataclass
 class UninstallPgembedOp(MigrateOperation):
     """``op.uninstall_pgembed``; reversed, install_pgembed."""
 
+    force: bool = False
+
     @classmethod
-    def uninstall_pgembed(cls, operations: Operations) -> None:
-        """Remove schema pgembed; tables and vectors stay."""
-        operations.invoke(cls())
+    def uninstall_pgembed(cls, operations: Operations, *, force: bool = False) -> None:
+        """Remove schema pgembed; tables and vectors stay.
+
+        While models or embeddings are registered, which may be those of others, all
+        of it stays, and a warning says so; with *force* they go with it.
+        """
+        operations.invoke(cls(force))
 
     def reverse(self) -> InstallPgembedOp:
         """Return the operation that installs it again."""

@@ -73,7 +73,8 @@ def _install(context: AutogenContext, operation: InstallPgembedOp) -> str:
 
 
 def _uninstall(context: AutogenContext, operation: UninstallPgembedOp) -> str:
-    return _call(context, "uninstall_pgembed", [], {})
+    options = {"force": True} if operation.force else {}
+    return _call(context, "uninstall_pgembed", [], options)
 
 
 def _call(

@@ -242,12 +242,7 @@ def uninstall_in_transaction(connection: Connection) -> None:
 
     Raises what uninstall does, and psycopg's errors.
     """
-    _enter(connection)
-    schema = guards.find_schema(connection)
-    if schema is None or not schema.installed:
-        raise InstallError("the database holds no installation of pgembed")
-    guards.become_owner(connection, schema)
-    guards.refuse_foreign(connection, schema)
+    _enter_installed(connection)
     _revoke_from_workers(connection)
     for statement in (*_trigger_drops(connection), *_index_drops(connection)):
         connection.execute(statement.encode())
@@ -257,6 +252,34 @@ def uninstall_in_transaction(connection: Connection) -> None:
         connection.execute("DROP EXTENSION pgembed")
     objects.drop_all_or_refuse(connection, _everything(connection))
     connection.execute("DROP SCHEMA pgembed")
+
+
+def registered_in_transaction(connection: Connection) -> list[str]:
+    """Return what goes with pgembed: "model minilm", "embedding docs_body" and so on.
+
+    The open transaction's role and search_path are changed. Raises InstallError, as
+    uninstall does, and psycopg's errors.
+    """
+    _enter_installed(connection)
+    rows = fetch_all(
+        connection,
+        """
+        SELECT 'model ' || m.name FROM pgembed.model AS m
+        UNION ALL
+        SELECT 'embedding ' || e.name FROM pgembed.embedding AS e
+        ORDER BY 1
+        """,
+    )
+    return [row[0] for row in rows]
+
+
+def _enter_installed(connection: Connection) -> None:
+    _enter(connection)
+    schema = guards.find_schema(connection)
+    if schema is None or not schema.installed:
+        raise InstallError("the database holds no installation of pgembed")
+    guards.become_owner(connection, schema)
+    guards.refuse_foreign(connection, schema)
 
 
 def _revoke_from_workers(connection: Connection) -> None:

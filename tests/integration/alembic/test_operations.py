@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,63 @@ def test_install_in_a_migration(empty_dsn: str, tmp_path: Path) -> None:
         register_model(connection)
     project.upgrade()
     assert list(embeddings(engine)) == ["docs_body"]
+    project.downgrade("0001")
+    with connect(empty_dsn, purpose="test") as connection:
+        connection.execute("SELECT pgembed.drop_model('tiny')")
     project.downgrade("base")
     assert not any("pgembed" in row[1] for row in project.catalog())
     engine.dispose()
+
+
+@pytest.fixture
+def others(empty_dsn: str, tmp_path: Path) -> Iterator[Project]:
+    """Yield migrations that installed pgembed, which others use now, too."""
+    engine = create_engine(url(empty_dsn))
+    project = Project(tmp_path / "migrations", engine)
+    project.write(1, "op.install_pgembed()", "op.uninstall_pgembed()")
+    project.upgrade()
+    with connect(empty_dsn, purpose="test") as connection:
+        register_model(connection)
+        connection.execute("CREATE TABLE theirs (id int PRIMARY KEY, body text)")
+        connection.execute("SELECT pgembed.create_embedding('theirs', 'body', 'tiny')")
+    yield project
+    engine.dispose()
+
+
+def is_installed(project: Project) -> bool:
+    """Whether the database has pgembed."""
+    return any("pgembed" in row[1] for row in project.catalog())
+
+
+def test_what_others_use_stays(
+    others: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A downgrade does not take away their models and embeddings."""
+    others.downgrade("base")
+    assert list(embeddings(others.engine)) == ["theirs_body"]
+    assert "still embedding theirs_body, model tiny: op.uninst" in caplog.text
+    others.upgrade()
+    with others.engine.begin() as connection:
+        connection.execute(text("SELECT pgembed.drop_embedding('theirs_body')"))
+    others.downgrade("base")
+    assert "still model tiny: op.uninstall_pgembed(force=True)" in caplog.text
+    assert is_installed(others)
+
+
+def test_what_others_use_stays_offline(others: Project) -> None:
+    run_script(others.engine, others.script("0001:base", down=True))
+    assert list(embeddings(others.engine)) == ["theirs_body"]
+
+
+def test_uninstalling_by_force(others: Project) -> None:
+    others.write(2, "op.uninstall_pgembed(force=True)", "op.install_pgembed()")
+    script = others.script("0001:0002")
+    others.upgrade()
+    assert not is_installed(others)
+    others.downgrade("0001")
+    assert is_installed(others)
+    run_script(others.engine, script)
+    assert not is_installed(others)
 
 
 def test_install_offline(empty_dsn: str, tmp_path: Path) -> None:
