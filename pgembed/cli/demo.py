@@ -5,18 +5,26 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import json
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from psycopg import sql
 
 from pgembed.cli import options, output, progress
+from pgembed.errors import PgembedError
 from pgembed.postgres.connection import Connection, connect, fetch_one
+
+if TYPE_CHECKING:
+    from pgembed.postgres.embedded import EmbeddedServer
+
+_OURS = "Made by pgembed demo, which makes it anew when it runs again."
 
 _SEARCHES: tuple[tuple[str, dict[str, Any] | None], ...] = (
     ("how do I cut a timestamp to the hour", None),
@@ -52,7 +60,8 @@ def demo(data_dir: Path | None, keep: bool | None, cache_dir: Path | None) -> No
     from pgembed.cli import local
 
     settings = options.settings(cache_dir=cache_dir)
-    with _folder(data_dir) as folder, local.running_server(folder) as dsn:
+    with _folder(data_dir) as folder, local.running_server(folder) as server:
+        dsn = server.dsn()
         local.prepare(dsn)
         with (
             local.running_worker(local.settings_for(dsn, settings)),
@@ -62,12 +71,19 @@ def demo(data_dir: Path | None, keep: bool | None, cache_dir: Path | None) -> No
             for query, conditions in _SEARCHES:
                 _search(connection, query, conditions)
             _change_a_row(connection)
-            _say_what_next(dsn, data_dir)
-            if keep if keep is not None else sys.stdin.isatty():
-                click.secho("Ctrl-C stops the server and ends the demo.", bold=True)
-                _wait_for_interrupt()
-            else:
-                click.echo("The demo's server stops now (--keep leaves it running).")
+            _say_what_next(server, kept=data_dir is not None)
+            _end(server, keep=sys.stdin.isatty() if keep is None else keep)
+
+
+def _end(server: EmbeddedServer, *, keep: bool) -> None:
+    if keep:
+        what = "stops the server and ends" if server.started else "ends"
+        click.secho(f"Ctrl-C {what} the demo.", bold=True)
+        _wait_for_interrupt()
+    elif server.started:
+        click.echo("The demo's server stops now (--keep: not until Ctrl-C).")
+    else:
+        click.echo("The server, which ran before the demo, goes on.")
 
 
 @contextlib.contextmanager
@@ -84,13 +100,12 @@ def _folder(given: Path | None) -> Iterator[Path]:
 
 def _embed_catalog(connection: Connection) -> None:
     _title("A table of PostgreSQL's functions and settings, and an embedding of it")
-    connection.execute(
-        "SELECT pgembed.drop_embedding(name) FROM pgembed.embedding "
-        "WHERE name = 'manual_content'"
-    )
-    connection.execute("DROP TABLE IF EXISTS public.manual CASCADE")
     text = importlib.resources.files("pgembed.cli").joinpath("demo.sql").read_bytes()
-    connection.execute(text)
+    with connection.transaction():
+        _drop_earlier(connection)
+        connection.execute(text)
+        comment = sql.SQL("COMMENT ON TABLE public.manual IS {}")
+        connection.execute(comment.format(_OURS))
     statement = (
         "SELECT pgembed.create_embedding('manual', '{name}: {description}', 'minilm')"
     )
@@ -105,6 +120,28 @@ def _embed_catalog(connection: Connection) -> None:
         ),
         as_json=False,
     )
+
+
+def _drop_earlier(connection: Connection) -> None:
+    """Drop the table of an earlier demo; raise PgembedError for one of the user's."""
+    found, comment = fetch_one(
+        connection,
+        "SELECT c.oid, pg_catalog.obj_description(c.oid, 'pg_class') "
+        "FROM (SELECT pg_catalog.to_regclass('public.manual')::oid) AS c (oid)",
+    )
+    if found is None:
+        return
+    if comment != _OURS:
+        raise PgembedError(
+            "the database has a table public.manual that is not the demo's, which "
+            "would replace it: rename it, or choose another folder with --data"
+        )
+    connection.execute(
+        "SELECT pgembed.drop_embedding(name) FROM pgembed.embedding "
+        "WHERE source::oid = %s",
+        [found],
+    )
+    connection.execute("DROP TABLE public.manual")
 
 
 def _search(
@@ -148,21 +185,22 @@ def _nearest(connection: Connection, query: str) -> str:
     return str(name)
 
 
-def _say_what_next(dsn: str, data_dir: Path | None) -> None:
+def _say_what_next(server: EmbeddedServer, *, kept: bool) -> None:
     psql = "psql" if shutil.which("psql") else _bundled_psql()
     _title("Yours to try")
-    click.echo(dsn)
-    click.echo(f"\n  {psql} '{dsn}'")
+    click.echo(server.dsn())
+    click.echo(f"\n  {shlex.join([psql, server.dsn()])}")
     click.echo("""\
   SELECT (item).name, (item).description, distance
   FROM pgembed.search(NULL::manual, 'split a string into words', k => 5,
                       filter => '{"volatility": "immutable"}');
   SELECT * FROM pgembed.embedding_status;
 """)
-    if data_dir is None:
-        click.echo("To keep a server running: pgembed up")
+    if kept:
+        command = shlex.join(["pgembed", "up", "--data", str(server.data_dir)])
+        click.echo(f"To run this server again: {command}")
     else:
-        click.echo(f"To run this server again: pgembed up --data {data_dir}")
+        click.echo("To keep a server running: pgembed up")
 
 
 def _bundled_psql() -> str:

@@ -13,6 +13,7 @@ from types import FrameType
 
 import click
 
+from pgembed.errors import ServerError
 from pgembed.models import registry
 from pgembed.postgres import schema
 from pgembed.postgres.connection import connect
@@ -24,16 +25,24 @@ MODEL = "minilm"
 
 
 @contextlib.contextmanager
-def running_server(data_dir: Path, listen: str = "") -> Iterator[str]:
-    """Start the embedded server on *data_dir* and yield its DSN; stop it after.
+def running_server(data_dir: Path, listen: str = "") -> Iterator[EmbeddedServer]:
+    """Start the embedded server on *data_dir* and yield it; stop it after.
 
     Signals that end the process, a closed terminal's too, end the block first.
+    Raises ServerError, as the server does, for a folder that cannot be made.
     """
-    data_dir = data_dir.expanduser().resolve()
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        data_dir = data_dir.expanduser().resolve()
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # the latter for a ~user that is none
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ServerError(
+            f"cannot create the folder of {data_dir} for the server's data: {reason}; "
+            "choose another with --data"
+        ) from None
     click.echo(f"starting PostgreSQL on {data_dir}", err=True)
     with _exit_on_signals(), EmbeddedServer(data_dir, listen=listen) as server:
-        yield server.dsn()
+        yield server
 
 
 @contextlib.contextmanager

@@ -38,7 +38,8 @@ def up(
     settings = options.settings(
         data_dir=data_dir, processes=processes, cache_dir=cache_dir
     )
-    with local.running_server(settings.data_dir, listen) as dsn:
+    with local.running_server(settings.data_dir, listen) as server:
+        dsn = server.dsn()
         local.prepare(dsn)
         click.echo(dsn)
         click.echo("ready; Ctrl-C stops server and worker", err=True)

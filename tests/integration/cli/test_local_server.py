@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pgembed.postgres.connection import connect, fetch_one
+from pgembed.postgres.connection import connect, fetch_all, fetch_one
+from pgembed.postgres.embedded import EmbeddedServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -25,12 +26,13 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
     """Start a pgembed command; its output can be read line by line."""
     return subprocess.Popen(
         [sys.executable, "-m", "pgembed", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
@@ -47,6 +49,46 @@ def test_demo_tells_the_whole_story(folder: Path) -> None:
     assert "work_mem now" in output
     assert "postgresql://" in output
     assert "pgembed.search" in output
+    assert "The demo's server stops now" in output
+
+
+def test_demo_in_a_database_of_the_users(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own table is made anew, no other; the folder may have any name."""
+    monkeypatch.chdir(folder)
+    folder = folder / "my data"
+    with (
+        EmbeddedServer(folder) as server,
+        connect(server.dsn(), purpose="test") as connection,
+    ):
+        connection.execute("CREATE TABLE manual (id int PRIMARY KEY)")
+        process = start("demo", "--data", "my data", stderr=subprocess.PIPE)
+        _, errors = process.communicate()
+        assert process.returncode == 1
+        assert "has a table public.manual that is not the demo's" in errors
+        connection.execute("ALTER TABLE manual RENAME TO ours")
+        for _ in range(2):
+            output, _ = start("demo", "--data", "my data").communicate()
+            assert f"pgembed up --data '{folder.resolve()}'\n" in output
+            assert output.endswith("which ran before the demo, goes on.\n")
+        connection.execute("CREATE VIEW mine AS SELECT id FROM manual")
+        process = start("demo", "--data", "my data", stderr=subprocess.PIPE)
+        _, errors = process.communicate()
+        assert "view mine depends on table manual" in errors
+        assert fetch_all(connection, "SELECT name FROM pgembed.embedding")
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd/x", "/etc/passwd/x/y", "~no-such-user/x"]
+)
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_a_folder_that_cannot_be_made(command: str, name: str) -> None:
+    process = start(command, "--data", name, stderr=subprocess.PIPE)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert errors.startswith(f"Error: cannot create the folder of {name} for")
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
