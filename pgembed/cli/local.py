@@ -15,6 +15,7 @@ import click
 
 from pgembed.errors import ServerError
 from pgembed.models import registry
+from pgembed.models.sources import resolve
 from pgembed.postgres import schema
 from pgembed.postgres.connection import connect
 from pgembed.postgres.embedded import EmbeddedServer
@@ -70,12 +71,12 @@ def prepare(dsn: str) -> None:
     with connect(dsn, purpose="prepare") as connection:
         click.echo(str(schema.install(connection)), err=True)
         if registry.find_model(connection, MODEL) is None:
-            registry.add_model(
-                connection,
-                MODEL,
+            candidate = resolve(
                 MODEL,
                 report=lambda line: click.echo(f"  {line}", err=True),
+                allow_folders=False,
             )
+            registry.store_model(connection, MODEL, candidate)
             click.echo(f"registered model {MODEL}", err=True)
 
 

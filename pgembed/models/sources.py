@@ -55,6 +55,8 @@ def resolve(
     with tempfile.TemporaryDirectory(prefix="pgembed-") as temporary:
         getter = _Getter(Path(temporary), tell, snapshot, download)
         if source in ALIASES:
+            if allow_folders:
+                _refuse_ambiguous(source)
             folder = getter.alias(source)
         elif allow_folders and os.path.isdir(source):
             folder = Folder(Path(source))
@@ -62,6 +64,16 @@ def resolve(
             folder = getter.remote(source)
         return _candidate(
             source, folder, overrides, quantize, tell, weights=source in ALIASES
+        )
+
+
+def _refuse_ambiguous(alias: str) -> None:
+    parts = (*ONNX_NAMES, WEIGHTS_NAME, "modules.json")
+    if Folder(Path(alias)).find(*parts) is not None:
+        raise ModelSourceError(
+            f"{alias} is a built-in model, and a folder here that holds a model as "
+            f"well: write ./{alias} for the folder, or do it elsewhere for the "
+            f"built-in one"
         )
 
 

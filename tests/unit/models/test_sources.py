@@ -151,6 +151,23 @@ def test_a_prompt_that_leaves_no_room(model: Path, side: str) -> None:
     assert resolve(str(model), options | {"max_tokens": 7}).options.max_tokens == 7
 
 
+def test_a_folder_called_like_a_built_in_model(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.rename(model.parent / "minilm")
+    monkeypatch.chdir(model.parent)
+    with pytest.raises(ModelSourceError, match=r"write \./minilm for the folder"):
+        resolve("minilm")
+    assert resolve("./minilm").options.dimensions == tiny_models.DIMENSIONS
+    (model.parent / "minilm" / "model.onnx").unlink()
+    with pytest.raises(ModelSourceError, match="no source of minilm works"):
+        resolve("minilm", snapshot=UNREACHABLE, download=_nothing)
+
+
+def _nothing(requirement: str, folder: Path) -> Path:
+    raise ModelSourceError(f"no {requirement} in {folder}")
+
+
 def test_weights_are_converted(weights: Path) -> None:
     said: list[str] = []
     candidate = resolve(str(weights), report=said.append)
