@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
+
+_MISSING = (
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedFunction,
+)
+_OURS = re.compile(r"\bpgembed[.\"]")
 
 
 def explain(error: Exception) -> str:
@@ -16,6 +25,11 @@ def explain(error: Exception) -> str:
             "Its owner may grant that. For what is in schema pgembed: GRANT "
             "pgembed_user, pgembed_owner or pgembed_worker to the role, which "
             "'pgembed install --roles' makes."
+        )
+    if isinstance(error, _MISSING) and _OURS.search(str(diagnosis.message_primary)):
+        hint = (
+            "pgembed is not installed in this database, or an older version of it is: "
+            "run 'pgembed install' with the same DSN."
         )
     lines = [diagnosis.message_primary, diagnosis.message_detail, hint]
     return "\n".join(line for line in lines if line)

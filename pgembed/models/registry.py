@@ -73,6 +73,7 @@ def add_model(
     files or options already.
     """
     _check_name(name)
+    find_model(connection, name)  # where pgembed is not, it fails before the work
     candidate = resolve(source, overrides, quantize=quantize, report=report)
     return store_model(connection, name, candidate)
 

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg.conninfo import conninfo_to_dict
 
+from pgembed.cli.errors import explain
 from pgembed.cli.main import pgembed
 from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
@@ -60,6 +61,34 @@ def test_install_on_an_empty_database(empty_dsn: str) -> None:
     )
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("installed pgembed")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "status",
+        "model list",
+        "model add x /absent",
+        "embedding retry x",
+        "search x y",
+        "batch x --self --results r",
+        "layout show",
+    ],
+)
+def test_a_database_without_pgembed(empty_dsn: str, line: str) -> None:
+    runner = CliRunner(env={"PGEMBED_DSN": empty_dsn})
+    error = runner.invoke(pgembed, line.split()).exception
+    assert isinstance(error, psycopg.Error)
+    first, remedy = explain(error).splitlines()
+    assert "does not exist" in first
+    assert "run 'pgembed install' with the same DSN" in remedy
+
+
+def test_an_older_pgembed(run: Run, connection: Connection) -> None:
+    connection.execute("DROP FUNCTION pgembed.retry_failed(text)")
+    error = run("embedding", "retry", "x").exception
+    assert isinstance(error, psycopg.Error)
+    assert "or an older version of it is: run 'pgembed install'" in explain(error)
 
 
 def test_install_without_a_transport(empty_dsn: str) -> None:
