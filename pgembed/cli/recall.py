@@ -117,7 +117,11 @@ def _draw(
     for shape, points in shapes.items():
         ms, recalls = zip(*sorted(points), strict=True)
         axes.plot(ms, recalls, marker="o", label=shape)
-    axes.set(xlabel="median milliseconds", ylabel="recall", title=embedding)
-    axes.legend(fontsize="small")
+    axes.set(xlabel="median milliseconds", ylabel="recall")
+    # Dollars in names and filters are no formulas.
+    axes.set_title(embedding, parse_math=False)
+    for text in axes.legend(fontsize="small").get_texts():
+        text.set_parse_math(False)
     with _writing(file):
-        figure.savefig(file)
+        # Without a format, the name of a file without a suffix would get one.
+        figure.savefig(file, format=file.suffix[1:].lower() or "png")

@@ -90,6 +90,26 @@ def test_recall_draws(run: Run, items: psycopg.Connection[Any], tmp_path: Path) 
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
+def test_recall_draws_names_with_dollars(
+    run: Run, items: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    """And into the very file that is named."""
+    pytest.importorskip("matplotlib")
+    items.execute(
+        'CREATE TABLE prices (id int PRIMARY KEY, "a$_$b" text, "$v" vector(2)); '
+        "INSERT INTO prices SELECT i, '$x', ARRAY[i, 1]::vector "
+        "FROM generate_series(1, 9) AS i; "
+        "SELECT pgembed.adopt_vectors('prices', '$v', name => '$^a$')"
+    )
+    other = tmp_path / "recall.png"
+    other.write_text("another's")
+    given = ["--filter", '{"a$_$b": "$x"}', "--plot", str(tmp_path / "recall")]
+    result = run("recall", "$^a$", "--sample", "3", *given)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "recall").read_bytes().startswith(b"\x89PNG")
+    assert other.read_text() == "another's"
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
