@@ -10,6 +10,15 @@ COMMENT ON FUNCTION pgembed._trigger_function(pgembed.embedding, text) IS
 'The name of an embedding''s trigger function for an event: one that no embedding of another database has.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._trigger_routine(e pgembed.embedding, event text)
+RETURNS regprocedure
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, event)));
+COMMENT ON FUNCTION pgembed._trigger_routine(pgembed.embedding, text) IS
+'An embedding''s trigger function for an event; NULL when there is none.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._trigger_functions(e pgembed.embedding)
 RETURNS SETOF regprocedure
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -100,7 +109,7 @@ RETURN (
             AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = g.tgrelid
         INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = g.tgrelid AND a.attnum = d.refobjsubid
         WHERE g.tgrelid = e.source AND g.tgname = pgembed._trigger_name(e.id, 'update')
-            AND g.tgfoid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, 'update')))
+            AND g.tgfoid = pgembed._trigger_routine(e, 'update')
     ) AS w (wanted, columns)
 );
 COMMENT ON FUNCTION pgembed._watches_wrongly(pgembed.embedding) IS
@@ -228,7 +237,7 @@ DECLARE
 BEGIN
     FOR routine IN
         SELECT f FROM pgembed._trigger_functions(e) AS f
-        EXCEPT SELECT to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, v)))
+        EXCEPT SELECT pgembed._trigger_routine(e, v)
         FROM unnest(pgembed._captured_events()) AS v
     LOOP
         -- Triggers that still call it are on tables that are not the embedding's: a dump of the schema
@@ -293,8 +302,7 @@ AS $$
     INNER JOIN pg_catalog.pg_trigger AS g ON g.oid = d.objid
     WHERE d.classid = 'pg_catalog.pg_trigger'::regclass
         AND d.refclassid = 'pg_catalog.pg_proc'::regclass
-        AND d.refobjid = to_regprocedure(
-            format('pgembed.%I()', pgembed._trigger_function(e, 'truncate')));
+        AND d.refobjid = pgembed._trigger_routine(e, 'truncate');
 $$;
 COMMENT ON FUNCTION pgembed._guarded_relations(pgembed.embedding) IS
 'The tables that have the TRUNCATE trigger of the embedding: those known as its source and partitions.';
@@ -324,7 +332,7 @@ RETURN ARRAY(
     INNER JOIN pg_catalog.pg_trigger AS g ON g.oid = d.objid AND g.tgparentid <> 0
     WHERE d.classid = 'pg_catalog.pg_trigger'::regclass
         AND d.refclassid = 'pg_catalog.pg_proc'::regclass
-        AND d.refobjid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, 'update')))
+        AND d.refobjid = pgembed._trigger_routine(e, 'update')
     ORDER BY g.oid
 );
 COMMENT ON FUNCTION pgembed._partition_triggers(pgembed.embedding) IS
@@ -342,7 +350,7 @@ DECLARE
     triggers oid[] := pgembed._partition_triggers(e);
     changed boolean := triggers IS DISTINCT FROM e.partition_triggers;
 BEGIN
-    IF to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, 'update'))) IS NULL THEN
+    IF pgembed._trigger_routine(e, 'update') IS NULL THEN
         -- Of an earlier release, under names that are not found below: the rest is for the next time.
         IF pgembed._fault(e) IS NULL AND pgembed._try_lock(e.source, 'SHARE ROW EXCLUSIVE') THEN
             PERFORM pgembed._create_capture(e);

@@ -213,7 +213,7 @@ SET search_path = pg_catalog, pg_temp
 RETURN (
     SELECT p.proowner::regrole
     FROM pg_catalog.pg_proc AS p
-    WHERE p.oid = to_regprocedure(format('pgembed.%I()', pgembed._trigger_function(e, 'update')))
+    WHERE p.oid = pgembed._trigger_routine(e, 'update')
         AND (
             p.proowner::regrole <> pgembed._owner(e.source)
             OR NOT pg_has_role(p.proowner, pgembed._owner(e.target), 'USAGE')

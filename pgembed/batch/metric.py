@@ -168,7 +168,7 @@ def comparable(workload: Workload, source: Source) -> Workload:
 
     Raises VectorError for queries that have no distance to what it holds.
     """
-    if source.half and len(workload):
+    if source.storage == "halfvec" and len(workload):
         with np.errstate(over="ignore"):
             rounded = workload.queries.astype(np.float16).astype(np.float32)
         infinite = np.argwhere(np.isinf(rounded))

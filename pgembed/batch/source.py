@@ -37,8 +37,8 @@ class Source:
     """Whether the type of each key column is one that psycopg does not know."""
     whole_key: bool
     """Whether the key is one column of integers."""
-    half: bool
-    """Whether it stores halfvec, as which queries are then compared, too."""
+    storage: str
+    """vector or halfvec, as which queries are then compared, too."""
 
     @property
     def chunked(self) -> bool:
@@ -118,7 +118,6 @@ def describe(connection: Connection, name: str) -> Source:
                     AND a.atttypid IN (20::oid, 21::oid, 23::oid)
                 FROM pg_catalog.pg_attribute AS a
                 WHERE a.attrelid = e.source::oid AND a.attname = e.key_columns[1]),
-            e.storage = 'halfvec',
             e.storage
         FROM pgembed._find_embedding(%s) AS e
         INNER JOIN pg_catalog.pg_class AS c ON c.oid = e.source::oid
@@ -130,12 +129,12 @@ def describe(connection: Connection, name: str) -> Source:
     )
     if row is None:
         raise EmbeddingError(f"the source of embedding {name!r} was dropped")
-    if row[-1] == "bit":
+    fields = dict(zip(_FIELDS, row, strict=True))
+    if fields["storage"] == "bit":
         raise EmbeddingError(
             f"embedding {name!r} stores bits, which batches do not search yet: "
             "use pgembed.search for them"
         )
-    fields = dict(zip(_FIELDS, row, strict=False))
     lists = {name: tuple(fields[name]) for name in ("keys", "key_texts")}
     return Source(**{**fields, **lists})
 

@@ -12,7 +12,7 @@ from psycopg import errors
 from psycopg.rows import class_row
 
 from pgembed.errors import EmbeddingError
-from pgembed.postgres.connection import Connection, fetch_all, require_idle
+from pgembed.postgres.connection import Connection, fetch_all, fetch_one, require_idle
 
 LEAST_RECALL = 0.95
 """A new partial index is dropped again when searches through it find less."""
@@ -249,12 +249,12 @@ def _is_valid(connection: Connection, name: str) -> bool:
 
 
 def _is_noted(connection: Connection, name: str) -> bool:
-    rows = fetch_all(
+    (is_noted,) = fetch_one(
         connection,
         "SELECT pg_catalog.obj_description(%s::text::regclass, 'pg_class') IS NOT NULL",
         (name,),
     )
-    return bool(rows[0][0])
+    return bool(is_noted)
 
 
 def _require_no_build(connection: Connection, advice: Advice) -> None:
@@ -274,7 +274,7 @@ def _require_no_build(connection: Connection, advice: Advice) -> None:
 
 
 def _drop(connection: Connection, name: str) -> None:
-    ((before, deadlock_ms),) = fetch_all(
+    before, deadlock_ms = fetch_one(
         connection,
         "SELECT current_setting('lock_timeout'), s.setting::int "
         "FROM pg_catalog.pg_settings AS s WHERE s.name = 'deadlock_timeout'",
@@ -304,7 +304,7 @@ def _recall_through(
 
     Without any, searches under the filter of the index are measured.
     """
-    ((filters, count),) = fetch_all(
+    filters, count = fetch_one(
         connection,
         "SELECT f.filters::text, jsonb_array_length(f.filters) "
         "FROM pgembed._find_embedding(%s) AS e "
@@ -324,18 +324,18 @@ def _recall_through(
 
 
 def _has_vectors(connection: Connection, workload: str) -> bool:
-    rows = fetch_all(
+    (has_vectors,) = fetch_one(
         connection,
         "SELECT 'embedding' = ANY (pgembed._columns(%s::text::regclass))",
         (workload,),
     )
-    return bool(rows[0][0])
+    return bool(has_vectors)
 
 
 def _measure_workload(
     connection: Connection, embedding: str, filters: str, sample: int, workload: str
 ) -> list[tuple[Any, ...]]:
-    ((table,),) = fetch_all(connection, "SELECT %s::text::regclass::text", (workload,))
+    (table,) = fetch_one(connection, "SELECT %s::text::regclass::text", (workload,))
     table = table.replace("%", "%%")
     given = json.loads(filters)
     count = sample * len(given) if isinstance(given, list) else sample
