@@ -54,23 +54,28 @@ COMMENT ON FUNCTION pgembed._memory_settings() IS
 'What the planner is told of a table in memory, names and values in turn: there it is the rows of the indexes and the table that take time, not the pages.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._exact_settings(e pgembed.embedding)
-RETURNS text[]
+CREATE OR REPLACE FUNCTION pgembed._search_size(
+    e pgembed.embedding,
+    OUT rows float8, OUT pages float8, OUT vectors float8, OUT vector_pages float8, OUT exact_settings text[]
+)
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    pages float8 := (pgembed._table_size(e.source)).pages;
+    read_pages float8;
 BEGIN
+    SELECT s.rows, s.pages, s.rows, s.pages, s.pages INTO rows, pages, vectors, vector_pages, read_pages
+    FROM pgembed._table_size(e.source) AS s;
     IF e.target <> e.source THEN
-        pages := pages + (pgembed._table_size(e.target)).pages;
+        SELECT s.rows, s.pages, read_pages + s.pages INTO vectors, vector_pages, read_pages
+        FROM pgembed._table_size(e.target) AS s;
     END IF;
-    RETURN CASE WHEN pages * 8192 <= pg_size_bytes(current_setting('effective_cache_size')) / 2
+    exact_settings := CASE WHEN read_pages * 8192 <= pg_size_bytes(current_setting('effective_cache_size')) / 2
         THEN pgembed._memory_settings() ELSE '{}' END;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._exact_settings(pgembed.embedding) IS
-'The settings under which an exact search is planned: those of tables in memory, when what it reads fits into half of effective_cache_size; otherwise the server''s own.';
+COMMENT ON FUNCTION pgembed._search_size(pgembed.embedding) IS
+'What a search reads: rows and pages of the source, vectors and pages of the table that has them. With it the settings under which an exact search is planned: those of tables in memory, when all of it fits into half of effective_cache_size; otherwise the server''s own.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._exact_cost(
@@ -132,15 +137,16 @@ COMMENT ON FUNCTION pgembed._index_settings(pgembed.embedding, text, integer, fl
 'How hard to look into an index for a recall, when that share of its rows passes: the settings, and the cost. It grows when few rows pass: 2 k of them are met only among 2 k / share.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._sentinels(relation regclass, OUT places tid[], OUT share float8)
+CREATE OR REPLACE FUNCTION pgembed._sentinels(
+    relation regclass, rows float8, pages float8, OUT places tid[], OUT share float8
+)
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    size record := pgembed._table_size(relation);
-    per_page integer := greatest(1, ceil(size.rows / greatest(size.pages, 1)));
+    per_page integer := greatest(1, ceil(rows / greatest(pages, 1)));
 BEGIN
-    IF size.rows < 20000 OR NOT has_column_privilege(relation, 'ctid', 'SELECT')
+    IF rows < 20000 OR NOT has_column_privilege(relation, 'ctid', 'SELECT')
         OR (SELECT c.relkind FROM pg_catalog.pg_class AS c WHERE c.oid = relation) <> 'r'
     THEN
         share := 0;
@@ -148,11 +154,11 @@ BEGIN
     END IF;
     -- Always the same places, spread by the golden ratio: they stay in memory.
     places := ARRAY(
-        SELECT ('(' || floor(size.pages * (i * 0.6180339887498949::float8 - floor(i * 0.6180339887498949::float8)))::bigint
+        SELECT ('(' || floor(pages * (i * 0.6180339887498949::float8 - floor(i * 0.6180339887498949::float8)))::bigint
             || ',' || 1 + i % per_page || ')')::tid
         FROM generate_series(1, 256) AS i);
-    share := 256 / size.rows;
+    share := 256 / rows;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._sentinels(regclass) IS
+COMMENT ON FUNCTION pgembed._sentinels(regclass, float8, float8) IS
 'A sample of the places of a table''s rows, and the share of the rows that it is; NULL and 0 for a table too small, one with partitions, or one of which the caller may read columns, but not places, which GRANT SELECT on the table or on its ctid allows. A graph index that loses its way returns rows that are all too far: then many of these are nearer.';

@@ -142,7 +142,7 @@ COMMENT ON FUNCTION pgembed._planned_index(pgembed.embedding, jsonb) IS
 
 
 CREATE OR REPLACE FUNCTION pgembed._search_strategy(
-    e pgembed.embedding, mode text, k integer, recall float8,
+    e pgembed.embedding, size record, mode text, k integer, recall float8,
     passing_rows float8, planner_cost float8,
     usable regclass, method text, lists integer, index_rows float8, partial boolean,
     OUT strategy text, OUT reason text, OUT index regclass, OUT settings text[],
@@ -153,8 +153,6 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    size record := pgembed._table_size(e.source);
-    vectors record := size;
     s record;
     page_cost float8;
     compared float8;
@@ -162,12 +160,9 @@ DECLARE
     wanted integer := k * CASE WHEN e.target = e.source THEN 1 ELSE 8 END;
 BEGIN
     estimated_rows := coalesce(passing_rows, size.rows);
-    IF e.target <> e.source THEN
-        vectors := pgembed._table_size(e.target);
-    END IF;
-    compared := estimated_rows * vectors.rows / greatest(size.rows, 1);
+    compared := estimated_rows * size.vectors / greatest(size.rows, 1);
     IF planner_cost IS NULL THEN
-        page_cost := coalesce((pgembed._exact_settings(e))[2], current_setting('seq_page_cost'));
+        page_cost := coalesce(size.exact_settings[2], current_setting('seq_page_cost'));
         planner_cost := page_cost * least(size.pages, estimated_rows) + 0.02 * estimated_rows;
     END IF;
     IF e.target <> e.source THEN
@@ -175,7 +170,7 @@ BEGIN
     END IF;
     exact_us := pgembed._exact_cost(e, planner_cost, compared);
     strategy := 'exact';
-    index_rows := coalesce(nullif(index_rows, 0), vectors.rows);
+    index_rows := coalesce(nullif(index_rows, 0), size.vectors);
     IF mode = 'exact' THEN
         reason := 'asked for';
     ELSIF mode = 'auto' AND recall >= 1 THEN
@@ -183,7 +178,7 @@ BEGIN
     ELSIF usable IS NULL THEN
         reason := 'no valid index on the vectors serves this distance and this filter';
     ELSE
-        passing := least(1, estimated_rows / greatest(size.rows * index_rows / greatest(vectors.rows, 1), 1));
+        passing := least(1, estimated_rows / greatest(size.rows * index_rows / greatest(size.vectors, 1), 1));
         s := pgembed._index_settings(e, method, lists, index_rows, wanted, recall, passing);
         -- A filter may be at odds with the query: then the exact search comes on top.
         index_us := s.cost + CASE WHEN passing_rows IS NULL THEN 0 ELSE 0.2 * exact_us END;
@@ -193,7 +188,7 @@ BEGIN
             settings := s.settings;
             IF method = 'hnsw' AND NOT partial THEN
                 SELECT g.places, 3 + g.share * wanted / nullif(passing, 0) INTO sentinels, nearer
-                FROM pgembed._sentinels(e.target) AS g WHERE g.share > 0;
+                FROM pgembed._sentinels(e.target, size.vectors, size.vector_pages) AS g WHERE g.share > 0;
             END IF;
         END IF;
         reason := CASE mode WHEN 'index' THEN 'asked for'
@@ -202,8 +197,8 @@ BEGIN
     END IF;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._search_strategy(pgembed.embedding, text, integer, float8, float8, float8, regclass, text, integer, float8, boolean) IS
-'Exact or index, and why; with the index come the settings under which it is read. passing_rows: of the source, NULL for all; planner_cost: of finding them, NULL when not planned; usable to partial: the index that there is.';
+COMMENT ON FUNCTION pgembed._search_strategy(pgembed.embedding, record, text, integer, float8, float8, float8, regclass, text, integer, float8, boolean) IS
+'Exact or index, and why; with the index come the settings under which it is read. size: of pgembed._search_size; passing_rows: of the source, NULL for all; planner_cost: of finding them, NULL when not planned; usable to partial: the index that there is.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._plan_search(
@@ -217,7 +212,7 @@ LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 AS $$
 DECLARE
     e pgembed.embedding := pgembed._search_embedding(source, embedding);
-    exact_settings pg_catalog.text[] := pgembed._exact_settings(e);
+    size pg_catalog.record := pgembed._search_size(e);
     before pg_catalog.text[];
     c pg_catalog.record;
     i pg_catalog.record;
@@ -251,16 +246,16 @@ BEGIN
         passing_rows := i.passing;
     END IF;
     IF passing_rows IS NULL AND c.probe IS NOT NULL THEN
-        s := pgembed._passing_rows(c.probe, query, k, arguments, exact_settings);
+        s := pgembed._passing_rows(c.probe, query, k, arguments, size.exact_settings);
         passing_rows := s.rows;
         planner_cost := s.planner_cost;
     END IF;
-    s := pgembed._search_strategy(e, mode, k, recall, passing_rows, planner_cost,
+    s := pgembed._search_strategy(e, size, mode, k, recall, passing_rows, planner_cost,
         i.index, i.method, i.lists, i.rows, i.partial);
     strategy := s.strategy;
     reason := s.reason;
     index := s.index;
-    settings := COALESCE(s.settings, exact_settings);
+    settings := COALESCE(s.settings, size.exact_settings);
     estimated_rows := s.estimated_rows;
     exact_us := s.exact_us;
     index_us := s.index_us;
@@ -282,7 +277,7 @@ DECLARE
     e pgembed.embedding := pgembed._find_embedding(embedding);
 BEGIN
     statement := pgembed._search_statement(e, condition, false);
-    settings := pgembed._exact_settings(e);
+    settings := (pgembed._search_size(e)).exact_settings;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._plan_fallback(text, text) IS

@@ -65,7 +65,7 @@ BEGIN
         RETURN;
     END IF;
     SELECT p.rows, p.planner_cost INTO rows, cost
-    FROM pgembed._passing_rows(c.probe, NULL, 1, c.arguments, pgembed._exact_settings(e)) AS p;
+    FROM pgembed._passing_rows(c.probe, NULL, 1, c.arguments, (pgembed._search_size(e)).exact_settings) AS p;
 EXCEPTION
     WHEN invalid_parameter_value OR undefined_column OR undefined_function THEN NULL;
 END;
@@ -134,9 +134,10 @@ BEGIN
     SELECT w.filter, w.searches, w.weight, s.estimated_rows, least(s.exact_us, coalesce(s.index_us, s.exact_us))
     FROM pgembed._workload_filters(e, workload, 200) AS w
     CROSS JOIN LATERAL pgembed._filter_estimate(e, w.filter) AS p
+    CROSS JOIN pgembed._search_size(e) AS z
     LEFT JOIN pgembed._usable_index(e, '{}') AS i ON true
     CROSS JOIN LATERAL pgembed._search_strategy(
-        e, 'auto', k, recall, p.rows, p.cost, i.index, i.method, i.lists, i.rows, i.partial) AS s
+        e, z, 'auto', k, recall, p.rows, p.cost, i.index, i.method, i.lists, i.rows, i.partial) AS s
     WHERE p.rows IS NOT NULL;
     PERFORM pgembed._apply_settings(before);
 END;

@@ -32,7 +32,7 @@ BEGIN
         '_advised_index _advised_name _apply_settings _array_text _belongs_to _check_arguments _check_fits '
         '_check_hybrid _check_json_order _check_option _check_query _check_searched _column_list _column_text '
         '_column_type _columns _comparison _compile_filter _content_expression _cost _default_cost _distance_expression '
-        '_distance_operator _document_words _estimate _exact_cost _exact_settings _exact_statement '
+        '_distance_operator _document_words _estimate _exact_cost _exact_statement '
         '_exists _fault _filter_column '
         '_filter_comparison _filter_contains _filter_in _filter_json _filter_json_part '
         '_filter_list _filter_node _filter_operand _filter_pattern _filter_shape _filter_term '
@@ -43,7 +43,7 @@ BEGIN
         '_read_value _recall_of _record_filter _records_filter '
         '_refuse_cost _refuse_filter _refuse_source _refuse_term _retyped_keys _run_search _same_key '
         '_sample_queries _search_condition '
-        '_search_distances _search_embedding _search_report _search_rows _search_statement '
+        '_search_distances _search_embedding _search_report _search_rows _search_size _search_statement '
         '_search_strategy _sentinels _setting _source_relation _table_name _table_size '
         '_template_expression _template_tokens _trigrams_statement _usable_index _value _value_text _vector_type '
         '_words_document _words_statement max_sim') AS r;
