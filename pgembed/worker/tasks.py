@@ -105,7 +105,13 @@ def prepare(work: Work, lease: Lease, model: Model) -> Task:
             continue
         texts += parts
         owners += [position] * len(parts)
-    encoded = model.tokenize(texts)
+    try:
+        encoded = model.tokenize(texts)
+    except Exception:  # whose it is, each text tells alone
+        errors |= _refused(model, texts, owners)
+        kept = [i for i, owner in enumerate(owners) if owner not in errors]
+        texts, owners = [texts[i] for i in kept], [owners[i] for i in kept]
+        encoded = model.tokenize(texts)
     truncated = encoded.truncated
     if work.chunk_tokens is not None:
         whole = [text for text in lease.claim.texts if text is not None]
@@ -119,6 +125,19 @@ def _parts(work: Work, model: Model, text: str) -> list[str]:
     if work.chunk_tokens is None:
         return [text]
     return Chunker.fitting(model, work.chunk_tokens, work.chunk_overlap).split(text)
+
+
+def _refused(
+    model: Model, texts: Sequence[str], owners: Sequence[int]
+) -> dict[int, str]:
+    """Return the errors of the rows with a text that the tokenizer refuses."""
+    errors = {}
+    for text, owner in zip(texts, owners, strict=True):
+        try:
+            model.tokenize([text])
+        except Exception as error:
+            errors[owner] = f"the model's tokenizer refuses the text: {error}"
+    return errors
 
 
 def _positions(values: Sequence[int]) -> Positions:

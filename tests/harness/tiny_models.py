@@ -8,6 +8,7 @@ the more the later it stands.
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,18 @@ def slow_model(folder: Path, *, steps: int = 5_000) -> Path:
     5,000 steps take about one second of a core.
     """
     return write_model(folder, triggers=("slow",), steps=steps)
+
+
+def picky_model(folder: Path) -> Path:
+    """Write a model whose tokenizer refuses texts with characters it does not know."""
+    path = good_model(folder) / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["added_tokens"] = [
+        token for token in values["added_tokens"] if token["content"] != "[UNK]"
+    ]
+    del values["model"]["vocab"]["[UNK]"]
+    path.write_text(json.dumps(values))
+    return folder
 
 
 def write_model(

@@ -127,6 +127,21 @@ def test_a_poison_row_fails_alone(
     assert failures(connection) == []
 
 
+@pytest.mark.parametrize("options", [{}, {"chunk_tokens": 8}])
+def test_a_text_that_the_tokenizer_refuses_fails_alone(
+    dsn: str, connection: Connection, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    add_tiny(connection, tiny_models.picky_model(tmp_path / "picky"))
+    bodies = [f"the dog {i}" for i in range(20)]
+    create_docs(connection, *bodies[:10], "the 日本 dog", *bodies[10:], **options)
+    embed_all(dsn, max_attempts=1)
+    (failure,) = failures(connection)
+    assert failure.key == {"id": 11}
+    assert "tokenizer" in failure.error or "cut into chunks" in failure.error
+    assert "[UNK]" in failure.error
+    assert status(connection)["embedded"] == 20
+
+
 def test_a_failed_row_is_tried_again(
     dsn: str, connection: Connection, tmp_path: Path
 ) -> None:
