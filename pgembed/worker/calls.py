@@ -191,7 +191,9 @@ class CallServer:
     def step(self) -> None:
         """Answer the short calls whose model is loaded, and a slice of a long one."""
         self._pending.drop(self._is_over)
-        for group in self._pending.groups():
+        groups = self._pending.groups()
+        self._loader.forget(but={group.model_hash for group in groups})
+        for group in groups:
             model = self._model(group)
             if model is None:
                 continue

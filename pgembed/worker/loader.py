@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pgembed.models.session import Model
@@ -33,6 +34,15 @@ class Loader:
             return None
         del self._loading[model_hash]
         return future.result()
+
+    def forget(self, *, but: Collection[bytes]) -> None:
+        """Forget what came of loading other models than those of *but*.
+
+        A model stays in the cache; a failure is not news to whoever asks later.
+        """
+        for model_hash, future in list(self._loading.items()):
+            if future.done() and model_hash not in but:
+                del self._loading[model_hash]
 
     @property
     def is_loading(self) -> bool:

@@ -21,6 +21,7 @@ from pgembed.worker.pending import AnsweredCall, Call, Group
 from tests.harness import tiny_models
 
 QUERY = Group("tiny", b"tiny", "query")
+GONE = Group("gone", b"gone", "query")
 
 
 def assert_close(answer: Float32 | str, wanted: Float32) -> None:
@@ -75,13 +76,13 @@ class Bench:
         self.transport = transport or Memory()
         self.loader = Loader(ModelCache(self._load))
         self.lifetime = Lifetime(5)
+        self.lost = {"gone"}
         self.server = CallServer(self.transport, self.loader, self.lifetime)
         self.loader.find("tiny", b"tiny")
-        while self.loader.is_loading:
-            time.sleep(0.001)
+        self.wait()
 
     def _load(self, name: str, _: bytes) -> Model:
-        if name != "tiny":
+        if name in self.lost:
             raise ValueError("no such file")
         return self.model
 
@@ -99,9 +100,13 @@ class Bench:
     def settle(self) -> None:
         """Step until no model is being loaded."""
         self.step()
+        self.wait()
+        self.step()
+
+    def wait(self) -> None:
+        """Wait until no model is being loaded."""
         while self.loader.is_loading:
             time.sleep(0.001)
-        self.step()
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +239,7 @@ def test_a_bad_text_fails_its_long_call(bench: Bench) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_blocks_no_other(bench: Bench) -> None:
-    bench.post("lost", "a cat", group=Group("gone", b"gone", "query"))
+    bench.post("lost", "a cat", group=GONE)
     bench.post("good", "a cat")
     bench.step()
     assert isinstance(bench.transport.answers["good"], np.ndarray)
@@ -242,6 +247,25 @@ def test_a_model_that_cannot_be_loaded_blocks_no_other(bench: Bench) -> None:
     assert "'gone' cannot be loaded: no such file" in str(
         bench.transport.answers["lost"]
     )
+
+
+@pytest.mark.parametrize("somebody_asks", [True, False])
+def test_a_model_is_loaded_again_for_those_who_ask_later(
+    bench: Bench, somebody_asks: bool
+) -> None:
+    """After it failed for nobody, or for somebody who has left."""
+    if somebody_asks:
+        bench.post("leaves", "a cat", group=GONE)
+        bench.step()
+        bench.transport.gone = {"leaves"}
+    else:
+        bench.loader.find("gone", b"gone")
+    bench.wait()
+    bench.step()
+    bench.lost.clear()
+    bench.post("later", "a cat", group=GONE)
+    bench.settle()
+    assert isinstance(bench.transport.answers["later"], np.ndarray)
 
 
 def test_nobody_computes_for_callers_who_left(bench: Bench) -> None:
