@@ -23,8 +23,8 @@ def connect_as(
     (worker,) = fetch_one(own, "SELECT session_user::text")
     parameters: dict[str, Any] = conninfo_to_dict(dsn)
     if role != worker:
-        parameters = {**parameters, "user": role}
-        parameters.pop("password", None)
+        # Empty, not left out: PGPASSWORD or a service's would come before the file.
+        parameters = {**parameters, "user": role, "password": ""}
     try:
         connection = connect(make_conninfo(**parameters), purpose=purpose)
     except ConnectError as error:
