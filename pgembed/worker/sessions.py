@@ -33,12 +33,19 @@ def connect_as(
             f"{str(error).splitlines()[0]}\nGive the worker a line for that role in "
             "its password file (~/.pgpass), or let pg_hba.conf admit it from there"
         ) from None
+    try:
+        _require(connection, role)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _require(connection: Connection, role: str) -> None:
     found = fetch_one(connection, "SELECT session_user::text, current_user::text")
     if found != (role, role):
-        connection.close()
         raise WorkerError(
             f"a session of role {role!r} is one of {found[0]!r} acting as "
             f"{found[1]!r}: let the worker reach the server without a pooler that "
             "changes roles"
         )
-    return connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pgembed.errors import ConnectError
 from pgembed.postgres.connection import fetch_one
+from pgembed.worker import sessions
 from pgembed.worker.sessions import connect_as
+from tests.conftest import Connect
 from tests.harness.roles import ordinary_role
 from tests.integration.worker.running import Connection, wait_until
 
@@ -70,3 +73,21 @@ def test_the_password_file_has_the_passwords_of_other_roles(
     passwords.write_text("")
     with pytest.raises(ConnectError, match="password file"):
         connect_as(dsn, role, connection, whose="a role", purpose="test")
+
+
+def test_a_session_in_which_nothing_can_be_asked_is_closed(
+    dsn: str, connection: Connection, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def opening(dsn: str, *, purpose: str) -> Connection:
+        session = connect(dsn, purpose=purpose, autocommit=False)
+        opened.append(session)
+        with contextlib.suppress(psycopg.errors.DivisionByZero):
+            session.execute("SELECT 1 / 0")
+        return session
+
+    monkeypatch.setattr(sessions, "connect", opening)
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+        connect_as(dsn, "postgres", connection, whose="a role", purpose="test")
+    assert [session.closed for session in opened] == [True]
