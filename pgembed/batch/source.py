@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Format, TransactionStatus
 
 from pgembed.errors import EmbeddingError, PgembedError
 from pgembed.postgres import connection as connections
@@ -108,12 +108,21 @@ def describe(connection: Connection, name: str) -> Source:
             CASE WHEN e.target::oid <> e.source::oid
                 THEN pgembed._key_match(e.source, 's', 'v') END,
             t.relkind = 'p' OR t.relhassubclass,
-            ARRAY(SELECT y.oid >= 16384::oid AND y.typtype <> 'd'
-                FROM pg_catalog.unnest(e.key_columns) WITH ORDINALITY AS k (name, place)
-                INNER JOIN pg_catalog.pg_attribute AS a
-                    ON a.attrelid = e.source::oid AND a.attname = k.name
-                INNER JOIN pg_catalog.pg_type AS y ON y.oid = a.atttypid
-                ORDER BY k.place),
+            ARRAY(
+                WITH RECURSIVE types (place, oid, base) AS (
+                    SELECT k.place, y.oid, y.typbasetype
+                    FROM pg_catalog.unnest(e.key_columns)
+                        WITH ORDINALITY AS k (name, place)
+                    INNER JOIN pg_catalog.pg_attribute AS a
+                        ON a.attrelid = e.source::oid AND a.attname = k.name
+                    INNER JOIN pg_catalog.pg_type AS y ON y.oid = a.atttypid
+                    UNION ALL
+                    SELECT d.place, y.oid, y.typbasetype
+                    FROM types AS d
+                    INNER JOIN pg_catalog.pg_type AS y ON y.oid = d.base
+                )
+                SELECT y.oid::int8 FROM types AS y
+                WHERE y.base = 0::oid ORDER BY y.place),
             (SELECT pg_catalog.cardinality(e.key_columns) = 1
                     AND a.atttypid IN (20::oid, 21::oid, 23::oid)
                 FROM pg_catalog.pg_attribute AS a
@@ -135,8 +144,9 @@ def describe(connection: Connection, name: str) -> Source:
             f"embedding {name!r} stores bits, which batches do not search yet: "
             "use pgembed.search for them"
         )
-    lists = {name: tuple(fields[name]) for name in ("keys", "key_texts")}
-    return Source(**{**fields, **lists})
+    loader = connection.adapters.get_loader
+    texts = tuple(loader(oid, Format.BINARY) is None for oid in fields["key_texts"])
+    return Source(**fields | {"keys": tuple(fields["keys"]), "key_texts": texts})
 
 
 @contextlib.contextmanager

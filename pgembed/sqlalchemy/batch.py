@@ -26,6 +26,7 @@ from pgembed.sqlalchemy.executor import Executor, bind_arguments, executor
 from pgembed.sqlalchemy.garbage import spared, uncollected
 from pgembed.sqlalchemy.loading import Rows
 from pgembed.sqlalchemy.search import Embedder
+from pgembed.sqlalchemy.shape import refused
 
 Blocking = Session | scoped_session[Session] | Connection
 Asynchronous = AsyncSession | async_scoped_session[Any] | AsyncConnection
@@ -184,8 +185,15 @@ def _rows(execute: Executor, asked: list[Asked], found: list[Nearest]) -> Found:
     rows: Found = [[] for _ in asked]
     for members in groups.values():
         chosen = [asked[i].chosen(found[i]) for i in members]
-        keys = set(itertools.chain.from_iterable(each for each, _ in chosen))
+        keys = _distinct(itertools.chain.from_iterable(each for each, _ in chosen))
         loaded = Rows.load(execute, asked[members[0]], keys)
         for number, part in zip(members, loaded.of(chosen), strict=True):
             rows[number] = part
     return rows
+
+
+def _distinct(keys: Iterable[Any]) -> set[Any]:
+    try:
+        return set(keys)
+    except TypeError as error:
+        raise refused(f"rows cannot be told apart by their key: {error}") from None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
+
 import numpy as np
 import pytest
 
@@ -22,6 +25,19 @@ CHUNKED = {
     "float8": ("1", "NaN", "3"),
     "numeric": ("1", "NaN", "3"),
     "int": ("1", "2", "3"),
+}
+UNREAD = {
+    "macaddr": "08:00:2b:01:02:03",
+    "macaddr8": "08:00:2b:01:02:03:04:05",
+    "money": "$1.00",
+    "bit(3)": "101",
+    "varbit": "11",
+    "pg_lsn": "0/1",
+    "xid8": "7",
+    "tsvector": "'a'",
+    "mood": "a",
+    "moods": "a",
+    "few_moods": "a",
 }
 
 
@@ -106,6 +122,42 @@ def test_no_row_with_chunks_is_related_to_itself(
     run_join(connection, "t_body", "r", k=5, options=Options(1.0, 64 << 20, 1))
     pairs = connection.execute("SELECT id::text, related_id::text FROM r").fetchall()
     assert set(pairs) == {(a, b) for a in values for b in values if a != b}
+
+
+def first_key(connection: Connection, kind: str, value: str) -> object:
+    """Return what a batch gives for a row whose key is *value*."""
+    connection.execute("CREATE TYPE mood AS ENUM ('c', 'b', 'a')")
+    connection.execute("CREATE DOMAIN moods AS mood")
+    connection.execute("CREATE DOMAIN few_moods AS moods NOT NULL")
+    connection.execute("CREATE DOMAIN words AS text")
+    connection.execute(unsafe(f"CREATE TABLE t (id {kind} PRIMARY KEY, v vector(2))"))
+    connection.execute(unsafe(f"INSERT INTO t VALUES (%s::{kind}, '[1,1]')"), [value])
+    found = search_batch(connection, adopt(connection, "t"), np.ones((1, 2)))
+    return found.keys[0, 0]
+
+
+@pytest.mark.parametrize("kind", sorted(UNREAD))
+def test_keys_that_psycopg_does_not_know_are_text(
+    connection: Connection, kind: str
+) -> None:
+    connection.execute("SET lc_monetary = 'C'")
+    assert first_key(connection, kind, UNREAD[kind]) == UNREAD[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("date", datetime.date(2020, 1, 2)),
+        ("words", "word"),
+        ("cidr", ipaddress.IPv4Network("10.0.0.0/8")),
+        ("int[]", [1, 2]),
+    ],
+)
+def test_keys_that_psycopg_knows_are_values(
+    connection: Connection, kind: str, value: object
+) -> None:
+    text = "{1,2}" if isinstance(value, list) else str(value)
+    assert first_key(connection, kind, text) == value
 
 
 def test_keys_of_those_who_ask_are_text_as_elsewhere(connection: Connection) -> None:

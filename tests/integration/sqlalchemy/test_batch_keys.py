@@ -7,9 +7,24 @@ import uuid
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, MetaData, String, TypeDecorator, text
+from pgvector.sqlalchemy import VECTOR
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    Engine,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.dialects.postgresql import BIT, MACADDR
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
+from sqlalchemy.types import TypeEngine
 
+from pgembed.errors import FilterError
 from pgembed.postgres.connection import connect
 from pgembed.sqlalchemy import Embedding, search, search_batch
 from tests.harness.sql_worker import SqlWorker, vector_of
@@ -201,3 +216,52 @@ def test_schemas_by_translation(filled: Engine) -> None:
             session,
             [search(Note.body_embedding, q).where(Note.word != "x") for q in QUERIES],
         )
+
+
+@pytest.mark.parametrize(
+    ("type_", "values"),
+    [
+        (MACADDR(), ["08:00:2b:01:02:03", "08:00:2b:01:02:04"]),
+        (BIT(3), ["101", "110"]),
+    ],
+)
+def test_keys_that_psycopg_does_not_know(
+    engine: Engine, type_: TypeEngine[Any], values: list[str]
+) -> None:
+    """They are found again as they were read."""
+    table = keyed(engine, type_, values)
+    with engine.connect() as connection:
+        statement = search(table.c.v, [1, 0], k=2)
+        (found,) = search_batch(connection, [statement])
+        single = connection.execute(statement).all()
+        assert [row[0] for row in found] == [row[0] for row in single] == values
+
+
+def test_keys_that_are_lists_are_refused(engine: Engine) -> None:
+    """The error says what to do."""
+    table = keyed(engine, ARRAY(Integer), ["{1,2}", "{3}"])
+    with (
+        engine.connect() as connection,
+        pytest.raises(FilterError, match=r"by their key: .*list.*execute it by itself"),
+    ):
+        search_batch(connection, [search(table.c.v, [1, 0], k=2)])
+
+
+def keyed(engine: Engine, type_: TypeEngine[Any], values: list[str]) -> Table:
+    """Create a table with these keys, nearest to [1, 0] first."""
+    table = Table(
+        "keyed",
+        MetaData(),
+        Column("id", type_, primary_key=True),
+        Column("v", VECTOR(2)),
+    )
+    table.create(engine)
+    kind = type_.compile(engine.dialect)
+    with engine.begin() as connection:
+        for number, value in enumerate(values):
+            connection.execute(
+                text(f"INSERT INTO keyed VALUES (CAST(:value AS {kind}), :vector)"),
+                {"value": value, "vector": f"[1,{number}]"},
+            )
+        connection.execute(text("SELECT pgembed.adopt_vectors('keyed', 'v')"))
+    return table
