@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from psycopg.pq import TransactionStatus
 
 from pgembed.batch import codes, freshness, kmeans, regions, store
 from pgembed.batch.codes import Codes
@@ -153,18 +154,22 @@ def drop_layout(
 ) -> bool:
     """Forget the layout of *embedding*, and delete its files on this host.
 
-    Returns whether there was one. Outside a transaction this is committed.
+    Returns whether there was one. Outside a transaction this is committed. In one, the
+    files stay for the next build or drop of *embedding* outside: this may be rolled
+    back, and an old snapshot does not see whose the other files are.
     """
     with borrowed(connection) as own:
+        committed = own.info.transaction_status == TransactionStatus.IDLE
         (identity,) = fetch_one(
             own, "SELECT (pgembed._find_embedding(%s)).id", [embedding]
         )
         cursor = own.execute(
             "DELETE FROM pgembed.layout WHERE embedding = %s", [identity]
         )
-        database = freshness.database_name(own)
-        store.remove(store.folder(identity, database, root))
-        _remove_orphans(own, database, root)
+        if committed:
+            database = freshness.database_name(own)
+            store.remove(store.folder(identity, database, root))
+            _remove_orphans(own, database, root)
         return bool(cursor.rowcount)
 
 

@@ -475,6 +475,38 @@ def test_files_of_a_dropped_embedding_go_with_the_next_build(
     assert len(list(tmp_path.glob("*"))) == 3
 
 
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_a_drop_in_a_transaction_leaves_files_alone(
+    connection: Connection, dsn: str, connect: Connect, tmp_path: Path, end: str
+) -> None:
+    """It may be rolled back, and sees no embedding that is younger than it."""
+    name = create(connection)
+    build_layout(connection, name, root=tmp_path)
+    old = connect(dsn)
+    old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    old.execute("SELECT 1")
+    connection.execute("CREATE TABLE younger AS SELECT id, v FROM p")
+    connection.execute("ALTER TABLE younger ADD PRIMARY KEY (id)")
+    younger = adopt(connection, "younger")
+    build_layout(connection, younger, root=tmp_path)
+    assert drop_layout(old, name, root=tmp_path)
+    assert len(list(tmp_path.glob("*/*"))) == 2
+    old.execute(end)
+    used = []
+    for embedding in (name, younger):
+        answer = search_batch(
+            connection,
+            embedding,
+            Points(2).take(6),
+            layouts=tmp_path,
+            few_by_sql=False,
+        )
+        used.append(not answer.report.layout.startswith("not used"))
+    assert used == [end == "ROLLBACK", True]
+    assert drop_layout(connection, name, root=tmp_path) == (end == "ROLLBACK")
+    assert len(list(tmp_path.glob("*/*"))) == 1
+
+
 def test_builds_at_once_leave_one_layout(
     connection: Connection, dsn: str, connect: Connect, tmp_path: Path
 ) -> None:
