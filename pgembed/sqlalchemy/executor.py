@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import psycopg
@@ -25,6 +25,9 @@ from pgembed.postgres.borrowed import borrowed
 
 T = TypeVar("T")
 Driver = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+Cancel = Callable[[], Awaitable[None]]
+
+_CANCEL_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +55,12 @@ class Executor:
         return statement
 
     def blocking(self, work: Callable[[], T]) -> T:
-        """Do what uses the driver for long, without holding up an event loop."""
-        return _blocking(work, asynchronous=self.asynchronous)
+        """Do what uses the driver for long, without holding up an event loop.
+
+        When the task is cancelled, so are the statements.
+        """
+        lent: Any = self.connection.connection.driver_connection
+        return _blocking(work, asynchronous=self.asynchronous, cancel=lent.cancel_safe)
 
 
 @contextlib.contextmanager
@@ -104,14 +111,20 @@ def _as_the_engine_does(connection: Connection) -> Iterator[None]:
         ) from error
 
 
-def _blocking(work: Callable[[], T], *, asynchronous: bool) -> T:
+async def _nothing() -> None:
+    pass
+
+
+def _blocking(
+    work: Callable[[], T], *, asynchronous: bool, cancel: Cancel = _nothing
+) -> T:
     if not asynchronous:
         return work()
-    done: T = await_only(_in_thread(work))
+    done: T = await_only(_in_thread(work, cancel))
     return done
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def _in_thread(work: Callable[[], T], cancel: Cancel) -> T:
     """Work in a thread, and return only when it is done, even if cancelled.
 
     It uses the connection, which is given back then.
@@ -121,8 +134,12 @@ async def _in_thread(work: Callable[[], T]) -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         while not task.done():
+            # Again and again: one comes to nothing between two statements.
+            with contextlib.suppress(asyncio.CancelledError, psycopg.Error):
+                await cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
+                await asyncio.wait([task], timeout=_CANCEL_SECONDS)
+        task.exception()  # or else the loop complains that nobody looked at it
         raise
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -291,6 +293,29 @@ def test_a_batch_that_is_cancelled(articles_dsn: str) -> None:
         await engine.dispose()
 
     asyncio.run(run())
+
+
+def test_a_batch_that_times_out(
+    articles_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its statement is cancelled, and the connection serves again."""
+    slow = search(Article.body_embedding, QUERY).where(text("pg_sleep(0.1) IS NULL"))
+
+    async def run() -> None:
+        engine = create_async_engine(url(articles_dsn), pool_size=1, max_overflow=0)
+        async with AsyncSession(engine) as session:
+            start = time.monotonic()
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(search_batch(session, [slow]), 1)
+            assert time.monotonic() - start < 10
+        async with AsyncSession(engine) as session:
+            found = await search_batch(session, [search(Article.body_embedding, QUERY)])
+            assert len(found[0]) == 10
+        await engine.dispose()
+
+    asyncio.run(run())
+    gc.collect()
+    assert not caplog.records
 
 
 def test_pending_changes_are_flushed(session: Session) -> None:
