@@ -108,7 +108,7 @@ BEGIN
         RETURN name;
     END IF;
     IF NOT pgembed._exists(taken.source) THEN
-        PERFORM pgembed.drop_embedding(name, true);
+        PERFORM pgembed._forget_embedding(name);
         RETURN name;
     END IF;
     RAISE EXCEPTION 'there is already an embedding %', quote_literal(name)

@@ -41,6 +41,22 @@ COMMENT ON FUNCTION pgembed.drop_embedding(text, boolean) IS
 'Stop keeping an embedding. The vectors stay where they are, unless drop_vectors is true; vectors that the application wrote always stay. Indexes that were created on advice go, if the caller owns the table: they are named after the embedding.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._forget_embedding(name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgembed.drop_embedding(name, true);
+EXCEPTION
+    WHEN dependent_objects_still_exist THEN
+        PERFORM pgembed.drop_embedding(name);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._forget_embedding(text) IS
+'Drop an embedding whose source is gone, and its chunks, unless a view or a foreign key of the user''s needs their table.';
+
+
 CREATE OR REPLACE FUNCTION pgembed.pause_embedding(name text)
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE

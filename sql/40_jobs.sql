@@ -37,7 +37,8 @@ RETURNS void
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE pgembed.embedding AS e SET blocked = reason WHERE e.id = embedding;
+    UPDATE pgembed.embedding AS e SET blocked = reason
+    WHERE e.id = embedding AND e.blocked IS DISTINCT FROM reason;
 $$;
 COMMENT ON FUNCTION pgembed._block(integer, text) IS
 'Set an embedding aside because no worker can go on with it; its jobs wait, others run.';
@@ -177,7 +178,7 @@ DECLARE
 BEGIN
     SELECT n.* INTO e FROM pgembed.embedding AS n WHERE n.id = embedding;
     IF NOT pgembed._exists(e.source) THEN
-        PERFORM pgembed.drop_embedding(e.name, true);
+        PERFORM pgembed._forget_embedding(e.name);
         RETURN true;
     END IF;
     IF (
@@ -190,13 +191,10 @@ BEGIN
     END IF;
     RETURN pgembed._enqueue_all(embedding) > 0;
 EXCEPTION
-    WHEN insufficient_privilege OR data_exception OR data_corrupted OR index_corrupted THEN
-        PERFORM pgembed._block(embedding, SQLERRM);
+    WHEN undefined_table OR undefined_function OR lock_not_available OR transaction_rollback THEN
         RETURN false;
-    WHEN undefined_table OR undefined_function OR lock_not_available THEN
-        RETURN false;
-    WHEN syntax_error_or_access_rule_violation THEN
-        -- An implicit cast of the key's type can make its operator ambiguous.
+    WHEN OTHERS THEN
+        -- Of this embedding's tables, types or triggers: the others go on.
         PERFORM pgembed._block(embedding, SQLERRM);
         RETURN false;
 END;

@@ -124,7 +124,7 @@ BEGIN
         rows_per_second := pgembed._rate(e.id);
         trouble := NULL;
         IF NOT pgembed._exists(e.source) THEN
-            state := 'source dropped';
+            state := 'source dropped' || coalesce('; blocked: ' || e.blocked, '');
             RETURN NEXT;
             CONTINUE;
         END IF;

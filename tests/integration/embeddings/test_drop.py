@@ -119,6 +119,76 @@ def test_dropping_the_source(
     assert_converged(scratch, "other_body")
 
 
+def two_tables(connection: Connection) -> None:
+    """Declare an embedding with chunks of docs, which is dropped; other keeps its."""
+    documents(connection, "one two three")
+    declare(connection, "docs", "body", chunk_tokens=8)
+    connection.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    connection.execute("INSERT INTO other VALUES (1, 'x')")
+    declare(connection, "other", "body")
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "CREATE VIEW parts AS SELECT id, content FROM docs_body_chunk",
+        "CREATE TABLE note (id int, chunk int, FOREIGN KEY (id, chunk) "
+        "REFERENCES docs_body_chunk (id, chunk))",
+    ],
+    ids=["view", "foreign key"],
+)
+def test_dropping_the_source_of_chunks_that_are_needed(
+    scratch: Connection, scratch_worker: SqlWorker, user: str
+) -> None:
+    """Their table stays; the embedding is forgotten, and no other has to wait."""
+    two_tables(scratch)
+    scratch_worker.drain()
+    rows(scratch, user)
+    scratch.execute("DROP TABLE docs; UPDATE other SET body = 'changed'")
+    scratch_worker.drain()
+    assert_converged(scratch, "other_body")
+    assert rows(scratch, "SELECT name FROM pgembed.embedding") == [("other_body",)]
+    assert value(scratch, "SELECT count(*) FROM docs_body_chunk") == 2
+
+
+def test_a_name_whose_chunks_are_needed(
+    scratch: Connection, scratch_worker: SqlWorker
+) -> None:
+    two_tables(scratch)
+    scratch.execute("CREATE VIEW parts AS SELECT id, content FROM docs_body_chunk")
+    scratch.execute("DROP TABLE docs")
+    documents(scratch, "anew")
+    with refused(scratch, "42P07", message="docs_body_chunk", hint="another name"):
+        declare(scratch, "docs", "body", chunk_tokens=8)
+    declare(scratch, "docs", "body")
+    scratch_worker.drain()
+    assert_converged(scratch, "docs_body")
+
+
+def test_an_embedding_that_cannot_be_forgotten(
+    scratch: Connection, scratch_worker: SqlWorker
+) -> None:
+    """It says why, and stops no other."""
+    two_tables(scratch)
+    scratch.execute("DROP TABLE docs")
+    scratch.execute(
+        """
+        CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE 'no drops in working hours'; END $$;
+        CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN TAG IN ('DROP TABLE')
+            EXECUTE FUNCTION refuse()
+        """
+    )
+    for _ in range(2):
+        scratch_worker.drain()
+    assert_converged(scratch, "other_body")
+    state = status(scratch, "docs_body")["state"]
+    assert state == "source dropped; blocked: no drops in working hours"
+    scratch.execute("DROP EVENT TRIGGER refuse")
+    scratch_worker.drain()
+    assert rows(scratch, "SELECT name FROM pgembed.embedding") == [("other_body",)]
+
+
 def assert_settled_without_effect(
     connection: Connection, embedding: int, lease: int
 ) -> None:
