@@ -8,15 +8,17 @@ COMMENT ON FUNCTION pgembed._claim_size(integer, integer) IS
 'How many rows to claim together after so many attempts: an eighth each time, so that a row that kills its worker is soon alone.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._pick(job text, max_rows integer, max_attempts integer)
+CREATE OR REPLACE FUNCTION pgembed._pick(e pgembed.embedding, max_rows integer, max_attempts integer)
 RETURNS tid[]
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
+    job text := pgembed._job_table(e.id);
     tried integer;
     picked tid[];
+    ended tid[];
 BEGIN
     LOOP
         -- The first that can be locked: one that a user holds must not decide for the others.
@@ -34,14 +36,16 @@ BEGIN
         IF tried < max_attempts THEN
             RETURN picked;
         END IF;
-        EXECUTE format('UPDATE %s AS j SET pgembed_available_at = NULL, pgembed_lease = NULL, '
+        EXECUTE format('WITH u AS (UPDATE %s AS j SET pgembed_available_at = NULL, pgembed_lease = NULL, '
             'pgembed_slot = NULL, pgembed_changed_at = now(), '
-            'pgembed_error = coalesce(j.pgembed_error, $2) WHERE j.ctid = ANY ($1)', job)
-            USING picked, format('%s workers died or stalled while they held this row', tried);
+            'pgembed_error = coalesce(j.pgembed_error, $2) WHERE j.ctid = ANY ($1) RETURNING j.ctid) '
+            'SELECT array_agg(u.ctid) FROM u', job)
+            INTO ended USING picked, format('%s workers died or stalled while they held this row', tried);
+        PERFORM pgembed._clear_unknown(e, ended);
     END LOOP;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._pick(text, integer, integer) IS
+COMMENT ON FUNCTION pgembed._pick(pgembed.embedding, integer, integer) IS
 'Lock the jobs that have waited longest and were tried equally often; those whose attempts are used up end in pgembed.failures.';
 
 
@@ -108,6 +112,8 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    ended tid;
 BEGIN
     FOR slot IN 1 .. last_slot LOOP
         BEGIN
@@ -116,9 +122,10 @@ BEGIN
             WHEN data_exception OR data_corrupted OR program_limit_exceeded OR raise_exception THEN
                 EXECUTE format('UPDATE %s AS j SET pgembed_available_at = NULL, '
                     'pgembed_changed_at = now(), pgembed_lease = NULL, pgembed_slot = NULL, '
-                    'pgembed_error = $3 WHERE j.pgembed_lease = $1 AND j.pgembed_slot = $2',
+                    'pgembed_error = $3 WHERE j.pgembed_lease = $1 AND j.pgembed_slot = $2 RETURNING j.ctid',
                     pgembed._job_table(e.id))
-                    USING lease, slot, 'its content cannot be read: ' || SQLERRM;
+                    INTO ended USING lease, slot, 'its content cannot be read: ' || SQLERRM;
+                PERFORM pgembed._clear_unknown(e, ARRAY[ended]);
         END;
     END LOOP;
 END;
@@ -149,7 +156,7 @@ BEGIN
     IF e.id IS NULL OR NOT pgembed._try_lock(e.source, 'ACCESS SHARE') OR NOT pgembed._fits(e) THEN
         RETURN;
     END IF;
-    picked := pgembed._pick(job, max_rows, max_attempts);
+    picked := pgembed._pick(e, max_rows, max_attempts);
     IF picked IS NULL THEN
         RETURN;
     END IF;
@@ -294,16 +301,27 @@ AS $$
 DECLARE
     job text := pgembed._job_table(e.id);
     keys text := pgembed._key_match(e.source, 's', 'j');
+    with_vector text := format('SELECT j.ctid FROM %s AS j INNER JOIN %s AS s ON %s '
+        'WHERE j.ctid = ANY ($1) AND s.%I IS NOT NULL', job, e.source, keys, e.target_column);
+    unknown tid[];
     locked tid[];
 BEGIN
-    IF NOT pgembed._try_lock(e.source, 'ROW EXCLUSIVE') OR NOT pgembed._fits(e) THEN
+    EXECUTE format('SELECT array_agg(j.ctid) FROM %s AS j WHERE j.ctid = ANY ($1) '
+        'AND j.pgembed_available_at IS NULL AND j.pgembed_fingerprint IS NULL', job)
+        INTO unknown USING jobs;
+    IF unknown IS NULL OR e.target <> e.source THEN
         RETURN;
     END IF;
-    EXECUTE format('SELECT array_agg(r.ctid) FROM (SELECT j.ctid FROM %s AS j INNER JOIN %s AS s ON %s '
-        'WHERE j.ctid = ANY ($1) AND s.%I IS NOT NULL FOR NO KEY UPDATE OF s SKIP LOCKED) AS r',
-        job, e.source, keys, e.target_column) INTO locked USING jobs;
-    EXECUTE format('UPDATE %s AS s SET %I = NULL FROM %s AS j WHERE j.ctid = ANY ($1) AND %s',
-        e.source, e.target_column, job, keys) USING locked;
+    IF pgembed._try_lock(e.source, 'ROW EXCLUSIVE') AND pgembed._fits(e) THEN
+        EXECUTE format('SELECT array_agg(r.ctid) FROM (%s) AS r', with_vector) INTO unknown USING unknown;
+        EXECUTE format('SELECT array_agg(r.ctid) FROM (%s FOR NO KEY UPDATE OF s SKIP LOCKED) AS r',
+            with_vector) INTO locked USING unknown;
+        EXECUTE format('UPDATE %s AS s SET %I = NULL FROM %s AS j WHERE j.ctid = ANY ($1) AND %s',
+            e.source, e.target_column, job, keys) USING locked;
+    END IF;
+    -- When they are taken up again they fail at once, or are embedded after all.
+    EXECUTE format('UPDATE %s AS j SET pgembed_available_at = now() + interval ''10 seconds'' '
+        'WHERE j.ctid = ANY ($1) AND j.ctid <> ALL ($2)', job) USING unknown, coalesce(locked, '{}');
 EXCEPTION
     WHEN OTHERS THEN
         -- A trigger of the table may refuse this as it refused the vector: the failure stands.
@@ -311,7 +329,7 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._clear_unknown(pgembed.embedding, tid[]) IS
-'Take away the vectors that rows held before their first job, which failed: who knows of which model they are. Rows that users have locked keep theirs.';
+'Of these jobs, take away the vectors that rows held before their first, which failed: who knows of which model they are. Jobs of rows that users have locked wait, to end when that can be done.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._fail(
@@ -329,7 +347,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     failed bigint;
-    never_done tid[];
+    ended tid[];
 BEGIN
     PERFORM pgembed._lock_jobs(embedding);
     EXECUTE format('WITH f AS (UPDATE %1$s AS j SET pgembed_lease = NULL, pgembed_slot = NULL, '
@@ -340,13 +358,12 @@ BEGIN
         'FROM unnest($2, $3, $4) AS r (slot, version, error) '
         'WHERE j.pgembed_slot = r.slot AND j.pgembed_version = r.version AND j.ctid = ANY (ARRAY('
         'SELECT h.ctid FROM %1$s AS h WHERE h.pgembed_lease = $1 FOR UPDATE SKIP LOCKED)) '
-        'RETURNING j.ctid, j.pgembed_available_at IS NULL AND j.pgembed_fingerprint IS NULL AS never_done) '
-        'SELECT count(*), array_agg(f.ctid) FILTER (WHERE f.never_done) FROM f',
+        'RETURNING j.ctid) SELECT count(*), array_agg(f.ctid) FROM f',
         pgembed._job_table(embedding))
-        INTO failed, never_done USING lease, slots, versions, errors, base, max_attempts;
-    PERFORM pgembed._clear_unknown(e, never_done)
+        INTO failed, ended USING lease, slots, versions, errors, base, max_attempts;
+    PERFORM pgembed._clear_unknown(e, ended)
     FROM pgembed._kept_embedding(embedding) AS e
-    WHERE e.target = e.source AND never_done IS NOT NULL;
+    WHERE e.id IS NOT NULL;
     RETURN failed;
 END;
 $$;

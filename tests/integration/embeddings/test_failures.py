@@ -217,16 +217,83 @@ def test_a_row_that_fails_loses_the_vector_of_another_model(
     assert rows(db, EMBEDDED) == [(1,)]
 
 
-def test_taking_a_vector_away_waits_for_nobody_and_fails_nothing(
-    dsn: str, db: Connection, worker: SqlWorker
+def test_a_row_whose_workers_died_loses_the_vector_of_another_model(
+    db: Connection, worker: SqlWorker
+) -> None:
+    redeclared(db, worker)
+    for _ in range(2):
+        assert rows(db, EMBEDDED) == [(1,), (2,)]
+        expire(db, "docs_body")
+        worker.claim("docs_body", max_attempts=2)
+    assert "2 workers died" in value(db, "SELECT error FROM pgembed.failures")
+    assert rows(db, EMBEDDED) == [(1,)]
+    # Its own old vector stays, as on_change has it.
+    db.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
+    for _ in range(3):
+        expire(db, "docs_body")
+        worker.claim("docs_body", max_attempts=2)
+    assert len(rows(db, "SELECT * FROM pgembed.failures")) == 2
+    assert rows(db, EMBEDDED) == [(1,)]
+
+
+def test_a_row_that_cannot_be_read_loses_the_vector_of_another_model(
+    db: Connection, worker: SqlWorker
+) -> None:
+    db.execute("""
+        CREATE TYPE note AS (body text);
+        CREATE FUNCTION text_of(n note) RETURNS text LANGUAGE plpgsql AS $$
+        BEGIN
+            IF n.body = 'poison' THEN RAISE 'no text'; END IF;
+            RETURN n.body;
+        END$$;
+        CREATE CAST (note AS text) WITH FUNCTION text_of(note);
+        CREATE TABLE docs (id int PRIMARY KEY, body note);
+        INSERT INTO docs VALUES (1, ROW('one')), (2, ROW('two'));
+    """)
+    declare(db, "docs", "body")
+    worker.drain()
+    db.execute("SELECT pgembed.drop_embedding('docs_body')")
+    db.execute("UPDATE docs SET body = ROW('poison') WHERE id = 2")
+    declare(db, "docs", "body")
+    worker.drain()
+    error = value(db, "SELECT error FROM pgembed.failures")
+    assert error == "its content cannot be read: no text"
+    assert rows(db, EMBEDDED) == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "lock", ["SELECT FROM docs WHERE id = 2 FOR UPDATE", "LOCK docs IN SHARE MODE"]
+)
+def test_a_locked_row_loses_the_vector_of_another_model_later(
+    dsn: str, db: Connection, worker: SqlWorker, lock: str
 ) -> None:
     claim = redeclared(db, worker)
     with connect(dsn, purpose="user", autocommit=False) as user:
-        user.execute("SELECT FROM docs WHERE id = 2 FOR UPDATE")
+        user.execute(lock.encode())
         assert worker.fail(claim, max_attempts=1) == 1
+        assert len(worker.claim("docs_body", max_attempts=1)) == 0
+        expire(db, "docs_body")
+        assert len(worker.claim("docs_body", max_attempts=1)) == 0
+        assert status(db, "docs_body")["pending"] == 1
         user.rollback()
     assert rows(db, EMBEDDED) == [(1,), (2,)]
+    expire(db, "docs_body")
+    assert len(worker.claim("docs_body", max_attempts=1)) == 0
+    assert rows(db, EMBEDDED) == [(1,)]
+    assert value(db, "SELECT error FROM pgembed.failures") == "poison"
+    assert worker.work() == {}
+
+
+def test_a_vector_that_cannot_be_taken_away_is_a_failure_all_the_same(
+    db: Connection, worker: SqlWorker
+) -> None:
+    claim = redeclared(db, worker)
+    db.execute(LEAVE_OUT.encode())
+    assert worker.fail(claim, max_attempts=1) == 1
+    assert worker.work() == {}
+    db.execute("DROP FUNCTION leave_out CASCADE")
     db.execute(LEAVE_OUT.replace("RETURN NULL", "RAISE 'no'").encode())
     db.execute("SELECT pgembed.retry_failed('docs_body')")
     assert worker.fail(worker.claim("docs_body"), max_attempts=1) == 1
+    assert worker.work() == {}
     assert len(rows(db, "SELECT * FROM pgembed.failures")) == 1
