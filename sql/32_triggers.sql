@@ -117,7 +117,7 @@ COMMENT ON FUNCTION pgembed._watches_wrongly(pgembed.embedding) IS
 
 
 CREATE OR REPLACE FUNCTION pgembed._create_trigger(
-    e pgembed.embedding, relation regclass, event text, timing text, function text
+    e pgembed.embedding, relation regclass, event text, manner text, function text
 )
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -134,13 +134,13 @@ BEGIN
         WHERE g.tgrelid = relation AND g.tgname = trigger_name
             AND p.pronamespace = 'pgembed'::regnamespace AND p.proname = function
     ) THEN
-        EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER %s EXECUTE FUNCTION pgembed.%I()',
-            trigger_name, replace(timing, '@', relation::text), function);
+        EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION pgembed.%I()',
+            trigger_name, CASE event WHEN 'wake' THEN 'insert' ELSE event END, relation, manner, function);
     END IF;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._create_trigger(pgembed.embedding, regclass, text, text, text) IS
-'Create a trigger that is not there, or not as it should be; its timing names the relation as @.';
+'Create a trigger that is not there, or not as it should be; its manner is what comes after the table''s name.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._by_statement(source regclass)
@@ -193,18 +193,18 @@ BEGIN
     FOR wanted IN
         SELECT *
         FROM (VALUES
-            ('insert', 'INSERT ON @ FOR EACH ROW', pgembed._trigger_function(e, 'insert')),
-            ('update', 'UPDATE ON @ FOR EACH ROW WHEN (' || changed || ')',
+            ('insert', 'FOR EACH ROW', pgembed._trigger_function(e, 'insert')),
+            ('update', 'FOR EACH ROW WHEN (' || changed || ')',
                 pgembed._trigger_function(e, 'update')),
-            ('delete', 'DELETE ON @ FOR EACH ROW', pgembed._trigger_function(e, 'delete')),
-            ('wake', 'INSERT ON @ ' || CASE WHEN by_statement
+            ('delete', 'FOR EACH ROW', pgembed._trigger_function(e, 'delete')),
+            ('wake', CASE WHEN by_statement
                 THEN 'REFERENCING NEW TABLE AS pgembed_inserted ' ELSE '' END
                 || 'FOR EACH STATEMENT',
                 CASE WHEN by_statement
                     THEN pgembed._trigger_function(e, 'wake') ELSE '_wake_trigger' END)
-        ) AS v (event, timing, function)
+        ) AS v (event, manner, function)
     LOOP
-        PERFORM pgembed._create_trigger(e, e.source, wanted.event, wanted.timing, wanted.function);
+        PERFORM pgembed._create_trigger(e, e.source, wanted.event, wanted.manner, wanted.function);
     END LOOP;
     PERFORM pgembed._create_truncate_trigger(e, r) FROM pgembed._with_partitions(e.source) AS r;
     PERFORM pgembed._drop_former_functions(e);
@@ -220,7 +220,7 @@ RETURNS void
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT pgembed._create_trigger(e, relation, 'truncate', 'TRUNCATE ON @ FOR EACH STATEMENT',
+    SELECT pgembed._create_trigger(e, relation, 'truncate', 'FOR EACH STATEMENT',
         pgembed._trigger_function(e, 'truncate'));
 $$;
 COMMENT ON FUNCTION pgembed._create_truncate_trigger(pgembed.embedding, regclass) IS

@@ -41,7 +41,7 @@ def content_of(worker: SqlWorker, name: str) -> list[str | None]:
         ("{title}{title}", "TT"),
         ("{{{title}}} {{body}} 100%s", "{T} {body} 100%s"),
         ("it's \\ {title} $body$ %I", "it's \\ T $body$ %I"),
-        ("{odd \"'% name}/{body}", "O/B"),
+        ("{odd \"'%@ name}/{body}", "O/B"),
         ("{price} {title}", "7 T"),
         ("line\n{title}", "line\nT"),
     ],
@@ -50,7 +50,7 @@ def test_templates(
     scratch: Connection, scratch_worker: SqlWorker, template: str, expected: str
 ) -> None:
     documents(scratch)
-    scratch.execute("""ALTER TABLE docs ADD COLUMN "odd ""'% name" text""")
+    scratch.execute("""ALTER TABLE docs ADD COLUMN "odd ""'%@ name" text""")
     name = declare(scratch, "docs", template)
     scratch.execute("INSERT INTO docs VALUES (1, 'T', 'B', 7, 'O')")
     assert content_of(scratch_worker, name) == [expected]

@@ -76,7 +76,7 @@ def test_key_types(
         ["deleted", "chunks", "e", "j", "n"],
         ["c", "s", "t", "r", "o"],
         ["lease", "version", "job", "tid", '"new"', '"old"'],
-        ["it's", '"%s"', '"$1"'],
+        ["it's", '"%s"', '"$1"', '"@"', '"e@mail"'],
     ],
     ids=" ".join,
 )

@@ -280,6 +280,13 @@ def test_calibration(planned: Connection) -> None:
         assert explain(planned, "items", np.ones(WIDTH), filter={"n": 5})["rows"] == 1
 
 
+def test_calibration_of_a_table_of_any_name(planned: Connection) -> None:
+    with planned.transaction(force_rollback=True):
+        planned.execute('ALTER TABLE items RENAME TO "it$2ems"')
+        rows = planned.execute("SELECT FROM pgembed.calibrate('items_v', false)")
+        assert len(rows.fetchall()) == 6
+
+
 def test_calibration_needs_rows(planned: Connection) -> None:
     with planned.transaction(force_rollback=True):
         planned.execute("CREATE TABLE tiny (id int PRIMARY KEY, v vector(2))")
