@@ -60,9 +60,12 @@ DECLARE
     signature text := format('pgembed.%I()', pgembed._trigger_function(e, event));
 BEGIN
     EXECUTE format(
-        'CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
+        'CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER %s'
         'SET search_path = pg_catalog, pg_temp AS %L',
-        signature, body
+        signature,
+        -- A plan that was made while the queue was nearly empty is kept while it fills.
+        CASE WHEN event IN ('update', 'delete') THEN 'SET enable_seqscan = off ' ELSE '' END,
+        body
     );
     EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature,
         format('Captures every %s of %s for the embedding %s.', event, e.source, e.name));

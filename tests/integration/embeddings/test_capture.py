@@ -66,6 +66,12 @@ CHANGES = {
 }
 
 
+ROWS_READ_IN_FULL = """
+    SELECT relname, seq_tup_read FROM pg_stat_xact_user_tables
+    WHERE relname IN ('job_1', 'job_2', 'cut_chunk') ORDER BY relname
+"""
+
+
 @pytest.fixture
 def drained(db: Connection, worker: SqlWorker) -> Connection:
     """Return a database with four rows and their vectors, in a column and chunks."""
@@ -224,6 +230,30 @@ def test_the_queue_is_bounded_by_the_rows(
     assert value(drained, "SELECT count(*) FROM pgembed.job_1") == 4
     assert value(drained, "SELECT max(pgembed_version) FROM pgembed.job_1") == 30
     converge(drained, worker)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE docs SET body = 'z'", "UPDATE docs SET id = -id", "DELETE FROM docs"],
+)
+def test_no_change_reads_the_whole_queue(
+    drained: Connection, worker: SqlWorker, change: str
+) -> None:
+    """A session keeps the plans it made while there was next to nothing to read."""
+    drained.execute(
+        "INSERT INTO docs (id, body) SELECT i, 'x y z' FROM generate_series(5, 30) AS i"
+    )
+    worker.drain()
+    for table in ("pgembed.job_1", "pgembed.job_2", "cut_chunk"):
+        drained.execute(f"VACUUM ANALYZE {table}".encode())
+    drained.execute(f"{change} WHERE id < 20".encode())
+    with drained.transaction():
+        drained.execute(
+            "INSERT INTO docs (id, body) SELECT i, 'x' FROM generate_series(31, 99) i"
+        )
+        before = rows(drained, ROWS_READ_IN_FULL)
+        drained.execute(f"{change} WHERE id > 30".encode())
+        assert rows(drained, ROWS_READ_IN_FULL) == before
 
 
 def test_content_that_the_write_back_changes_ends(
