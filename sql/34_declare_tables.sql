@@ -164,7 +164,7 @@ BEGIN
         -- each chunk up: else a search through an index would first read all keys of the source.
         EXECUTE format('CREATE POLICY pgembed_source ON %1$s FOR SELECT '
             'USING (EXISTS (SELECT FROM %2$s AS s WHERE %3$s%4$s))',
-            e.target, e.source, pgembed._key_match(e.source, 's', pgembed._table_name(e.target)),
+            e.target, e.source, pgembed._key_match(e.source, 's', e.target::text),
             CASE WHEN pgembed._is_leakproof(e.source) THEN ' OFFSET 0' ELSE '' END);
     END IF;
 END;

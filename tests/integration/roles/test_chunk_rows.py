@@ -120,6 +120,19 @@ def test_security_that_comes_and_goes_is_followed(
     assert len(rows(ursula, CHUNKS)) == 2
 
 
+@pytest.mark.parametrize("name", ["s", "s.id"])
+def test_a_chunk_table_of_any_name(
+    docs: Connection, ursula: Connection, connection: Connection, name: str
+) -> None:
+    """Its policy compares its key with the source's, not with itself."""
+    declare(docs)
+    SqlWorker(connection).drain()
+    docs.execute(f'ALTER TABLE docs_body_chunk RENAME TO "{name}"'.encode())
+    docs.execute(POLICY)
+    docs.execute("SELECT pgembed.reconcile('docs_body')")
+    assert rows(ursula, f'SELECT id FROM olga."{name}"') == [(1,)]
+
+
 def test_a_policy_of_the_owner_s_own_stays(docs: Connection) -> None:
     docs.execute(POLICY)
     declare(docs)
