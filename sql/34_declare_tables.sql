@@ -209,12 +209,26 @@ RETURNS text
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 RETURN (
-    -- 63 bytes, less what is added here, less an underscore and the oid of a partition.
-    SELECT pgembed._shorten(c.relname || '_' || column_name, 41)
-        || '_' || left(md5(n.nspname || '.' || c.relname || '.' || column_name), 6) || '_idx'
+    SELECT v.name
     FROM pg_catalog.pg_class AS c
     INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.oid = target
+    CROSS JOIN generate_series(0, 99) AS i
+    CROSS JOIN LATERAL (
+        -- 63 bytes, less what is added here, less an underscore and the oid of a partition.
+        SELECT pgembed._shorten(c.relname || '_' || column_name, 41) || '_'
+            || left(md5(concat(n.nspname, '.', c.relname, '.', column_name, nullif(i, 0))), 6) || '_idx'
+    ) AS v (name)
+    WHERE c.oid = target AND NOT EXISTS (
+        -- Tables swap names, and keep their indexes.
+        SELECT
+        FROM pg_catalog.pg_class AS o
+        LEFT JOIN pg_catalog.pg_index AS x ON x.indexrelid = o.oid
+        WHERE o.relname = v.name AND o.relnamespace = c.relnamespace
+            AND x.indrelid IS DISTINCT FROM target::oid
+    ) AND NOT EXISTS (
+        SELECT FROM pgembed.embedding AS e WHERE e.index_name = v.name AND e.target <> _index_name.target
+    )
+    ORDER BY i LIMIT 1
 );
 COMMENT ON FUNCTION pgembed._index_name(regclass, text) IS
-'A name for the vector index: short enough, and always the same for the same column.';
+'A name for the vector index: short enough, and the same for the same column, unless another table has an index of that name or is to get one.';

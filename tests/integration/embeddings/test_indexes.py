@@ -27,13 +27,13 @@ PARTITIONED = """
 """
 
 
-def statements(db: Connection) -> list[str]:
-    query = "SELECT statement FROM pgembed._index_statements(1) ORDER BY ordinal"
-    return [statement for (statement,) in rows(db, query)]
+def statements(db: Connection, number: int = 1) -> list[str]:
+    query = "SELECT statement FROM pgembed._index_statements(%s) ORDER BY ordinal"
+    return [statement for (statement,) in rows(db, query, number)]
 
 
-def build(db: Connection) -> list[str]:
-    done = statements(db)
+def build(db: Connection, number: int = 1) -> list[str]:
+    done = statements(db, number)
     for statement in done:
         rows(db, statement)
     return done
@@ -153,6 +153,21 @@ def test_an_index_of_another_method_is_replaced(
     )
     assert methods == [("ivfflat",)]
     assert all(valid for _, valid in vector_indexes(db))
+
+
+@pytest.mark.parametrize("is_built", [True, False])
+def test_a_table_that_takes_the_name_of_another(db: Connection, is_built: bool) -> None:
+    """The other keeps its index, or is still to get it."""
+    documents(db)
+    declare(db, "docs", "body", name="former")
+    if is_built:
+        build(db)
+    db.execute("ALTER TABLE docs RENAME TO former")
+    documents(db)
+    declare(db, "docs", "body")
+    assert len(build(db, 1)) == (0 if is_built else 1)
+    assert len(build(db, 2)) == 1
+    assert vector_indexes(db) == [("docs", True), ("former", True)]
 
 
 def test_lists_of_ivfflat(db: Connection) -> None:
