@@ -82,20 +82,27 @@ def prepare(dsn: str) -> None:
 
 @contextlib.contextmanager
 def running_worker(settings: Settings) -> Iterator[None]:
-    """Run a worker beside the caller; let it finish what it holds at the end."""
-    stop = threading.Event()
+    """Run a worker beside the caller; let it finish what it holds at the end.
+
+    Raises what run_worker raises; the block is not entered if the worker cannot start.
+    """
+    stop, started = threading.Event(), threading.Event()
     failures: list[Exception] = []
 
     def work() -> None:
         try:
-            run_worker(settings, stop=stop, quiet=True)
+            run_worker(settings, stop=stop, started=started, quiet=True)
         except Exception as error:
             failures.append(error)
+        finally:
+            started.set()
 
     thread = threading.Thread(target=work, name="worker")
     thread.start()
     try:
-        yield
+        started.wait()
+        if not failures:
+            yield
     finally:
         stop.set()
         thread.join()

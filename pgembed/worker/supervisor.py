@@ -42,12 +42,14 @@ def run_worker(
     *,
     once: bool = False,
     stop: threading.Event | None = None,
+    started: threading.Event | None = None,
     quiet: bool = False,
 ) -> None:
     """Embed rows and answer calls until SIGTERM, SIGINT or *stop*.
 
     With *once*: embed all rows that wait or come due, build indexes, carry out all
     batches that are posted, and return when neither is left.
+    *started* is set once nothing keeps the worker from starting.
     The processes log to standard error; with *quiet* only what goes wrong.
     Raises ConnectError or WorkerError when the worker cannot start, and WorkerError
     when a *once* process fails again and again, or had to leave an embedding alone.
@@ -59,6 +61,8 @@ def run_worker(
         exposition.serving(settings, supervisor.processes) as environment,
         _signals(supervisor.stop),
     ):
+        if started is not None:
+            started.set()
         if once:
             _work_off(settings, supervisor, stop, environment)
         else:

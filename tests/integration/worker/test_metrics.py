@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pgembed.cli.local import running_worker
 from pgembed.errors import WorkerError
 from pgembed.postgres.connection import fetch_all, fetch_one
 from pgembed.worker import child
@@ -200,3 +201,15 @@ def test_a_port_in_use_is_an_error(dsn: str, connection: Connection) -> None:
         port = listener.getsockname()[1]
         with pytest.raises(WorkerError, match=f"127.0.0.1:{port}.*--metrics-port"):
             run_worker(settings_for(dsn, metrics_port=port))
+
+
+def test_nobody_waits_for_a_worker_that_cannot_start(
+    dsn: str, connection: Connection
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        settings = settings_for(dsn, metrics_port=listener.getsockname()[1])
+        with (
+            pytest.raises(WorkerError, match="metrics cannot be served"),
+            running_worker(settings),
+        ):
+            pytest.fail("the demo goes on")
