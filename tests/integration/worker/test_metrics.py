@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from tests.integration.worker.running import (
     Connection,
     add_good,
     add_tiny,
+    child_process,
     create_docs,
     insert,
     is_drained,
@@ -201,6 +202,22 @@ def test_a_port_in_use_is_an_error(dsn: str, connection: Connection) -> None:
         port = listener.getsockname()[1]
         with pytest.raises(WorkerError, match=f"127.0.0.1:{port}.*--metrics-port"):
             run_worker(settings_for(dsn, metrics_port=port))
+
+
+@pytest.mark.parametrize("case", [str.upper, str.lower])
+def test_metrics_of_other_applications_are_left_to_them(
+    dsn: str,
+    connection: Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    case: Callable[[str], str],
+) -> None:
+    monkeypatch.setenv(case("PROMETHEUS_MULTIPROC_DIR"), str(tmp_path / "not there"))
+    add_good(connection, tmp_path)
+    create_docs(connection, "a cat")
+    with child_process("once", dsn) as process:
+        assert process.wait(60) == 0
+    assert is_drained(connection)
 
 
 def test_nobody_waits_for_a_worker_that_cannot_start(
