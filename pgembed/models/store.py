@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from pgembed.errors import ModelFileError
 
 Connection = psycopg.Connection[Any]
 CHUNK_BYTES = 1 << 20
+_DRAFT = "pgembed-draft-"
+_ABANDONED_SECONDS = 3600.0
+"""A draft is written in one go: so old, it is of a process that was killed."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +108,10 @@ def _keep(cache_dir: Path, sha256: bytes, data: bytes) -> None:
     temporary = None
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache_dir, delete=False) as file:
+        _remove_abandoned(cache_dir)
+        with tempfile.NamedTemporaryFile(
+            prefix=_DRAFT, dir=cache_dir, delete=False
+        ) as file:
             temporary = file.name
             file.write(data)
         os.replace(temporary, cache_dir / sha256.hex())
@@ -113,3 +120,11 @@ def _keep(cache_dir: Path, sha256: bytes, data: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _remove_abandoned(cache_dir: Path) -> None:
+    before = time.time() - _ABANDONED_SECONDS
+    for draft in cache_dir.glob(f"{_DRAFT}*"):
+        with contextlib.suppress(OSError):
+            if draft.stat().st_mtime < before:
+                draft.unlink()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,6 +217,24 @@ def test_a_corrupt_cached_file_is_fetched_again(
     assert registry.fetch(connection, "tiny", cache) == expected
     for kept in cache.iterdir():
         assert hashlib.sha256(kept.read_bytes()).hexdigest() == kept.name
+
+
+def test_what_killed_processes_were_writing_does_not_stay(
+    connection: Connection, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But what another may still be writing does."""
+    registry.add_model(connection, "tiny", str(folder))
+    monkeypatch.setattr("os.replace", lambda *_: sys.exit())
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            registry.fetch(connection, "tiny", cache)
+    monkeypatch.undo()
+    old, new = cache.iterdir()
+    hours_ago = time.time() - 7200
+    os.utime(old, (hours_ago, hours_ago))
+    files = registry.fetch(connection, "tiny", cache)
+    hashes = {hashlib.sha256(data).hexdigest() for data in files.values()}
+    assert {path.name for path in cache.iterdir()} == {*hashes, new.name}
 
 
 def test_the_cache_spares_the_database(
