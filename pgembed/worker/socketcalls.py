@@ -168,14 +168,14 @@ class SocketCalls:
             except BlockingIOError:
                 return
             except OSError as error:  # it left again, or no file is left to open
-                self._drop_idlest()
                 _log.warning("a connection could not be accepted: %s", error)
+                if not self._drop_idlest():
+                    self._poll.modify(self._listener, 0)  # until we look around
                 return
             self._welcome(connection)
 
     def _welcome(self, connection: socket.socket) -> None:
-        if not self._place.admits(peer := Peer.of(connection)):
-            _log.warning("user %d may not ask for vectors", peer.user)
+        if not self._admits(connection):
             connection.close()
             return
         if len(self._callers) >= _MAX_PEERS:
@@ -188,6 +188,17 @@ class SocketCalls:
         self._callers[connection.fileno()] = caller
         self._poll.register(connection, select.EPOLLIN)
         self._send(caller, GREETING_BYTES)
+
+    def _admits(self, connection: socket.socket) -> bool:
+        peer = Peer.of(connection)
+        try:
+            admitted = self._place.admits(peer)
+        except OSError as error:  # the folder is gone, and the socket with it
+            _log.warning("a connection could not be accepted: %s", error)
+            return False
+        if not admitted:
+            _log.warning("user %d may not ask for vectors", peer.user)
+        return admitted
 
     def _serve(self, caller: _Caller, event: int) -> list[Call]:
         try:
@@ -300,11 +311,15 @@ class SocketCalls:
         self._count(caller)
         caller.socket.close()
 
-    def _drop_idlest(self) -> None:
-        """Make room; a backend that is cut off while idle connects again."""
+    def _drop_idlest(self) -> bool:
+        """Make room, and return whether there was any to make.
+
+        A backend that is cut off while idle connects again.
+        """
         idle = [each for each in self._callers.values() if each.is_idle]
         if idle:
             self._drop(min(idle, key=lambda each: each.moved))
+        return bool(idle)
 
     def _look_around(self) -> None:
         now = time.monotonic()
@@ -312,6 +327,7 @@ class SocketCalls:
             return
         self._next_check = now + self._slow_seconds / 10
         self._drop_slow(now)
+        self._poll.modify(self._listener, select.EPOLLIN)
         if not os.path.exists(self.path):
             self._reopen()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -293,6 +296,35 @@ def test_too_many_callers_make_room(
         assert_serves(bench)
 
 
+def test_a_worker_without_files_to_open_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks from time to time whether those who wait can be let in."""
+
+    class Full(socket.socket):
+        tries = 0
+
+        def accept(self) -> tuple[socket.socket, Any]:
+            self.tries += 1
+            raise OSError(errno.EMFILE, "no file is left")
+
+    with opened(tmp_path / "calls", slow_seconds=2) as bench, bench.caller() as busy:
+        busy.send(request("the dog")[:-1])
+        bench.step()
+        listener = bench.sockets._listener
+        full = Full(fileno=listener.fileno())
+        monkeypatch.setattr(bench.sockets, "_listener", full)
+        with bench.caller() as late:
+            ends = time.monotonic() + 1
+            while time.monotonic() < ends:
+                bench.step()
+            assert 1 < full.tries < 10
+            full.detach()
+            monkeypatch.setattr(bench.sockets, "_listener", listener)
+            late.send(request("a cat"))
+            assert late.frame().kind == frames.VECTORS
+
+
 def test_too_much_held_is_refused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +397,13 @@ def test_a_socket_whose_file_is_lost_comes_back(
     while hasty.sockets.path == lost:
         hasty.step()
     assert f"{lost} was deleted" in caplog.text
+    assert_serves(hasty)
+
+
+def test_who_waits_while_the_folder_is_removed_hurts_nobody(hasty: Bench) -> None:
+    with hasty.caller() as waiting:
+        shutil.rmtree(hasty.sockets.path.parent)
+        waiting.wait_for_the_end()
     assert_serves(hasty)
 
 
