@@ -42,7 +42,8 @@ def search_batch(
     *recall*: the share of the true nearest rows to find; 1 is exact. *memory*: bytes,
     or '512MB', beyond mapped files. *threads*: default: one per core. *layout*: whether
     to use the layout that build_layout made; *layouts* is its folder, when it is not
-    the usual one. *progress* is called with a stage and the share of it that is done.
+    the usual one. *progress* is called with a stage and the share of it that is done;
+    meanwhile *connection* is in use.
     *few_by_sql*: a few queries on a big table are answered by pgembed.search, one by
     one, when that is expected to be faster.
 

@@ -13,16 +13,30 @@ from pgembed.errors import PgembedError
 from pgembed.postgres import vectors
 from pgembed.postgres.connection import Connection
 
+Driver = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
 
 @contextlib.contextmanager
-def borrowed(
-    driver: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
-) -> Iterator[Connection]:
+def borrowed(driver: Driver) -> Iterator[Connection]:
+    """Lend the session of *driver* as :func:`shared` does, and to nobody else.
+
+    Other threads that use *driver* meanwhile wait, as for any statement of psycopg's.
+    """
+    with contextlib.ExitStack() as stack:
+        # An asynchronous one is of one thread, which its batch keeps.
+        if isinstance(driver, psycopg.Connection):
+            stack.enter_context(driver.lock)
+        yield stack.enter_context(shared(driver))
+
+
+@contextlib.contextmanager
+def shared(driver: Driver) -> Iterator[Connection]:
     """Lend the session of *driver* as a blocking connection with pgvector's types.
 
     Both speak over the same socket and are in the same transaction, so *driver* must
-    rest meanwhile. Adapters, row factory and prepared statements of *driver* stay as
-    they are. Raises PgembedError for a connection that is closed or in pipeline mode.
+    rest while the other is used. Adapters, row factory and prepared statements of
+    *driver* stay as they are. Raises PgembedError for a connection that is closed or in
+    pipeline mode.
     """
     if driver.closed:
         raise PgembedError("the connection is closed; open another")

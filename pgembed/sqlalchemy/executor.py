@@ -21,10 +21,9 @@ from sqlalchemy.util import await_only
 
 from pgembed.errors import PgembedError
 from pgembed.postgres import connection as connections
-from pgembed.postgres.borrowed import borrowed
+from pgembed.postgres.borrowed import Driver, shared
 
 T = TypeVar("T")
-Driver = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 Cancel = Callable[[], Awaitable[None]]
 
 _CANCEL_SECONDS = 0.5
@@ -167,7 +166,7 @@ def _entered(
 
 @contextlib.contextmanager
 def _lent(driver: Driver) -> Iterator[connections.Connection]:
-    with borrowed(driver) as own, _transaction(own):
+    with shared(driver) as own, _transaction(own):
         yield own
 
 

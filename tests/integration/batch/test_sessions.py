@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,27 @@ def test_a_batch_may_take_longer_than_transactions_idle(
         run_join(connection, "items_v", "results", options=options)
     row = connection.execute("SHOW idle_in_transaction_session_timeout").fetchone()
     assert row == ("50ms",)
+
+
+def test_other_threads_wait_for_a_batch(connection: Connection) -> None:
+    """As they do for any statement on the connection that they share."""
+    create_items(connection, "items", np.eye(3, dtype=np.float32))
+    adopt(connection, "items")
+    others: list[Future[Any]] = []
+    early: list[bool] = []
+
+    def ask(stage: str, share: float) -> None:
+        others.append(pool.submit(connection.execute, "SELECT 'other'"))
+        early.append(bool(wait([others[-1]], timeout=0.2).done))
+
+    with ThreadPoolExecutor(9) as pool:
+        found = search_batch(
+            connection, "items_v", ONE, k=3, progress=ask, few_by_sql=False
+        )
+        assert found.counts.tolist() == [3]
+        assert others
+        assert not any(early)
+        assert {other.result().fetchone() for other in others} == {("other",)}
 
 
 @pytest.mark.parametrize("encoding", ["UTF8", "LATIN1"])
