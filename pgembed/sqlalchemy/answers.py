@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Select, Table, select
+from sqlalchemy.exc import DataError
 
 from pgembed.batch.execute import Batch, Options
-from pgembed.batch.limits import check_recall
 from pgembed.batch.result import BatchResult
 from pgembed.batch.rows import fetch
 from pgembed.batch.source import Source, describe
 from pgembed.batch.workload import Workload
-from pgembed.errors import VectorError
+from pgembed.errors import FilterError, VectorError
 from pgembed.sqlalchemy.asked import Asked, Nearest
 from pgembed.sqlalchemy.call import SearchedBy, SearchedEmbedding
 from pgembed.sqlalchemy.ddl import explained
@@ -43,7 +44,7 @@ class Answers:
         """Return for each statement the keys and distances of the nearest rows."""
         groups: dict[tuple[str, float], list[int]] = {}
         for number, each in enumerate(asked):
-            group = (self._embedding(each), check_recall(each.recall))
+            group = (self._embedding(each), each.recall)
             groups.setdefault(group, []).append(number)
         found: dict[int, Nearest] = {}
         for (embedding, recall), members in groups.items():
@@ -75,7 +76,7 @@ class Answers:
         schemas = like.get_execution_options().get("schema_translate_map")
         if schemas is not None:
             query = query.execution_options(schema_translate_map=schemas)
-        with explained():
+        with explained(), _fitting():
             return self._execute.connection.scalar(query)
 
     def _batch(
@@ -124,6 +125,16 @@ class Answers:
             [source.name, texts],
         )
         return [row[0] for row in rows]
+
+
+@contextlib.contextmanager
+def _fitting() -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise FilterError(
+            f"a value in the criteria does not fit its type: {error.orig}"
+        ) from error
 
 
 def _lists(answer: BatchResult) -> Iterator[Nearest]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ from sqlalchemy import BindParameter, Select, select
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.cache_key import HasCacheKey
 
+from pgembed.batch.limits import check_recall
 from pgembed.errors import FilterError, SettingError
 from pgembed.sqlalchemy.made import identify
-from pgembed.sqlalchemy.search import RECALL
+from pgembed.sqlalchemy.search import MODE, RECALL
 from pgembed.sqlalchemy.shape import Shape, final_froms, refused
 
 Nearest = tuple[list[Any], list[float]]
@@ -57,9 +60,26 @@ class Asked:
                 "a batch cannot search with mode='index', because it chooses its own "
                 "way: leave mode out, or say 'exact'"
             )
-        if mode == "exact":
-            return 1.0
-        return RECALL if recall is None else float(recall)
+        if mode not in (None, MODE, "exact"):
+            raise SettingError(f"mode is {mode!r}, but must be 'auto' or 'exact'")
+        if isinstance(recall, Decimal):
+            recall = float(recall)
+        recall = check_recall(RECALL if recall is None else recall)
+        return 1.0 if mode == "exact" else recall
+
+    def check(self) -> None:
+        """Raise an error for values of LIMIT, OFFSET or bounds that make no sense."""
+        shape, values = self.shape, self.values
+        for name, argument in (("LIMIT", shape.limit), ("OFFSET", shape.offset)):
+            rows = argument.of(values)
+            if rows is not None and (not isinstance(rows, Integral) or rows < 0):
+                raise SettingError(
+                    f"{name} is {rows!r}, but must be a whole number of at least 0"
+                )
+        for _, argument in shape.bounds:
+            bound = argument.of(values)
+            if not isinstance(bound, Real | Decimal | None):
+                raise refused(f"it compares the distance with {bound!r}, no number")
 
     def chosen(self, found: Nearest) -> Nearest:
         """Return what bounds on the distance, OFFSET and LIMIT leave of *found*."""
@@ -67,8 +87,7 @@ class Asked:
         keys, distances = found
         end = len(keys)
         for compare, bound in shape.bounds:
-            value = bound.of(values)
-            end = min(end, sum(compare(each, value) for each in distances))
+            end = min(end, _passing(distances, compare, bound.of(values)))
         start = shape.offset.of(values) or 0
         limit = shape.limit.of(values)
         if limit is not None:
@@ -76,10 +95,22 @@ class Asked:
         return keys[start:end], distances[start:end]
 
 
+def _passing(
+    distances: Sequence[float], compare: Callable[[Any, Any], bool], bound: Any
+) -> int:
+    """Return how many distances PostgreSQL finds below a bound."""
+    if bound is None:
+        return 0
+    if math.isnan(bound):  # above everything
+        return len(distances)
+    return sum(compare(each, bound) for each in distances)
+
+
 def read(statements: Sequence[Any]) -> list[Asked]:
     """Read statements.
 
-    Raises FilterError, which counts from 0, for one that a batch cannot answer.
+    Raises FilterError, which counts from 0, for one that a batch cannot answer, and
+    SettingError for a LIMIT or OFFSET that makes no sense.
     """
     reader = _Reader()
     found = []
@@ -114,7 +145,9 @@ class _Reader:
         named = None if searched is None else searched.of(values)
         criteria = (id(shape), named, beside, *criteria)
         together = criteria if loaded is None else (loaded, beside)
-        return Asked(statement, shape, values, criteria, together)
+        asked = Asked(statement, shape, values, criteria, together)
+        asked.check()
+        return asked
 
 
 def _with_values(statement: Select[Any]) -> Select[Any]:

@@ -14,10 +14,12 @@ import pytest
 from sqlalchemy import (
     Connection,
     Engine,
+    Float,
     create_engine,
     event,
     func,
     inspect,
+    literal,
     select,
     text,
 )
@@ -520,6 +522,25 @@ def test_arguments_that_make_no_sense(session: Session) -> None:
         (search(Article.body_embedding, QUERY, mode="index"), SettingError, "mode"),
         (search(Article.body_embedding, QUERY, k=0), SettingError, "k is 0"),
         (search(Article.body_embedding, QUERY, recall=2), SettingError, "recall"),
+        (
+            search(Article.body_embedding, QUERY, recall=2, mode="exact"),
+            SettingError,
+            "recall is 2",
+        ),
+        (
+            search(Article.body_embedding, QUERY, mode="bogus"),
+            SettingError,
+            "mode is 'bogus', but must be 'auto' or 'exact'",
+        ),
+        (plain.limit(-1), SettingError, "LIMIT is -1, but must be"),
+        (plain.offset(-1), SettingError, "OFFSET is -1, but must be"),
+        (
+            plain.where(plain.selected_columns.distance < literal("far")),
+            FilterError,
+            "compares the distance with 'far'",
+        ),
+        (plain.where(Article.id < 2**70), FilterError, "integer out of range"),
+        (plain.where(Article.year < 2**40), FilterError, "integer out of range"),
         (search(Article.body_embedding, [1, 2]), VectorError, "2, 3 dimensions"),
     ):
         with pytest.raises(error, match=why):
@@ -531,6 +552,19 @@ def test_arguments_that_make_no_sense(session: Session) -> None:
             search_batch(session, [plain], threads=threads)  # type: ignore[arg-type]
     with pytest.raises(EmbeddingError, match="no embedding 'nothing'"):
         search_batch(session, [search(Article.body_embedding, QUERY, name="nothing")])
+
+
+@pytest.mark.parametrize("bound", [None, float("nan"), float("inf"), -1.0])
+def test_bounds_without_an_order(session: Session, bound: float | None) -> None:
+    """PostgreSQL calls NULL unknown, and NaN greater than all numbers."""
+    plain = search(Article.body_embedding, QUERY)
+    distance = plain.selected_columns.distance
+    statements = [
+        plain.where(distance < literal(bound, Float)),
+        plain.where(distance <= literal(bound, Float)),
+    ]
+    found = search_batch(session, statements)
+    assert [pairs(rows) for rows in found] == [singly(session, s) for s in statements]
 
 
 def test_errors_of_the_driver(session: Session) -> None:
