@@ -1,5 +1,24 @@
 -- What is done with embeddings that exist.
 
+CREATE OR REPLACE FUNCTION pgembed._check_present(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Locked, because an old snapshot would still show it.
+    PERFORM FROM pgembed.embedding AS n WHERE n.id = e.id FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the embedding % was dropped meanwhile', quote_literal(e.name)
+            USING ERRCODE = 'undefined_object',
+            HINT = 'Nothing was changed. If another was declared under its name and is meant, repeat this.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_present(pgembed.embedding) IS
+'An error when another transaction dropped an embedding since it was looked up. Asked once the locks are there for which one may have had to wait.';
+
+
 CREATE OR REPLACE FUNCTION pgembed.drop_embedding(name text, drop_vectors boolean DEFAULT false)
 RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -9,11 +28,12 @@ DECLARE
     e pgembed.embedding := pgembed._find_embedding(name);
     source_exists boolean := pgembed._exists(e.source);
 BEGIN
+    IF e.kind = 'kept' AND source_exists THEN
+        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', e.source);
+    END IF;
+    PERFORM pgembed._check_present(e);
     PERFORM pgembed._drop_advised(e);
     IF e.kind = 'kept' THEN
-        IF source_exists THEN
-            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', e.source);
-        END IF;
         PERFORM pgembed._drop_capture(e);
         IF source_exists THEN
             PERFORM pgembed._revoke_source(e, w) FROM pgembed._worker_roles() AS w;
@@ -66,6 +86,7 @@ DECLARE
     e pgembed.embedding := pgembed._find_embedding(name);
 BEGIN
     UPDATE pgembed.embedding AS u SET paused = true WHERE u.id = e.id;
+    PERFORM pgembed._check_present(e);
 END;
 $$;
 COMMENT ON FUNCTION pgembed.pause_embedding(text) IS
@@ -81,6 +102,7 @@ DECLARE
     e pgembed.embedding := pgembed._find_embedding(name);
 BEGIN
     UPDATE pgembed.embedding AS u SET paused = false, blocked = NULL WHERE u.id = e.id;
+    PERFORM pgembed._check_present(e);
     PERFORM pgembed._wake();
 END;
 $$;

@@ -41,6 +41,10 @@ BEGIN
     GET DIAGNOSTICS retried = ROW_COUNT;
     PERFORM pgembed._wake();
     RETURN retried;
+EXCEPTION
+    WHEN undefined_table THEN
+        PERFORM pgembed._check_present(e);
+        RAISE;
 END;
 $$;
 COMMENT ON FUNCTION pgembed.retry_failed(text) IS
@@ -233,6 +237,7 @@ DECLARE
     triggers oid[];
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', e.source);
+    PERFORM pgembed._check_present(e);
     e := pgembed._follow_key(e);
     PERFORM pgembed._follow_key_types(e);
     PERFORM pgembed._check_fits(e);

@@ -34,6 +34,7 @@ BEGIN
         EXECUTE pg_catalog.format('DROP INDEX IF EXISTS %s',
             pgembed._in_schema_of(e.target, e.index_name));
     END IF;
+    PERFORM pgembed._check_present(e);
     UPDATE pgembed.embedding AS u SET
         on_change = {on_change},
         index_method = {index_method},

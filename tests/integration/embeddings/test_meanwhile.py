@@ -1,0 +1,132 @@
+"""What another transaction drops or declares while a statement waits for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import psycopg
+import pytest
+from sqlalchemy.dialects import postgresql
+
+from pgembed.alembic.alter import AlterEmbedding
+from pgembed.postgres.connection import connect
+from tests.harness.sql_worker import (
+    Connection,
+    SqlWorker,
+    assert_converged,
+    rows,
+    value,
+)
+from tests.integration.embeddings.support import declare, documents
+
+While = Callable[[str, str], psycopg.errors.Diagnostic | None]
+
+
+@pytest.fixture
+def other(dsn: str) -> Iterator[Connection]:
+    """Return a second session."""
+    with connect(dsn, purpose="other") as session:
+        session.execute("SET statement_timeout = '20s'")
+        yield session
+
+
+@pytest.fixture
+def after(db: Connection, other: Connection) -> While:
+    """Return what runs a statement that has to wait for one of a transaction.
+
+    And then returns the error it ends in, if it does.
+    """
+
+    def run(first: str, second: str) -> psycopg.errors.Diagnostic | None:
+        with ThreadPoolExecutor(1) as pool:
+            with db.transaction():
+                rows(db, first)
+                future = pool.submit(rows, other, second)
+                _wait_for_lock(db, other, future)
+            try:
+                future.result()
+            except psycopg.Error as error:
+                return error.diag
+        return None
+
+    return run
+
+
+def _wait_for_lock(db: Connection, other: Connection, future: Future[object]) -> None:
+    waiting = "SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted"
+    for _ in range(2000):
+        if rows(db, waiting, other.info.backend_pid):
+            return
+        assert not future.done(), future
+        time.sleep(0.01)
+    raise AssertionError("it does not wait")
+
+
+UPGRADE = (
+    "SELECT pgembed.drop_embedding('docs_body', true);"
+    "SELECT pgembed.create_embedding('docs', 'body', 'tiny')"
+)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "drop_embedding('docs_body', true)",
+        "pause_embedding('docs_body')",
+        "resume_embedding('docs_body')",
+        "reconcile('docs_body')",
+        "retry_failed('docs_body')",
+    ],
+)
+def test_an_embedding_that_is_declared_anew(
+    db: Connection, worker: SqlWorker, after: While, statement: str
+) -> None:
+    """What was meant for the old one does nothing to the new one, and says so."""
+    documents(db, "one", "two")
+    declare(db, "docs", "body")
+    worker.drain()
+    error = after(UPGRADE, f"SELECT pgembed.{statement}")
+    assert error is not None
+    assert error.sqlstate == "42704"
+    assert error.message_primary == "the embedding 'docs_body' was dropped meanwhile"
+    assert "repeat this" in (error.message_hint or "")
+    worker.drain()
+    assert_converged(db, "docs_body")
+    assert not value(db, "SELECT paused FROM pgembed.embedding")
+
+
+@pytest.mark.parametrize("index", ["ivfflat", "none"])
+def test_altering_an_embedding_that_is_declared_anew(
+    db: Connection, worker: SqlWorker, after: While, index: str
+) -> None:
+    documents(db, "one")
+    declare(db, "docs", "body")
+    alter = AlterEmbedding("docs_body", {"index": index})
+    statement = str(alter.compile(dialect=postgresql.dialect())).replace("%%", "%")
+    error = after(UPGRADE, statement)
+    assert error is not None
+    assert error.message_primary == "the embedding 'docs_body' was dropped meanwhile"
+
+
+def test_vectors_that_are_adopted_anew(db: Connection, after: While) -> None:
+    rows(db, "CREATE TABLE docs (id int PRIMARY KEY, v vector(3))")
+    rows(db, "SELECT pgembed.adopt_vectors('docs', 'v')")
+    error = after(
+        "SELECT pgembed.drop_embedding('docs_v');"
+        "SELECT pgembed.adopt_vectors('docs', 'v')",
+        "SELECT pgembed.drop_embedding('docs_v')",
+    )
+    assert error is not None
+    assert error.message_primary == "the embedding 'docs_v' was dropped meanwhile"
+    assert value(db, "SELECT count(*) FROM pgembed.embedding") == 1
+
+
+def test_dropping_twice_at_once(db: Connection, after: While) -> None:
+    documents(db, "one")
+    declare(db, "docs", "body")
+    drop = "SELECT pgembed.drop_embedding('docs_body', true)"
+    error = after(drop, drop)
+    assert error is not None
+    assert error.message_primary == "the embedding 'docs_body' was dropped meanwhile"
