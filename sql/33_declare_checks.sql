@@ -103,6 +103,7 @@ BEGIN
             coalesce(quote_literal(left(name, 100)), 'NULL'), longest
             USING ERRCODE = 'invalid_name', HINT = 'Choose another: name => ''...''.';
     END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('pgembed.create_embedding', 0));
     SELECT e.* INTO taken FROM pgembed.embedding AS e WHERE e.name = _check_name.name;
     IF NOT FOUND THEN
         RETURN name;
@@ -118,7 +119,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._check_name(text, integer) IS
-'The name of a new embedding: not empty, short enough, not taken. One whose source was dropped gives its name up.';
+'The name of a new embedding: not empty, short enough, not taken. One whose source was dropped gives its name up. Whoever declares another waits until this transaction ends, and then sees what it declared.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._most_dimensions(storage text)

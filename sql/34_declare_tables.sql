@@ -30,8 +30,9 @@ BEGIN
             HINT = 'Choose another: target_column => ''...''.';
     END IF;
     IF present IS NULL THEN
-        EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', source, column_name, vector_type);
-        RETURN;
+        -- Another transaction may add it while this one waits for the table.
+        EXECUTE format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', source, column_name, vector_type);
+        present := pgembed._column_type(source, column_name);
     END IF;
     IF replace(present, '"', '') <> replace(vector_type, '"', '') THEN
         RAISE EXCEPTION 'column % of table % has type %, not %',

@@ -38,10 +38,6 @@ BEGIN
     PERFORM pgembed._check_indexable(index, storage, m.dimensions);
 
     stem := CASE WHEN content = content_columns[1] THEN content ELSE 'content' END;
-    name := pgembed._check_name(
-        coalesce(name, (SELECT c.relname || '_' || stem FROM pg_class AS c WHERE c.oid = source)),
-        CASE WHEN chunk_tokens IS NULL THEN 63 ELSE 57 END
-    );
     vector_type := pgembed._vector_type(storage, m.dimensions);
     IF chunk_tokens IS NULL THEN
         e.target := source;
@@ -52,7 +48,13 @@ BEGIN
                 HINT = 'Choose another column: target_column => ''...''.';
         END IF;
         PERFORM pgembed._add_vector_column(source, e.target_column, vector_type);
-    ELSE
+    END IF;
+    -- The column first: who waits for its table must not hold up other declarations.
+    name := pgembed._check_name(
+        coalesce(name, (SELECT c.relname || '_' || stem FROM pg_class AS c WHERE c.oid = source)),
+        CASE WHEN chunk_tokens IS NULL THEN 63 ELSE 57 END
+    );
+    IF chunk_tokens IS NOT NULL THEN
         e.target := pgembed._create_chunk_table(source, name, vector_type);
         e.target_column := 'embedding';
     END IF;

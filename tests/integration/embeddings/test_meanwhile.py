@@ -130,3 +130,49 @@ def test_dropping_twice_at_once(db: Connection, after: While) -> None:
     error = after(drop, drop)
     assert error is not None
     assert error.message_primary == "the embedding 'docs_body' was dropped meanwhile"
+
+
+@pytest.mark.parametrize("options", ["", ", chunk_tokens => 8"])
+def test_one_name_at_once(
+    db: Connection, worker: SqlWorker, after: While, options: str
+) -> None:
+    documents(db, "one")
+    create = f"SELECT pgembed.create_embedding('docs', 'body', 'tiny'{options})"
+    error = after(create, create)
+    assert error is not None
+    assert error.sqlstate == "42710"
+    assert error.message_primary == "there is already an embedding 'docs_body'"
+    worker.drain()
+    assert_converged(db, "docs_body")
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "create_embedding('docs', 'title', 'tiny', target_column => 'v')",
+        "create_embedding('part', 'title', 'tiny', target_column => 'v')",
+        "adopt_vectors('docs', 'v')",
+        "adopt_vectors('part', 'v')",
+    ],
+)
+def test_one_column_at_once(
+    db: Connection, worker: SqlWorker, after: While, second: str
+) -> None:
+    rows(
+        db,
+        "CREATE TABLE docs (id int PRIMARY KEY, title text, body text, v vector(3)) "
+        "PARTITION BY LIST (id);"
+        "CREATE TABLE part PARTITION OF docs DEFAULT;"
+        "INSERT INTO docs VALUES (1, 'one', 'two')",
+    )
+    error = after(
+        "SELECT pgembed.create_embedding('docs', 'body', 'tiny', target_column => 'v')",
+        f"SELECT pgembed.{second}",
+    )
+    assert error is not None
+    assert error.sqlstate == "42710"
+    assert error.message_primary == (
+        "column v of table public.docs already belongs to the embedding 'docs_body'"
+    )
+    worker.drain()
+    assert_converged(db, "docs_body")
