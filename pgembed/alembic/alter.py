@@ -51,12 +51,57 @@ END
 _ANEW = """
 DECLARE
     e pgembed.embedding := pgembed._find_kept({name});
+    anew pgembed.embedding;
+    held jsonb := (
+        SELECT pg_catalog.jsonb_agg(g)
+        FROM (
+            SELECT NULL AS column_name, c.relacl
+            FROM pg_catalog.pg_class AS c
+            WHERE c.oid = e.target AND e.target <> e.source
+            UNION ALL
+            SELECT a.attname, a.attacl
+            FROM pg_catalog.pg_attribute AS a
+            WHERE a.attrelid = e.target AND a.attnum > 0
+                AND (e.target <> e.source OR a.attname = e.target_column)
+        ) AS p (column_name, acl)
+        CROSS JOIN LATERAL pg_catalog.aclexplode(p.acl) AS x
+        CROSS JOIN LATERAL (SELECT p.column_name, x.privilege_type, x.is_grantable,
+            CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END
+        ) AS g (column_name, privilege, grantable, role)
+    );
+    had_policies boolean := e.target <> e.source AND (
+        SELECT c.relrowsecurity AND ARRAY(
+            SELECT p.polname::text FROM pg_catalog.pg_policy AS p
+            WHERE p.polrelid = c.oid
+        ) <> ARRAY['pgembed_source']
+        FROM pg_catalog.pg_class AS c
+        WHERE c.oid = e.target
+    );
+    again record;
 BEGIN
     PERFORM pgembed.drop_embedding(e.name, drop_vectors => {drop_vectors});
     PERFORM pgembed.create_embedding(e.source, {content}, {model}, name => e.name,
         target_column => CASE WHEN {chunk_tokens} IS NULL THEN {target_column} END,
         chunk_tokens => {chunk_tokens}, chunk_overlap => {chunk_overlap},
         storage => {storage}, index => {index_method}, on_change => {on_change});
+    anew := pgembed._find_kept(e.name);
+    IF had_policies THEN
+        RAISE WARNING 'table % was made anew, without the policies and grants it had',
+            anew.target
+            USING HINT = 'Create its policies again, then grant roles what they need.';
+    ELSIF (anew.target = anew.source) = (e.target = e.source) THEN
+        FOR again IN
+            SELECT r.*
+            FROM pg_catalog.jsonb_to_recordset(held) AS r (
+                column_name text, privilege text, grantable boolean, role text)
+            WHERE r.column_name IS NULL
+                OR r.column_name = ANY (pgembed._columns(anew.target))
+        LOOP
+            EXECUTE pg_catalog.format('GRANT %s%s ON %s TO %s%s', again.privilege,
+                ' (' || pg_catalog.quote_ident(again.column_name) || ')', anew.target,
+                again.role, CASE WHEN again.grantable THEN ' WITH GRANT OPTION' END);
+        END LOOP;
+    END IF;
     IF e.paused THEN
         PERFORM pgembed.pause_embedding(e.name);
     END IF;

@@ -124,6 +124,12 @@ class AlterEmbeddingOp(MigrateOperation):
         of a vector column stay until the new ones are there. Chunks, and vectors after
         another model, storage or cutting, are gone until their rows are embedded anew.
         A paused embedding stays paused. Raises EmbeddingError for other arguments.
+
+        The vector column, or the table of chunks, is then made anew. What roles were
+        granted on it is granted again, but not from the one to the other. What else
+        was made there by hand is gone: comments, indexes, constraints and triggers;
+        a chunk table with policies of its own loses them, and with them all grants.
+        A view on it makes the operation fail.
         """
         unknown = changes.keys() - set(CHANGEABLE)
         if unknown or not changes:

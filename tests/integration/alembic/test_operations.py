@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -21,6 +22,7 @@ from pgembed.errors import EmbeddingError, InstallError
 from pgembed.postgres.connection import connect
 from pgembed.postgres.schema import install
 from tests.harness.models import register_model
+from tests.harness.roles import ordinary_role
 from tests.integration.alembic.project import Project
 from tests.integration.alembic.test_round_trips import EMBEDDED, PLAIN, embedding, model
 from tests.integration.sqlalchemy.conftest import url
@@ -319,6 +321,87 @@ def test_vectors_survive_another_content(project: Project) -> None:
     project.upgrade("0004")
     with project.engine.begin() as connection:
         assert connection.scalar(count) == 0
+
+
+CHUNKED = CREATE.replace(")", ", chunk_tokens=8)")
+GRANTED = """
+    SELECT c.relname, p.attname, x.grantor, x.grantee, x.privilege_type, x.is_grantable
+    FROM pg_class c, LATERAL (
+        SELECT NULL, c.relacl UNION ALL SELECT a.attname, a.attacl
+        FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped
+    ) AS p (attname, acl), aclexplode(p.acl) AS x
+    WHERE c.relname LIKE 'docs%' ORDER BY 1, 2, 3, 4, 5
+"""
+
+
+def granted_anew(project: Project, change: str, *statements: str) -> list[list[Any]]:
+    """Return what is granted on the tables before and after a change."""
+    project.write(2, alter(change), "pass")
+    project.upgrade("0001")
+    found = []
+    with project.engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+        found.append(list(connection.execute(text(GRANTED))))
+    project.upgrade()
+    with project.engine.begin() as connection:
+        found.append(list(connection.execute(text(GRANTED))))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("create", "change"),
+    [
+        (CREATE, "storage='halfvec'"),
+        (CHUNKED, "storage='halfvec'"),
+        (CHUNKED, "content='title'"),
+        (CHUNKED, "chunk_tokens=16"),
+    ],
+)
+@pytest.mark.parametrize("is_guarded", [False, True])
+def test_what_was_granted_is_granted_again(
+    project: Project, create: str, change: str, is_guarded: bool
+) -> None:
+    table = "docs" if create == CREATE else "docs_body_chunk"
+    vector = "body_embedding" if create == CREATE else "embedding"
+    project.write(1, f"{TABLE}\n    {create}", "pass")
+    with ordinary_role(dsn_of(project.engine)) as role_dsn:
+        role = conninfo_to_dict(role_dsn)["user"]
+        before, after = granted_anew(
+            project,
+            change,
+            f"ALTER TABLE docs {'EN' if is_guarded else 'DIS'}ABLE ROW LEVEL SECURITY",
+            "SELECT pgembed.reconcile('docs_body')",
+            f"GRANT SELECT ON {table} TO PUBLIC",
+            f"GRANT SELECT, DELETE ON {table} TO {role} WITH GRANT OPTION",
+            f"GRANT SELECT (id, {vector}) ON {table} TO PUBLIC",
+            f"GRANT UPDATE ({vector}) ON {table} TO {role} WITH GRANT OPTION",
+        )
+    assert before == after
+    assert len(after) > 6
+
+
+def test_grants_do_not_outlive_policies(project: Project) -> None:
+    """Which go with the chunks that they were to hide."""
+    project.write(1, f"{TABLE}\n    {CHUNKED}", "pass")
+    before, after = granted_anew(
+        project,
+        "storage='halfvec'",
+        "ALTER TABLE docs_body_chunk ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY mine ON docs_body_chunk USING (chunk = 0)",
+        "GRANT SELECT ON docs_body_chunk TO PUBLIC",
+    )
+    assert len(before) > 1
+    assert after == []
+
+
+def test_what_was_granted_on_a_column_says_nothing_about_chunks(
+    project: Project,
+) -> None:
+    project.write(1, f"{TABLE}\n    {CREATE}", "pass")
+    grant = "GRANT SELECT (body_embedding) ON docs TO PUBLIC"
+    before, after = granted_anew(project, "chunk_tokens=8", grant)
+    assert (len(before), after) == (1, [])
 
 
 @pytest.mark.parametrize(
