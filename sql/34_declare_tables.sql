@@ -155,8 +155,13 @@ DECLARE
         SELECT FROM pg_catalog.pg_policy AS p
         WHERE p.polrelid = e.target AND p.polname = 'pgembed_source' AND e.target <> e.source
     );
+    -- Those would end with row-level security; of rows that are not hidden, ours shows all chunks.
+    has_others boolean := EXISTS (
+        SELECT FROM pg_catalog.pg_policy AS p
+        WHERE p.polrelid = e.target AND p.polname <> 'pgembed_source'
+    );
 BEGIN
-    IF guarded AND NOT (SELECT c.relrowsecurity FROM pg_catalog.pg_class AS c WHERE c.oid = e.source) THEN
+    IF guarded AND NOT has_others AND NOT (SELECT c.relrowsecurity FROM pg_catalog.pg_class AS c WHERE c.oid = e.source) THEN
         EXECUTE format('DROP POLICY pgembed_source ON %s', e.target);
         EXECUTE format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', e.target);
     ELSIF pgembed._open_to_hidden(e) THEN
@@ -171,7 +176,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._follow_row_security(pgembed.embedding) IS
-'Let whoever reads chunks see those of the rows that he may see, as long as the source has row-level security.';
+'Let whoever reads chunks see those of the rows that he may see, as long as the source has row-level security, or the chunk table policies of its owner''s.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._create_job_table(e pgembed.embedding)

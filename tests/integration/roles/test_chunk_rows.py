@@ -143,6 +143,28 @@ def test_a_policy_of_the_owner_s_own_stays(docs: Connection) -> None:
     assert rows(docs, policies) == [("own",)]
 
 
+def test_a_policy_of_the_owner_s_own_is_not_switched_off(
+    docs: Connection, ursula: Connection, connection: Connection
+) -> None:
+    docs.execute(POLICY)
+    declare(docs)
+    SqlWorker(connection).drain()
+    docs.execute(
+        "CREATE POLICY own ON docs_body_chunk AS RESTRICTIVE "
+        "USING (content NOT LIKE 'secret%')"
+    )
+    docs.execute("ALTER TABLE docs DISABLE ROW LEVEL SECURITY")
+    docs.execute("INSERT INTO docs VALUES (3, 'other', 'two')")
+    docs.execute("SELECT pgembed.reconcile('docs_body')")
+    SqlWorker(connection).drain()
+    assert rows(ursula, CHUNKS) == [(1, "a cat"), (3, "two")]
+    docs.execute("DROP POLICY own ON docs_body_chunk")
+    docs.execute("SELECT pgembed.reconcile('docs_body')")
+    assert len(rows(ursula, CHUNKS)) == 3
+    policies = "SELECT FROM pg_policies WHERE tablename = 'docs_body_chunk'"
+    assert rows(docs, policies) == []
+
+
 SCAN = "SELECT id FROM olga.docs_body_chunk ORDER BY embedding <-> '[1,2,3]' LIMIT 10"
 JOIN = """
     SELECT s.id FROM olga.docs AS s INNER JOIN olga.docs_body_chunk AS v USING (id)
