@@ -268,7 +268,8 @@ BEGIN
         PERFORM pgembed._create_job_table(NEW);
         RETURN NULL;
     END IF;
-    PERFORM pgembed._rename_keys(pgembed._job_table(NEW.id)::regclass, OLD.key_columns, NEW.key_columns);
+    PERFORM pgembed._rename_keys(
+        pgembed._job_table(NEW.id)::regclass, NEW.source, OLD.key_columns, NEW.key_columns);
     PERFORM pgembed._retype_keys(NEW, pgembed._job_table(NEW.id)::regclass);
     PERFORM pgembed._create_capture_functions(NEW);
     PERFORM pgembed._give_capture(NEW);

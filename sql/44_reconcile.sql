@@ -51,20 +51,65 @@ COMMENT ON FUNCTION pgembed.retry_failed(text) IS
 'Give the rows in pgembed.failures their attempts again; returns how many.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._rename_keys(relation regclass, old_names text[], new_names text[])
+CREATE OR REPLACE FUNCTION pgembed._has_keys(relation regclass, source regclass, names text[])
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN NOT EXISTS (
+    SELECT FROM unnest(names) AS k (name)
+    WHERE pgembed._column_type(relation, k.name) IS DISTINCT FROM pgembed._column_type(source, k.name)
+);
+COMMENT ON FUNCTION pgembed._has_keys(regclass, regclass, text[]) IS
+'Whether a job or chunk table has these columns, of the types of the source''s: the key is the same in another order.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._rename_keys(
+    relation regclass, source regclass, old_names text[], new_names text[]
+)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF pgembed._has_keys(relation, source, new_names) THEN
+        RETURN;
+    END IF;
+    -- By way of names that nobody may give a key: one may have taken the name of another.
     FOR i IN 1 .. cardinality(new_names) LOOP
-        CONTINUE WHEN new_names[i] = old_names[i];
-        EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, old_names[i], new_names[i]);
+        EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, old_names[i], 'pgembed_key_' || i);
+    END LOOP;
+    FOR i IN 1 .. cardinality(new_names) LOOP
+        EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, 'pgembed_key_' || i, new_names[i]);
     END LOOP;
 END;
 $$;
-COMMENT ON FUNCTION pgembed._rename_keys(regclass, text[], text[]) IS
+COMMENT ON FUNCTION pgembed._rename_keys(regclass, regclass, text[], text[]) IS
 'Give the key columns of a job or chunk table the names that the source''s have now.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._check_new_keys(e pgembed.embedding)
+RETURNS text[]
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    names text[] := pgembed._check_key(e.source);
+    taken text;
+BEGIN
+    SELECT k INTO taken
+    FROM unnest(names) AS k
+    WHERE e.target <> e.source AND k <> ALL (e.key_columns) AND k = ANY (pgembed._columns(e.target));
+    IF FOUND THEN
+        RAISE EXCEPTION 'key column % of table % has the name of another column of its chunk table %',
+            quote_ident(taken), e.source, e.target
+            USING ERRCODE = 'duplicate_column',
+            HINT = format('Give it another: ALTER TABLE %s RENAME COLUMN %I TO ...', e.source, taken);
+    END IF;
+    RETURN names;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_new_keys(pgembed.embedding) IS
+'The key columns that the source has now; an error when job or chunk table cannot have these.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._follow_key(e pgembed.embedding)
@@ -77,18 +122,24 @@ DECLARE
     job regclass := pgembed._job_table(e.id)::regclass;
     followed pgembed.embedding;
 BEGIN
-    IF names = e.key_columns OR cardinality(names) <> cardinality(e.key_columns) OR EXISTS (
-        SELECT
-        FROM unnest(names, e.key_columns) AS k (new, old)
-        WHERE pgembed._column_type(e.source, k.new) <> pgembed._column_type(job, k.old)
-    ) THEN
+    IF names = e.key_columns OR cardinality(names) <> cardinality(e.key_columns)
+        OR NOT pgembed._has_keys(job, e.source, names) AND EXISTS (
+            SELECT
+            FROM unnest(names, e.key_columns) AS k (new, old)
+            WHERE pgembed._column_type(e.source, k.new) <> pgembed._column_type(job, k.old)
+        )
+    THEN
         RETURN e;
     END IF;
+    names := pgembed._check_new_keys(e);
+    -- Other columns may have taken the names: the row of a job that a worker holds may be another.
+    EXECUTE format('UPDATE %s AS j SET pgembed_version = j.pgembed_version %% 2147483647 + 1 '
+        'WHERE j.pgembed_lease IS NOT NULL', job);
     IF pgembed._administers() THEN
-        PERFORM pgembed._rename_keys(job, e.key_columns, names);
+        PERFORM pgembed._rename_keys(job, e.source, e.key_columns, names);
     END IF;
-    IF e.target <> e.source THEN
-        PERFORM pgembed._rename_keys(e.target, e.key_columns, names);
+    IF e.target <> e.source AND pgembed._exists(e.target) THEN
+        PERFORM pgembed._rename_keys(e.target, e.source, e.key_columns, names);
     END IF;
     UPDATE pgembed.embedding AS n
     SET key_columns = names, blocked = NULL

@@ -227,6 +227,60 @@ def test_key_column_renamed(
     assert_converged(scratch, name)
 
 
+NEW_KEYS = {
+    "swapped": "ALTER TABLE docs RENAME a TO c; ALTER TABLE docs RENAME b TO a;"
+    "ALTER TABLE docs RENAME c TO b",
+    "chained": "ALTER TABLE docs RENAME b TO c; ALTER TABLE docs RENAME a TO b",
+    "reordered": "ALTER TABLE docs DROP CONSTRAINT docs_pkey;"
+    "ALTER TABLE docs ADD PRIMARY KEY (b, a)",
+}
+
+
+@pytest.mark.parametrize("change", NEW_KEYS)
+@pytest.mark.parametrize("kind", ["int", "text"])
+@pytest.mark.parametrize("mode", MODES)
+def test_key_columns_that_change_places(
+    scratch: Connection, scratch_worker: SqlWorker, change: str, kind: str, mode: str
+) -> None:
+    scratch.execute(
+        f"CREATE TABLE docs (a int, b {kind}, body text, PRIMARY KEY (a, b));"
+        "INSERT INTO docs VALUES (1, '2', 'x y z'), (2, '1', 'b'), (3, '4', 'c d')"
+        "".encode()
+    )
+    name = declare(scratch, "docs", "body", **MODES[mode])
+    scratch_worker.drain()
+    scratch.execute("UPDATE docs SET body = 'claimed' WHERE a = 1")
+    claim = scratch_worker.claim(name)
+    scratch.execute(NEW_KEYS[change].encode())
+    queued = value(scratch, "SELECT pgembed.reconcile(%s)", name)
+    assert queued == 0 or (change, kind) == ("swapped", "int")
+    scratch_worker.complete(claim)
+    scratch_worker.drain()
+    assert_converged(scratch, name)
+    write = "INSERT INTO docs VALUES (8, '9', 'new'); DELETE FROM docs WHERE body = 'b'"
+    scratch.execute(write)
+    scratch_worker.drain()
+    assert_converged(scratch, name)
+
+
+@pytest.mark.parametrize("reserved", ["content", "pgembed_slot"])
+def test_key_column_renamed_to_what_cannot_be(
+    scratch: Connection, name: str, reserved: str
+) -> None:
+    scratch.execute(f"ALTER TABLE docs RENAME COLUMN id TO {reserved}".encode())
+    chunked = value(scratch, "SELECT max(chunk_tokens) FROM pgembed.embedding")
+    reconcile = f"SELECT pgembed.reconcile('{name}')"
+    if reserved == "pgembed_slot":
+        with refused(scratch, "42939", message="reserved name", hint="pgembed_"):
+            rows(scratch, reconcile)
+    elif chunked:
+        said = "content of table public.docs has the name of another column of its"
+        with refused(scratch, "42701", message=said, hint="RENAME COLUMN content"):
+            rows(scratch, reconcile)
+    else:
+        rows(scratch, reconcile)
+
+
 def test_columns_added_and_dropped(
     scratch: Connection, scratch_worker: SqlWorker, name: str
 ) -> None:

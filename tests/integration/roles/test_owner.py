@@ -342,6 +342,23 @@ def test_a_key_of_another_type(
     assert_converged(connection, name)
 
 
+@pytest.mark.parametrize("options", ["", ", chunk_tokens => 8"])
+def test_key_columns_that_swap_names(
+    olga: Connection, walter: Connection, connection: Connection, options: str
+) -> None:
+    olga.execute("CREATE TABLE docs (a int, b text, body text, PRIMARY KEY (a, b))")
+    olga.execute("INSERT INTO docs VALUES (1, 'x', 'one'), (2, 'y', 'two words more')")
+    name = declare(olga, options)
+    drain(walter)
+    olga.execute("ALTER TABLE docs RENAME a TO c")
+    olga.execute("ALTER TABLE docs RENAME b TO a")
+    olga.execute("ALTER TABLE docs RENAME c TO b")
+    assert value(olga, "SELECT pgembed.reconcile(%s)", name) == 0
+    olga.execute("INSERT INTO docs VALUES (3, 'z', 'new')")
+    drain(walter)
+    assert_converged(connection, name)
+
+
 def replace_body(olga: Connection, former: str) -> None:
     olga.execute("ALTER TABLE docs ADD fresh text; UPDATE docs SET fresh = body || 1")
     olga.execute(f"ALTER TABLE docs RENAME body TO {former}".encode())
