@@ -125,6 +125,21 @@ COMMENT ON FUNCTION pgembed._open_to_hidden(pgembed.embedding) IS
 'Whether whoever may read the chunk table reads there what row-level security of the source hides from him.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._closed_to_all(e pgembed.embedding)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN e.target <> e.source AND EXISTS (
+    SELECT
+    FROM pg_catalog.pg_class AS s
+    INNER JOIN pg_catalog.pg_class AS t ON t.oid = e.target
+    WHERE s.oid = e.source AND s.relrowsecurity AND t.relrowsecurity
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_policy AS p WHERE p.polrelid = e.target)
+);
+COMMENT ON FUNCTION pgembed._closed_to_all(pgembed.embedding) IS
+'Whether the chunk table has row-level security without a policy: its own was dropped, as it must be before the key changes its type.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._is_leakproof(source regclass)
 RETURNS boolean
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -164,7 +179,7 @@ BEGIN
     IF guarded AND NOT has_others AND NOT (SELECT c.relrowsecurity FROM pg_catalog.pg_class AS c WHERE c.oid = e.source) THEN
         EXECUTE format('DROP POLICY pgembed_source ON %s', e.target);
         EXECUTE format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', e.target);
-    ELSIF pgembed._open_to_hidden(e) THEN
+    ELSIF pgembed._open_to_hidden(e) OR pgembed._closed_to_all(e) THEN
         EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', e.target);
         -- The subquery reads the source as whoever reads the chunks. OFFSET has it look the key of
         -- each chunk up: else a search through an index would first read all keys of the source.

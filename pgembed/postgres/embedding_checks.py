@@ -104,19 +104,23 @@ def _check(connection: Connection, embedding: Embedding) -> Iterator[Finding]:
 
 
 def _row_security(connection: Connection, embedding: Embedding) -> Iterator[Finding]:
-    """Look for chunks that can be read past the policies of their source."""
+    """Look for chunks whose policy is not that of their source."""
     query = """
-        SELECT e.source::pg_catalog.text, e.target::pg_catalog.text
+        SELECT e.source::pg_catalog.text, e.target::pg_catalog.text,
+            pgembed._open_to_hidden(e)
         FROM pgembed.embedding AS e
-        WHERE e.id = %s AND pgembed._open_to_hidden(e)
+        WHERE e.id = %s AND (pgembed._open_to_hidden(e) OR pgembed._closed_to_all(e))
     """
-    for source, target in fetch_all(connection, query, (embedding.id,)):
-        yield warning(
-            embedding.subject,
+    for source, target, is_open in fetch_all(connection, query, (embedding.id,)):
+        found = (
             f"table {source} has row-level security, table {target} has not: who may "
-            "read this reads there the text of rows that are hidden from him",
-            f"as the table's owner: {embedding.call('reconcile')}",
+            "read this reads there the text of rows that are hidden from him"
+            if is_open
+            else f"the row-level security of table {target} has no policy any more: "
+            "nobody but its owner reads, or finds, any of it"
         )
+        remedy = f"as the table's owner: {embedding.call('reconcile')}"
+        yield warning(embedding.subject, found, remedy)
 
 
 def _queue(connection: Connection, embedding: Embedding) -> Iterator[Finding]:

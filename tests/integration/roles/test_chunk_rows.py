@@ -120,6 +120,22 @@ def test_security_that_comes_and_goes_is_followed(
     assert len(rows(ursula, CHUNKS)) == 2
 
 
+def test_a_policy_that_was_dropped_comes_back(
+    docs: Connection, ursula: Connection, connection: Connection
+) -> None:
+    """PostgreSQL has it dropped before a key column gets another type."""
+    docs.execute(POLICY)
+    declare(docs)
+    SqlWorker(connection).drain()
+    docs.execute("DROP POLICY pgembed_source ON docs_body_chunk")
+    assert rows(ursula, SEARCH) == []
+    [message] = hidden_from_readers(connection)
+    assert "table olga.docs_body_chunk has no policy any more" in message
+    docs.execute("SELECT pgembed.reconcile('docs_body')")
+    assert rows(ursula, SEARCH) == [(1,)]
+    assert hidden_from_readers(connection) == []
+
+
 @pytest.mark.parametrize("name", ["s", "s.id"])
 def test_a_chunk_table_of_any_name(
     docs: Connection, ursula: Connection, connection: Connection, name: str
