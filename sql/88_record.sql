@@ -14,12 +14,19 @@ BEGIN
     END IF;
     INSERT INTO pgembed.recorded_filter (embedding, filter) VALUES (embedding, filter)
     RETURNING id INTO number;
-    -- In a snapshot of its own a search would fail on rows that another one deleted.
-    IF number % 1000 = 0 AND current_setting('transaction_isolation') = 'read committed' THEN
+    -- What SERIALIZABLE reads could fail the searches of others.
+    IF number % 1000 <> 0 OR current_setting('transaction_isolation') = 'serializable' THEN
+        RETURN;
+    END IF;
+    BEGIN
         DELETE FROM pgembed.recorded_filter AS r WHERE r.id IN (
             SELECT o.id FROM pgembed.recorded_filter AS o WHERE o.id <= number - 100000
             ORDER BY o.id LIMIT 2000 FOR UPDATE SKIP LOCKED);
-    END IF;
+    EXCEPTION
+        WHEN serialization_failure THEN
+            -- Another search deleted them after the snapshot of this one.
+            NULL;
+    END;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._record_filter(integer, jsonb) IS
@@ -36,7 +43,7 @@ DECLARE
 BEGIN
     IF share = '0' THEN
         RETURN false;
-    ELSIF share !~ E'^\\s*(0?\\.\\d+|[01](\\.\\d*)?)\\s*$' OR share::float8 > 1 THEN
+    ELSIF share !~* E'^\\s*(\\d\\.?|\\d?\\.\\d+)(e[+-]?\\d{1,2})?\\s*$' OR share::float8 > 1 THEN
         RAISE EXCEPTION 'the setting pgembed.record_filters is %, but must be from 0 to 1', quote_literal(share)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'It is the share of the searches whose filters are recorded: 0.01, or 0 for none.';

@@ -65,7 +65,10 @@ def test_a_rollback_takes_the_record_back(recording: Connection) -> None:
     assert recorded(recording) == []
 
 
-def test_the_record_does_not_grow_for_ever(recording: Connection) -> None:
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
+def test_the_record_does_not_grow_for_ever(
+    recording: Connection, isolation: str
+) -> None:
     recording.execute(
         "INSERT INTO pgembed.recorded_filter (embedding, filter) "
         "SELECT e.id, '{}' FROM pgembed.embedding AS e, generate_series(1, 100)"
@@ -74,14 +77,16 @@ def test_the_record_does_not_grow_for_ever(recording: Connection) -> None:
         "SELECT setval(pg_get_serial_sequence('pgembed.recorded_filter', 'id'), "
         "(SELECT max(id) FROM pgembed.recorded_filter) / 1000 * 1000 + 200999)"
     )
-    search(recording, "items", vectors()[0], filter={"kind": 1})
+    with recording.transaction():
+        recording.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
+        search(recording, "items", vectors()[0], filter={"kind": 1})
     assert recorded(recording) == [{"kind": 1}]
 
 
-def test_a_snapshot_of_its_own_does_not_trim_the_record(
-    recording: Connection, connect: Connect
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_what_others_trimmed_from_the_record_fails_no_search(
+    recording: Connection, connect: Connect, isolation: str
 ) -> None:
-    """Rows that another session has deleted since would fail its search."""
     sequence = "pg_get_serial_sequence('pgembed.recorded_filter', 'id')"
     (start,) = fetch_one(
         recording,
@@ -91,7 +96,7 @@ def test_a_snapshot_of_its_own_does_not_trim_the_record(
     other = connect(recording.info.dsn, purpose="test")
     other.execute("SET pgembed.record_filters = 1")
     with other.transaction():
-        other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        other.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
         other.execute("SELECT FROM pgembed.recorded_filter")
         recording.execute(f"SELECT setval({sequence}, {start + 200999})".encode())
         search(recording, "items", vectors()[0], filter={"kind": 1})
@@ -101,7 +106,13 @@ def test_a_snapshot_of_its_own_does_not_trim_the_record(
     assert recorded(recording) == [{"kind": 1}, {"kind": 2}]
 
 
-@pytest.mark.parametrize("share", ["-1", "1.5", "often", "1e9"])
+@pytest.mark.parametrize("share", ["1e-5", "1E-05", " 1. ", ".5e0", "0.000"])
+def test_shares_as_programs_write_them(recording: Connection, share: str) -> None:
+    recording.execute("SELECT set_config('pgembed.record_filters', %s, false)", [share])
+    assert len(search(recording, "items", vectors()[0], filter={"kind": 1})) == 10
+
+
+@pytest.mark.parametrize("share", ["-1", "1.5", "often", "1e9", "1e", "1e-400"])
 def test_a_share_that_makes_no_sense(recording: Connection, share: str) -> None:
     recording.execute("SELECT set_config('pgembed.record_filters', %s, false)", [share])
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="from 0 to 1"):
