@@ -149,7 +149,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._index_statements(integer) IS
-'The statements that build an embedding''s index without blocking writers, to be run one by one outside a transaction: partition by partition on a partitioned table, what is there already left out.';
+'The statements that build an embedding''s index, to be run one by one outside a transaction: partition by partition on a partitioned table, what is there already left out. Those without CONCURRENTLY lock a partitioned table, or the index of a partition, for a moment: run them with a short lock_timeout, lest writers and readers queue up behind one that waits.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._live(worker uuid)

@@ -1,4 +1,4 @@
-"""Vector indexes, built by a worker without blocking writers."""
+"""Vector indexes, built by a worker that keeps nobody waiting."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Literal, LiteralString, cast
 from uuid import UUID
 
-from psycopg import sql
+from psycopg import errors, sql
 
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 
 State = Literal["waiting", "ready", "failed"]
+
+_CONCURRENTLY = ("CREATE INDEX CONCURRENTLY ", "DROP INDEX CONCURRENTLY ")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,15 +72,32 @@ def stranger_owner(connection: Connection, job: IndexJob) -> str | None:
     return row and str(row[0])
 
 
-def build(connection: Connection, job: IndexJob) -> None:
+def build(connection: Connection, job: IndexJob) -> bool:
     """Build the index of an embedding, whose building has begun.
 
-    Needs an autocommit connection of its own, of a role that may. Raises psycopg.Error
-    when a statement fails; the caller records that over another connection.
+    False when transactions that use the table left a statement no room: try again
+    later, and what is done by then is left out. Needs an autocommit connection of its
+    own, of a role that may. Raises psycopg.Error when a statement fails; the caller
+    records that over another connection.
     """
     with _patient(connection):
         for statement in statements(connection, job):
+            if statement.startswith(_CONCURRENTLY):
+                connection.execute(statement)
+            elif not _executed_soon(connection, statement):
+                return False
+    return True
+
+
+def _executed_soon(connection: Connection, statement: LiteralString) -> bool:
+    # Who waits for such a lock holds up everybody who comes after: readers, too.
+    try:
+        with connection.transaction():
+            connection.execute("SET LOCAL lock_timeout = '200ms'")
             connection.execute(statement)
+    except errors.LockNotAvailable:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from pgembed.worker.retries import Retries
 from pgembed.worker.sessions import connect_as
 
 _log = logging.getLogger(__name__)
-_SLICE = 0.2
+# Each try at a table that is in use holds up its writers for a fifth of a second.
+_PAUSE = 5.0
 
 
 class IndexBuilder:
@@ -81,10 +82,9 @@ class IndexBuilder:
                 if not indexing.begin(own, job, self._identity.id):
                     return
                 with self._session(own, job) as self._connection:
-                    if self._closed.is_set():
+                    if not self._persist(self._connection, job):
                         self._record(job, "waiting", None)
                         return
-                    indexing.build(self._connection, job)
         except (psycopg.Error, ConnectError, WorkerError) as error:
             self._failed(job, error)
         else:
@@ -94,6 +94,14 @@ class IndexBuilder:
             _log.info("%s: index built in %.1f s", job.name, seconds)
         finally:
             self._connection = None
+
+    def _persist(self, connection: Connection, job: IndexJob) -> bool:
+        """Build however many tries that takes; False when told to close before."""
+        while not self._closed.is_set():
+            if indexing.build(connection, job):
+                return True
+            self._closed.wait(_PAUSE)
+        return False
 
     @contextlib.contextmanager
     def _session(self, own: Connection, job: IndexJob) -> Iterator[Connection]:

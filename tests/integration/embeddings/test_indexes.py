@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from pgembed.embeddings import indexing
+from pgembed.postgres.connection import connect
 from tests.harness.sql_worker import (
     Connection,
     SqlWorker,
@@ -255,3 +256,36 @@ def test_transactions_may_take_no_time(db: Connection, worker: SqlWorker) -> Non
     db.execute("SET transaction_timeout = '20ms'")
     indexing.build(db, indexing.IndexJob(number, "docs_body"))
     assert vector_indexes(db) == [("docs", True)]
+
+
+@pytest.mark.parametrize(
+    ("done", "use"),
+    [
+        (0, "INSERT INTO docs VALUES (3, 3, 'theirs')"),
+        # The partition has its index by then, which readers of it hold.
+        (2, "SELECT FROM docs_1"),
+    ],
+)
+def test_a_partitioned_table_that_is_in_use(
+    db: Connection, worker: SqlWorker, dsn: str, done: int, use: str
+) -> None:
+    """Nobody queues up behind a build that waits for a transaction of a user's."""
+    db.execute(PARTITIONED)
+    job = indexing.IndexJob(
+        embedding_id(db, declare(db, "docs", "body", index="hnsw")), "docs_body"
+    )
+    for statement in statements(db)[:done]:
+        rows(db, statement)
+    with (
+        connect(dsn, purpose="user", autocommit=False) as user,
+        connect(dsn, purpose="other") as other,
+    ):
+        # A build that waits for the user outlasts it.
+        user.execute("SET idle_in_transaction_session_timeout = '5s'")
+        user.execute(use.encode())
+        assert not indexing.build(db, job)
+        other.execute("SET lock_timeout = '1s'")
+        other.execute("INSERT INTO docs VALUES (4, 4, 'another')")
+        user.commit()
+    assert indexing.build(db, job)
+    assert statements(db) == []
