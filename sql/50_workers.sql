@@ -43,7 +43,14 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     DELETE FROM pgembed.worker AS w
     WHERE w.seen_at < now() - interval '5 minutes' AND w.id <> worker;
-    DELETE FROM pgembed.progress AS p WHERE p.bucket < now() - interval '10 minutes';
+    -- Those of an embedding that a user is just dropping are held until that is committed.
+    DELETE FROM pgembed.progress AS p
+    WHERE p.ctid = ANY (ARRAY(
+        SELECT o.ctid
+        FROM pgembed.progress AS o
+        WHERE o.bucket < now() - interval '10 minutes'
+        FOR UPDATE SKIP LOCKED
+    ));
     WITH seen AS (
         UPDATE pgembed.worker AS w SET seen_at = now() WHERE w.id = worker RETURNING w.id
     )

@@ -215,6 +215,18 @@ def test_a_pause_that_is_not_committed_stops_nobody(
     assert_converged(db, name)
 
 
+def test_a_drop_that_is_not_committed_stops_no_heartbeat(
+    db: Connection, worker: SqlWorker, user: Connection, name: str
+) -> None:
+    worker.drain()
+    db.execute("UPDATE pgembed.progress SET bucket = bucket - interval '11 minutes'")
+    user.execute("SELECT pgembed.drop_embedding('docs_body')")
+    assert value(db, "SELECT pgembed._heartbeat(%s)", worker.id)
+    user.rollback()
+    assert value(db, "SELECT pgembed._heartbeat(%s)", worker.id)
+    assert rows(db, "SELECT FROM pgembed.progress") == []
+
+
 def test_a_user_in_repeatable_read(
     db: Connection, worker: SqlWorker, user: Connection
 ) -> None:
