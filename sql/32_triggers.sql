@@ -352,7 +352,23 @@ DECLARE
     -- Before anything is looked at: a partition that comes later is followed next time.
     triggers oid[] := pgembed._partition_triggers(e);
     changed boolean := triggers IS DISTINCT FROM e.partition_triggers;
+    added regclass[] := ARRAY(
+        SELECT r FROM pgembed._with_partitions(e.source) AS r
+        EXCEPT SELECT g FROM pgembed._guarded_relations(e) AS g
+    );
+    removed regclass[] := ARRAY(
+        SELECT g FROM pgembed._guarded_relations(e) AS g
+        EXCEPT SELECT r FROM pgembed._with_partitions(e.source) AS r
+    );
 BEGIN
+    IF NOT (changed OR added <> '{}' OR removed <> '{}' OR pgembed._captures_wrongly(e)) THEN
+        RETURN;
+    END IF;
+    -- Before any table is locked: a user who holds the row may want that table next.
+    PERFORM FROM pgembed.embedding AS n WHERE n.id = e.id FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
     IF pgembed._trigger_routine(e, 'update') IS NULL THEN
         -- Of an earlier release, under names that are not found below: the rest is for the next time.
         IF pgembed._fault(e) IS NULL AND pgembed._try_lock(e.source, 'SHARE ROW EXCLUSIVE') THEN
@@ -360,18 +376,12 @@ BEGIN
         END IF;
         RETURN;
     END IF;
-    FOR part IN
-        SELECT r FROM pgembed._with_partitions(e.source) AS r
-        EXCEPT SELECT g FROM pgembed._guarded_relations(e) AS g
-    LOOP
+    FOREACH part IN ARRAY added LOOP
         CONTINUE WHEN NOT pgembed._try_lock(part, 'SHARE ROW EXCLUSIVE');
         PERFORM pgembed._create_truncate_trigger(e, part);
         changed := true;
     END LOOP;
-    FOR part IN
-        SELECT g FROM pgembed._guarded_relations(e) AS g
-        EXCEPT SELECT r FROM pgembed._with_partitions(e.source) AS r
-    LOOP
+    FOREACH part IN ARRAY removed LOOP
         CONTINUE WHEN NOT pgembed._try_lock(part, 'ACCESS EXCLUSIVE');
         EXECUTE format('DROP TRIGGER %I ON %s', pgembed._trigger_name(e.id, 'truncate'), part);
         changed := true;

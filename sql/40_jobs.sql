@@ -37,11 +37,17 @@ RETURNS void
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE pgembed.embedding AS e SET blocked = reason
-    WHERE e.id = embedding AND e.blocked IS DISTINCT FROM reason;
+    UPDATE pgembed.embedding AS e
+    SET blocked = reason
+    WHERE e.id = ANY (ARRAY(
+        SELECT n.id
+        FROM pgembed.embedding AS n
+        WHERE n.id = embedding AND n.blocked IS DISTINCT FROM reason
+        FOR NO KEY UPDATE SKIP LOCKED
+    ));
 $$;
 COMMENT ON FUNCTION pgembed._block(integer, text) IS
-'Set an embedding aside because no worker can go on with it; its jobs wait, others run.';
+'Set an embedding aside because no worker can go on with it; its jobs wait, others run. Left for the next time while a user holds its row.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._unblock(embedding integer)
@@ -49,11 +55,17 @@ RETURNS void
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    UPDATE pgembed.embedding AS e SET blocked = NULL
-    WHERE e.id = embedding AND e.blocked IS NOT NULL;
+    UPDATE pgembed.embedding AS e
+    SET blocked = NULL
+    WHERE e.id = ANY (ARRAY(
+        SELECT n.id
+        FROM pgembed.embedding AS n
+        WHERE n.id = embedding AND n.blocked IS NOT NULL
+        FOR NO KEY UPDATE SKIP LOCKED
+    ));
 $$;
 COMMENT ON FUNCTION pgembed._unblock(integer) IS
-'Let workers go on with an embedding that was set aside.';
+'Let workers go on with an embedding that was set aside, unless a user holds its row.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._fits(e pgembed.embedding)
@@ -178,6 +190,10 @@ DECLARE
 BEGIN
     SELECT n.* INTO e FROM pgembed.embedding AS n WHERE n.id = embedding;
     IF NOT pgembed._exists(e.source) THEN
+        PERFORM FROM pgembed.embedding AS n WHERE n.id = embedding FOR UPDATE SKIP LOCKED;
+        IF NOT FOUND THEN
+            RETURN false;
+        END IF;
         PERFORM pgembed._forget_embedding(e.name);
         RETURN true;
     END IF;

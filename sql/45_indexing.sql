@@ -210,15 +210,20 @@ AS $$
     WITH begun AS (
         UPDATE pgembed.embedding AS e
         SET index_state = 'building', index_worker = worker, index_error = NULL
-        WHERE e.id = embedding
-            AND (e.index_state = 'waiting'
-                OR (e.index_state = 'building' AND NOT pgembed._live(e.index_worker)))
+        WHERE e.id = ANY (ARRAY(
+            SELECT n.id
+            FROM pgembed.embedding AS n
+            WHERE n.id = embedding
+                AND (n.index_state = 'waiting'
+                    OR (n.index_state = 'building' AND NOT pgembed._live(n.index_worker)))
+            FOR NO KEY UPDATE SKIP LOCKED
+        ))
         RETURNING e.id
     )
     SELECT EXISTS (SELECT FROM begun);
 $$;
 COMMENT ON FUNCTION pgembed._begin_index(integer, uuid) IS
-'Take on the building of an index; true for one worker at a time.';
+'Take on the building of an index; true for one worker at a time, and for none while a user holds the embedding''s row.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._set_index_state(embedding integer, state text, error text)

@@ -215,6 +215,48 @@ def test_a_pause_that_is_not_committed_stops_nobody(
     assert_converged(db, name)
 
 
+def test_an_embedding_whose_row_a_user_holds(
+    db: Connection, worker: SqlWorker, user: Connection, name: str
+) -> None:
+    worker.drain()
+    user.execute("SELECT pgembed.pause_embedding('docs_body')")
+    assert not value(db, "SELECT pgembed._begin_index(1, %s)", worker.id)
+    rows(db, "SELECT pgembed._block(1, 'its model is corrupt')")
+    user.rollback()
+    assert rows(db, "SELECT blocked FROM pgembed.embedding") == [(None,)]
+    rows(db, "SELECT pgembed._block(1, 'its model is corrupt')")
+    user.execute("SELECT pgembed.pause_embedding('docs_body')")
+    rows(db, "SELECT pgembed._unblock(1)")
+    db.execute("DROP TABLE docs CASCADE")
+    assert worker.work() == {}
+    user.rollback()
+    worker.work()
+    assert rows(db, "SELECT FROM pgembed.embedding") == []
+
+
+def test_a_partition_of_an_embedding_whose_row_a_user_holds(
+    db: Connection, worker: SqlWorker, user: Connection
+) -> None:
+    db.execute(
+        "CREATE TABLE docs (id int, part int, body text, PRIMARY KEY (id, part)) "
+        "PARTITION BY LIST (part)"
+    )
+    declare(db, "docs", "body")
+    worker.work()
+    user.execute("SELECT pgembed.pause_embedding('docs_body')")
+    db.execute("CREATE TABLE docs_1 PARTITION OF docs FOR VALUES IN (1)")
+    with db.transaction():
+        worker.work()
+        # The worker has left the partition alone, too.
+        user.execute("INSERT INTO docs VALUES (1, 1, 'one')")
+    user.rollback()
+    db.execute("INSERT INTO docs VALUES (2, 1, 'two')")
+    worker.drain()
+    assert_converged(db, "docs_body")
+    db.execute("TRUNCATE docs_1")
+    assert_converged(db, "docs_body")
+
+
 def test_a_drop_that_is_not_committed_stops_no_heartbeat(
     db: Connection, worker: SqlWorker, user: Connection, name: str
 ) -> None:
