@@ -7,6 +7,19 @@
 -- (a deferrable key, triggers that write the same table) and the backfill can give a row two;
 -- the triggers then keep as many jobs as there are rows, and write-back merges what is too much.
 
+CREATE OR REPLACE FUNCTION pgembed._by_statement(source regclass)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT c.relkind = 'r' AND NOT c.relispartition
+    FROM pg_catalog.pg_class AS c
+    WHERE c.oid = source
+);
+COMMENT ON FUNCTION pgembed._by_statement(regclass) IS
+'Whether inserted rows are captured a statement at a time. Rows that move between partitions, or are inserted through a parent, fire no INSERT statement trigger: partitions are captured row by row.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._is_watched()
 RETURNS boolean
 LANGUAGE sql VOLATILE PARALLEL SAFE
@@ -51,43 +64,6 @@ END;
 $$;
 COMMENT ON FUNCTION pgembed._wake_trigger() IS
 'After an INSERT statement into a source: wake the workers that wait.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._insert_body(e pgembed.embedding)
-RETURNS text
-LANGUAGE sql STABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-RETURN format(
-    $body$
-BEGIN
-    INSERT INTO %s (%s) VALUES (%s);
-    RETURN NULL;
-END;
-$body$,
-    pgembed._job_table(e.id), pgembed._key_list(e.key_columns),
-    pgembed._column_list(e.key_columns, 'NEW')
-);
-COMMENT ON FUNCTION pgembed._insert_body(pgembed.embedding) IS
-'The body of an embedding''s trigger for INSERT: a function of its own, because each instruction of it is paid for by every inserted row.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._inserted_body(e pgembed.embedding)
-RETURNS text
-LANGUAGE sql STABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-RETURN format(
-    $body$
-BEGIN
-    INSERT INTO %s (%s) SELECT %s FROM pgembed_inserted AS n;
-    PERFORM pgembed._wake();
-    RETURN NULL;
-END;
-$body$,
-    pgembed._job_table(e.id), pgembed._key_list(e.key_columns),
-    pgembed._column_list(e.key_columns, 'n')
-);
-COMMENT ON FUNCTION pgembed._inserted_body(pgembed.embedding) IS
-'The body of an embedding''s trigger for INSERT statements: all their rows at once, a fraction of what one at a time costs.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._mark_statement(e pgembed.embedding)
@@ -188,6 +164,91 @@ COMMENT ON FUNCTION pgembed._clear_statement(pgembed.embedding) IS
 'SQL for a trigger: with on_change clear, take the vectors of a row that changed away.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._clears_moved(e pgembed.embedding)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN e.on_change = 'clear' AND e.target = e.source AND NOT pgembed._by_statement(e.source);
+COMMENT ON FUNCTION pgembed._clears_moved(pgembed.embedding) IS
+'Whether rows can move to another partition, and are to lose their vectors then: the UPDATE fires the triggers for DELETE and INSERT.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._tell_deleted_statement(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN CASE WHEN pgembed._clears_moved(e) THEN
+    format($sql$PERFORM set_config('pgembed.deleted_%s', 'on', true);$sql$, e.id)
+ELSE '' END;
+COMMENT ON FUNCTION pgembed._tell_deleted_statement(pgembed.embedding) IS
+'SQL for a trigger: tell the one for INSERT, in this transaction, that a row was deleted, perhaps to be moved.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._clear_moved_statement(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN CASE WHEN pgembed._clears_moved(e) THEN format(
+    $sql$IF current_setting('pgembed.deleted_%1$s', true) = 'on' THEN
+        IF EXISTS (
+            SELECT
+            FROM pg_catalog.pg_attribute AS a
+            WHERE a.attrelid = TG_RELID AND a.attname = %2$L AND NOT a.attisdropped
+        ) THEN
+            -- By itself: this cannot even be asked of a row whose column has another name by now.
+            IF NEW.%2$I IS NOT NULL THEN
+                DECLARE
+                    e pgembed.embedding;
+                BEGIN
+                %3$s
+                END;
+            END IF;
+        END IF;
+    END IF;$sql$,
+    e.id, e.target_column, pgembed._clear_statement(e)
+) ELSE '' END;
+COMMENT ON FUNCTION pgembed._clear_moved_statement(pgembed.embedding) IS
+'SQL for a trigger: with on_change clear, take the vector of a row that was moved to another partition. Rows that are only inserted, as a restore does, keep theirs until the next.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._insert_body(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN format(
+    $body$
+BEGIN
+    INSERT INTO %s (%s) VALUES (%s);
+    %s
+    RETURN NULL;
+END;
+$body$,
+    pgembed._job_table(e.id), pgembed._key_list(e.key_columns),
+    pgembed._column_list(e.key_columns, 'NEW'), pgembed._clear_moved_statement(e)
+);
+COMMENT ON FUNCTION pgembed._insert_body(pgembed.embedding) IS
+'The body of an embedding''s trigger for INSERT: a function of its own, because each instruction of it is paid for by every inserted row.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._inserted_body(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN format(
+    $body$
+BEGIN
+    INSERT INTO %s (%s) SELECT %s FROM pgembed_inserted AS n;
+    PERFORM pgembed._wake();
+    RETURN NULL;
+END;
+$body$,
+    pgembed._job_table(e.id), pgembed._key_list(e.key_columns),
+    pgembed._column_list(e.key_columns, 'n')
+);
+COMMENT ON FUNCTION pgembed._inserted_body(pgembed.embedding) IS
+'The body of an embedding''s trigger for INSERT statements: all their rows at once, a fraction of what one at a time costs.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._update_body(e pgembed.embedding)
 RETURNS text
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -237,10 +298,11 @@ DECLARE
     chunks regclass;
 BEGIN
     %s
+    %s
     RETURN NULL;
 END;
 $body$,
-    pgembed._forget_statement(e)
+    pgembed._forget_statement(e), pgembed._tell_deleted_statement(e)
 );
 COMMENT ON FUNCTION pgembed._delete_body(pgembed.embedding) IS
 'The body of an embedding''s trigger for DELETE.';

@@ -146,19 +146,6 @@ COMMENT ON FUNCTION pgembed._create_trigger(pgembed.embedding, regclass, text, t
 'Create a trigger that is not there, or not as it should be; its manner is what comes after the table''s name.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._by_statement(source regclass)
-RETURNS boolean
-LANGUAGE sql STABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-RETURN (
-    SELECT c.relkind = 'r' AND NOT c.relispartition
-    FROM pg_catalog.pg_class AS c
-    WHERE c.oid = source
-);
-COMMENT ON FUNCTION pgembed._by_statement(regclass) IS
-'Whether inserted rows are captured a statement at a time. Rows that move between partitions, or are inserted through a parent, fire no INSERT statement trigger: partitions are captured row by row.';
-
-
 CREATE OR REPLACE FUNCTION pgembed._firing(e pgembed.embedding, trigger_name text)
 RETURNS text
 LANGUAGE sql STABLE STRICT PARALLEL SAFE

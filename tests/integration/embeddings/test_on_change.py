@@ -54,6 +54,76 @@ def test_a_new_key(scratch: Connection, scratch_worker: SqlWorker) -> None:
     assert_converged(scratch, "c")
 
 
+@pytest.fixture
+def partitioned(scratch: Connection, scratch_worker: SqlWorker) -> Connection:
+    """Return a database with docs in two parts; one column is cleared, one not."""
+    scratch.execute(
+        """
+        CREATE TABLE docs (id int, part int, body text, PRIMARY KEY (id, part))
+            PARTITION BY LIST (part);
+        CREATE TABLE docs_1 PARTITION OF docs FOR VALUES IN (1);
+        CREATE TABLE docs_2 PARTITION OF docs FOR VALUES IN (2);
+        INSERT INTO docs VALUES (1, 1, 'one'), (2, 1, 'two');
+        """
+    )
+    declare(scratch, "docs", "body", target_column="kept")
+    declare(
+        scratch, "docs", "body", name="c", target_column="cleared", on_change="clear"
+    )
+    scratch_worker.drain()
+    return scratch
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        "UPDATE docs SET part = 2, body = 'other' WHERE id = 1",
+        "MERGE INTO docs AS d USING (VALUES (1)) AS v (id) ON d.id = v.id "
+        "WHEN MATCHED THEN UPDATE SET part = 2, body = 'other'",
+        "DELETE FROM docs WHERE id = 1; "
+        "INSERT INTO docs VALUES (1, 2, 'other', '[1,2,3]', '[1,2,3]')",
+    ],
+)
+def test_a_row_that_moves_to_another_partition(
+    partitioned: Connection, scratch_worker: SqlWorker, move: str
+) -> None:
+    partitioned.execute(move.encode())
+    query = "SELECT body, kept IS NULL, cleared IS NULL FROM docs ORDER BY id"
+    assert rows(partitioned, query) == [("other", False, True), ("two", False, False)]
+    scratch_worker.drain()
+    for name in ("docs_body", "c"):
+        assert_converged(partitioned, name)
+
+
+def test_a_row_that_moves_when_the_vectors_have_another_name(
+    partitioned: Connection,
+) -> None:
+    partitioned.execute("ALTER TABLE docs RENAME COLUMN cleared TO other")
+    partitioned.execute("UPDATE docs SET part = 2, body = 'x'")
+    assert rows(partitioned, "SELECT other IS NULL FROM docs_2") == [(False,)] * 2
+
+
+@pytest.mark.parametrize("table", ["docs", "plain"])
+def test_a_row_that_is_inserted_with_a_vector(
+    partitioned: Connection, scratch_worker: SqlWorker, table: str
+) -> None:
+    partitioned.execute("CREATE TABLE plain (LIKE docs INCLUDING ALL)")
+    declare(
+        partitioned,
+        "plain",
+        "body",
+        name="p",
+        target_column="cleared",
+        on_change="clear",
+    )
+    rows(partitioned, f"INSERT INTO {table} VALUES (3, 2, 'x', NULL, '[1,2,3]')")
+    query = f"SELECT cleared::text FROM {table} WHERE id = 3"
+    assert rows(partitioned, query) == [("[1,2,3]",)]
+    scratch_worker.drain()
+    for name in ("c", "p"):
+        assert_converged(partitioned, name)
+
+
 def test_clearing_does_not_call_itself_for_ever(
     scratch: Connection, scratch_worker: SqlWorker
 ) -> None:
