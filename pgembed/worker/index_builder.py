@@ -14,6 +14,7 @@ from pgembed.embeddings import indexing
 from pgembed.embeddings.indexing import IndexJob, State
 from pgembed.errors import ConnectError, WorkerError
 from pgembed.postgres.connection import Connection, connect
+from pgembed.worker.giving_way import PURPOSE, GaveWay, giving_way
 from pgembed.worker.leases import Identity
 from pgembed.worker.lifetime import Lifetime
 from pgembed.worker.link import Link
@@ -23,6 +24,7 @@ from pgembed.worker.sessions import connect_as
 _log = logging.getLogger(__name__)
 # Each try at a table that is in use holds up its writers for a fifth of a second.
 _PAUSE = 5.0
+_SHORTEST_DELAY = 10.0
 
 
 class IndexBuilder:
@@ -36,6 +38,7 @@ class IndexBuilder:
         self._identity = identity
         self._lifetime = lifetime
         self._retries = Retries(base=60, cap=3600)
+        self._later = Retries(base=_SHORTEST_DELAY, cap=600)
         self._wanted = threading.Event()
         self._closed = threading.Event()
         self._connection: Connection | None = None
@@ -66,7 +69,8 @@ class IndexBuilder:
                 return
             self._retry_failed()
             for job in self._link.run(indexing.waiting):
-                self._build(job)
+                if self._later.due(job.embedding):
+                    self._build(job)
             # It may clear what close has set: that is why the loop asks again.
             self._wanted.clear()
 
@@ -78,18 +82,23 @@ class IndexBuilder:
     def _build(self, job: IndexJob) -> None:
         started = time.monotonic()
         try:
-            with connect(self._dsn, purpose="index") as own:
+            with connect(self._dsn, purpose=PURPOSE) as own:
                 if not indexing.begin(own, job, self._identity.id):
                     return
                 with self._session(own, job) as self._connection:
-                    if not self._persist(self._connection, job):
-                        self._record(job, "waiting", None)
-                        return
+                    with giving_way(self._dsn, self._lifetime, self._connection, job):
+                        built = self._persist(self._connection, job)
+                if not built:
+                    self._record(job, "waiting", None)
+                    return
+        except GaveWay as way:
+            self._put_off(job, way)
         except (psycopg.Error, ConnectError, WorkerError) as error:
             self._failed(job, error)
         else:
             self._record(job, "ready", None)
             self._retries.succeeded(job.embedding)
+            self._later.succeeded(job.embedding)
             seconds = time.monotonic() - started
             _log.info("%s: index built in %.1f s", job.name, seconds)
         finally:
@@ -112,7 +121,7 @@ class IndexBuilder:
             return
         try:
             session = connect_as(
-                self._dsn, owner, own, whose="the owner of the table", purpose="index"
+                self._dsn, owner, own, whose="the owner of the table", purpose=PURPOSE
             )
         except (ConnectError, WorkerError) as error:
             user = own.info.user
@@ -123,6 +132,16 @@ class IndexBuilder:
             ) from None
         with session:
             yield session
+
+    def _put_off(self, job: IndexJob, way: GaveWay) -> None:
+        wait = self._later.failed(job.embedding)
+        _log.info(
+            "%s: the building of the index gave way to %s; trying again in %.0f s",
+            job.name,
+            way,
+            wait,
+        )
+        self._record(job, "waiting", f"its building gave way to {way}")
 
     def _failed(self, job: IndexJob, error: Exception) -> None:
         if self._closed.is_set():

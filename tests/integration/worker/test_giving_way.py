@@ -1,0 +1,172 @@
+"""Index builds give way to whoever waits for their locks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pgembed.postgres.connection import fetch_one
+from pgembed.worker import index_builder
+from pgembed.worker.giving_way import PURPOSE, waiting
+from tests.conftest import Connect
+from tests.integration.worker.running import (
+    Connection,
+    add_good,
+    create_docs,
+    embed_all,
+    embedding,
+    status,
+    wait_until,
+)
+
+PARTITIONED = """
+    CREATE TABLE docs (id int PRIMARY KEY, body text, extra int)
+        PARTITION BY RANGE (id);
+    CREATE TABLE docs_1 PARTITION OF docs FOR VALUES FROM (0) TO (10);
+    CREATE TABLE docs_2 PARTITION OF docs FOR VALUES FROM (10) TO (20);
+"""
+
+
+@pytest.fixture
+def embedded(dsn: str, connection: Connection, tmp_path: Path) -> None:
+    """Have a table embedded whose index is not built yet."""
+    add_good(connection, tmp_path)
+    create_docs(connection, *[f"the dog {i}" for i in range(9)], index="hnsw")
+    set_state(connection, "none")
+    embed_all(dsn)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_builder, "_SHORTEST_DELAY", 0.05)
+
+
+@pytest.fixture
+def user(dsn: str, connect: Connect) -> Iterator[Connection]:
+    """Return a session that would fail if it had to wait for long."""
+    session = connect(dsn, autocommit=False)
+    session.execute("SET lock_timeout = '10s'")
+    session.commit()
+    yield session
+    session.rollback()
+
+
+@pytest.fixture
+def old(dsn: str, connect: Connect) -> Iterator[Connection]:
+    """Return a session with an old snapshot, for whose end every build waits."""
+    session = connect(dsn, autocommit=False)
+    session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    session.execute("SELECT FROM pg_class")
+    yield session
+    session.rollback()
+
+
+def set_state(connection: Connection, state: str) -> None:
+    connection.execute("UPDATE pgembed.embedding SET index_state = %s", [state])
+
+
+def builds(connection: Connection, event: str = "virtualxid") -> list[int]:
+    """Return the sessions of builds that wait: for a snapshot, or a relation."""
+    query = """
+        SELECT a.pid FROM pg_stat_activity AS a
+        WHERE a.application_name = %s AND a.wait_event = %s
+            AND a.datname = current_database()
+    """
+    found = connection.execute(query, [f"pgembed {PURPOSE}", event])
+    return [pid for (pid,) in found]
+
+
+@pytest.mark.parametrize(
+    "statement", ["ALTER TABLE docs ADD COLUMN more int", "VACUUM docs"]
+)
+@pytest.mark.usefixtures("embedded")
+def test_a_build_that_waits_for_a_snapshot_gives_way(
+    dsn: str,
+    connection: Connection,
+    user: Connection,
+    old: Connection,
+    caplog: pytest.LogCaptureFixture,
+    statement: str,
+) -> None:
+    caplog.set_level(logging.INFO, "pgembed")
+    set_state(connection, "waiting")
+    user.autocommit = True
+    with embedding(dsn):
+        for _ in range(2):
+            before = set(wait_until(lambda: builds(connection)))
+            user.execute(statement.replace("more", f"more_{min(before)}").encode())
+            wait_until(lambda: set(builds(connection)) - before)  # noqa: B023
+        assert "gave way to session" in caplog.text
+        assert status(connection)["index_state"] == "building"
+        old.rollback()
+        wait_until(lambda: status(connection)["index_state"] == "ready")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["DROP TABLE docs", "SELECT pgembed.drop_embedding('docs_body', true)"],
+)
+@pytest.mark.usefixtures("embedded")
+def test_what_is_built_is_dropped(
+    dsn: str, connection: Connection, user: Connection, old: Connection, statement: str
+) -> None:
+    set_state(connection, "waiting")
+    with embedding(dsn):
+        wait_until(lambda: builds(connection))
+        user.execute(statement.encode())
+        user.commit()
+        wait_until(lambda: not builds(connection))
+
+
+@pytest.mark.usefixtures("embedded")
+def test_a_migration_is_not_deadlocked(
+    dsn: str, connection: Connection, user: Connection
+) -> None:
+    """It has written to the table before the build began, and alters it after."""
+    user.execute("UPDATE docs SET extra = 1 WHERE id = 1")
+    set_state(connection, "waiting")
+    with embedding(dsn):
+        wait_until(lambda: builds(connection))
+        user.execute("ALTER TABLE docs ADD COLUMN more int")
+        user.commit()
+        wait_until(lambda: status(connection)["index_state"] == "ready")
+
+
+def test_a_partition_is_altered(
+    dsn: str, connection: Connection, user: Connection, old: Connection, tmp_path: Path
+) -> None:
+    add_good(connection, tmp_path)
+    connection.execute(PARTITIONED.encode())
+    create = "SELECT pgembed.create_embedding('docs', 'body', 'tiny')"
+    connection.execute(create.encode())
+    with embedding(dsn):
+        wait_until(lambda: builds(connection))
+        user.execute("ALTER TABLE docs ADD COLUMN more int")
+        user.commit()
+        wait_until(lambda: builds(connection))
+        old.rollback()
+        wait_until(lambda: status(connection)["index_state"] == "ready")
+
+
+@pytest.mark.usefixtures("embedded")
+def test_builds_do_not_give_way_to_each_other(
+    dsn: str, connection: Connection, user: Connection, old: Connection
+) -> None:
+    connection.execute("ALTER TABLE docs ADD COLUMN by_hand vector(8)")
+    connection.execute(
+        "SELECT pgembed.create_embedding('docs', 'body', 'tiny', name => 'second', "
+        "target_column => 'by_hand')"
+    )
+    set_state(connection, "none")
+    embed_all(dsn)
+    set_state(connection, "waiting")
+    (table,) = fetch_one(connection, "SELECT 'docs'::regclass::oid")
+    with embedding(dsn), embedding(dsn):
+        wait_until(lambda: builds(connection) and builds(connection, "relation"))
+        assert waiting(connection, [table]) is None
+        old.rollback()
+        query = "SELECT bool_and(index_state = 'ready') FROM pgembed.embedding"
+        wait_until(lambda: fetch_one(connection, query)[0])
