@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pgembed.cli import options
+
+if TYPE_CHECKING:
+    from pgembed.postgres.embedded import EmbeddedServer
 
 
 @click.command()
@@ -30,7 +35,9 @@ def up(
     The server is PostgreSQL with pgvector; the model minilm is registered.
 
     Prints the DSN on a line of its own. Ctrl-C stops server and worker; the data
-    stays, and the next `pgembed up` goes on with it.
+    stays, and the next `pgembed up` goes on with it. A server that runs on the data
+    already is used and left running: `kill -INT $(head -1 DATA/postmaster.pid)` stops
+    one that nobody stopped, with DATA for its folder.
     """
     from pgembed.cli import local
     from pgembed.worker.supervisor import run_worker
@@ -42,5 +49,16 @@ def up(
         dsn = server.dsn()
         local.prepare(dsn)
         click.echo(dsn)
-        click.echo("ready; Ctrl-C stops server and worker", err=True)
+        click.echo(f"ready; Ctrl-C {_what_stops(server)}", err=True)
         run_worker(local.settings_for(dsn, settings), quiet=True)
+
+
+def _what_stops(server: EmbeddedServer) -> str:
+    if server.started:
+        return "stops server and worker"
+    # Not by pg_ctl, which refuses to run as root.
+    file = shlex.quote(str(server.data_dir / "postmaster.pid"))
+    return (
+        "stops the worker; the server, which ran before, goes on. To stop it, too: "
+        f"kill -INT $(head -1 {file})"
+    )

@@ -14,6 +14,7 @@ import pytest
 
 from pgembed.postgres.connection import connect, fetch_all, fetch_one
 from pgembed.postgres.embedded import EmbeddedServer
+from tests.integration.worker.running import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -131,3 +132,22 @@ def test_up_serves_until_interrupted(folder: Path) -> None:
     assert not (folder / "data" / "postmaster.pid").exists()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_up_on_a_server_that_runs(folder: Path) -> None:
+    """It goes on, and the command that is told stops it."""
+    with EmbeddedServer(folder / "my data") as server:
+        process = start("up", "--data", str(server.data_dir), stderr=subprocess.STDOUT)
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            said = next(line for line in lines if line.startswith("ready"))
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+        assert "Ctrl-C stops the worker; the server, which ran before, goes on" in said
+        file = server.data_dir / "postmaster.pid"
+        assert file.exists()
+        command = said.partition("To stop it, too:")[2]
+        subprocess.run(["/bin/sh", "-c", command], check=True)
+        wait_until(lambda: not file.exists())
