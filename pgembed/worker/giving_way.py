@@ -43,7 +43,8 @@ _WAITING = """
         AND builder.application_name = %(builds)s
         AND other.application_name <> %(builds)s
         AND builder.pid = ANY (pg_catalog.pg_blocking_pids(other.pid))
-        AND (waiting.mode <> 'ShareUpdateExclusiveLock' OR builder.wait_event_type = 'Lock')
+        AND (waiting.mode <> 'ShareUpdateExclusiveLock'
+            OR builder.wait_event_type = 'Lock')
     LIMIT 1
 """
 

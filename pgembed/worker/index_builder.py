@@ -85,9 +85,11 @@ class IndexBuilder:
             with connect(self._dsn, purpose=PURPOSE) as own:
                 if not indexing.begin(own, job, self._identity.id):
                     return
-                with self._session(own, job) as self._connection:
-                    with giving_way(self._dsn, self._lifetime, self._connection, job):
-                        built = self._persist(self._connection, job)
+                with (
+                    self._session(own, job) as self._connection,
+                    giving_way(self._dsn, self._lifetime, self._connection, job),
+                ):
+                    built = self._persist(self._connection, job)
                 if not built:
                     self._record(job, "waiting", None)
                     return
