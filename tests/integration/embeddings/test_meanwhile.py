@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import make_url
 
 from pgembed.alembic.alter import AlterEmbedding
 from pgembed.postgres.connection import connect
@@ -54,7 +55,7 @@ def after(db: Connection, other: Connection) -> While:
     return run
 
 
-def _wait_for_lock(db: Connection, other: Connection, future: Future[object]) -> None:
+def _wait_for_lock(db: Connection, other: Connection, future: Future[Any]) -> None:
     waiting = "SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted"
     for _ in range(2000):
         if rows(db, waiting, other.info.backend_pid):
@@ -104,7 +105,9 @@ def test_altering_an_embedding_that_is_declared_anew(
     documents(db, "one")
     declare(db, "docs", "body")
     alter = AlterEmbedding("docs_body", {"index": index})
-    statement = str(alter.compile(dialect=postgresql.dialect())).replace("%%", "%")
+    statement = str(
+        alter.compile(dialect=make_url("postgresql+psycopg://").get_dialect()())
+    ).replace("%%", "%")
     error = after(UPGRADE, statement)
     assert error is not None
     assert error.message_primary == "the embedding 'docs_body' was dropped meanwhile"
