@@ -15,6 +15,9 @@ from pgembed.errors import ConnectError
 from pgembed.postgres.connection import Connection, connect, is_transient
 from pgembed.postgres.transports import Wish
 
+_SHORTEST, _LONGEST = 0.1, 86_400.0
+"""Seconds between two looks at the status."""
+
 
 @click.command()
 @options.dsn
@@ -110,6 +113,14 @@ def doctor(dsn: str | None, as_json: bool) -> None:
     sys.exit(any(finding.level == "error" for finding in findings))
 
 
+def _check_seconds(
+    _context: click.Context, _option: click.Parameter, seconds: float | None
+) -> float | None:
+    if seconds is not None and not _SHORTEST <= seconds <= _LONGEST:
+        raise click.BadParameter(f"{seconds} is not from {_SHORTEST} to {_LONGEST:.0f}")
+    return seconds
+
+
 @click.command()
 @options.dsn
 @options.as_json
@@ -117,7 +128,8 @@ def doctor(dsn: str | None, as_json: bool) -> None:
     "--watch",
     is_flag=False,
     flag_value=2.0,
-    type=click.FloatRange(min=0.1),
+    type=float,
+    callback=_check_seconds,
     metavar="[SECONDS]",
     help="Show it anew every so often (2 seconds), until Ctrl-C.",
 )

@@ -30,6 +30,9 @@ from pgembed.cli import (
 from pgembed.cli.errors import explain
 from pgembed.errors import PgembedError
 
+_UNDECODED = 0xDC00
+"""Python has bytes that are no text as characters from here on, by surrogateescape."""
+
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96}
@@ -79,5 +82,17 @@ def main() -> None:
     try:
         pgembed(auto_envvar_prefix=None)
     except (PgembedError, psycopg.Error) as error:
-        click.secho(f"Error: {explain(error)}", err=True, fg="red")
-        sys.exit(1)
+        _fail(explain(error))
+    except UnicodeEncodeError as error:
+        byte = ord(error.object[error.start]) - _UNDECODED
+        if byte not in range(128, 256):
+            raise
+        _fail(
+            f"a text on the command line or in the environment has the byte {byte:#x} "
+            "where no character of UTF-8 has it: write it in UTF-8"
+        )
+
+
+def _fail(message: str) -> None:
+    click.secho(f"Error: {message}", err=True, fg="red")
+    sys.exit(1)

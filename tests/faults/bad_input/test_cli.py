@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -50,3 +51,23 @@ def test_errors_are_shown_without_a_traceback(
     assert done.stdout == ""
     assert done.stderr.startswith("Error: ")
     assert len(done.stderr.splitlines()) == lines
+
+
+@pytest.mark.parametrize(
+    "arguments", [("search", "items_v", b"a\xff"), ("status", "--dsn", b"\xffpassword")]
+)
+def test_bytes_that_are_no_text_are_an_error(
+    stage: Stage, arguments: tuple[str | bytes, ...]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pgembed", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PGEMBED_DSN": stage.dsn},
+        check=False,
+    )
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("Error: a text on the command line")
+    assert "the byte 0xff" in line
+    assert "password" not in line
