@@ -19,7 +19,7 @@ from pgembed.batch.corpus import (
     read_table,
 )
 from pgembed.batch.engine import load_kernels
-from pgembed.batch.metric import Metric, comparable, overflows
+from pgembed.batch.metric import Metric, comparable, overflows, underflows
 from pgembed.batch.passing import Conditions, Passing
 from pgembed.batch.predicates import Listing
 from pgembed.batch.ranking import Ranking, first_width
@@ -111,13 +111,16 @@ class Batch:
             keys=self.options.keys,
         )
 
-    def _overflows(self, corpus: Corpus) -> bool:
-        """Whether only SQL can say which distances count as infinite.
+    def _beyond_float32(self, corpus: Corpus) -> bool:
+        """Whether only SQL can say which distances count as infinite, or as none.
 
         It cannot be asked for chunks, whose vectors a model made.
         """
         queries, norms = self.workload.queries, corpus.vectors.norms
-        return not self.source.chunked and overflows(queries, norms)
+        return not self.source.chunked and (
+            overflows(queries, norms)
+            or (self.source.distance == "cosine" and underflows(queries, norms))
+        )
 
     def _together(self, conditions: Conditions, layout: Store | None) -> BatchResult:
         load_kernels()
@@ -129,7 +132,7 @@ class Batch:
         self._say("reading", 0)
         with self.report.stage("reading"):
             corpus = self._vectors(layout, listing)
-        if self._overflows(corpus):
+        if self._beyond_float32(corpus):
             return self._one_by_one()
         listed = corpus.positions
         if layout is not None and corpus.segments is None:

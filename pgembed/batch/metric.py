@@ -29,6 +29,8 @@ _NONE = np.empty(0, np.float32)
 _UNIT = 2.0**-24
 _LONGEST = 2.0**62
 """The square of the distance between two vectors of this length fits a float32."""
+_SHORTEST = 2.0**-57
+"""The square of such a length has all digits of a float32, added up in one, too."""
 _EXACT_BYTES = 4 << 20
 """What stays in a cache, and in memory that is used again (measured)."""
 _FETCH_BYTES = 16 << 20
@@ -161,6 +163,15 @@ def overflows(queries: Float32, norms: Float32) -> bool:
     largest = max(float(queries.max(initial=0)), -float(queries.min(initial=0)))
     longest = largest * math.sqrt(queries.shape[1])
     return max(longest, math.sqrt(norms.max(initial=0))) > _LONGEST
+
+
+def underflows(queries: Float32, norms: Float32) -> bool:
+    """Whether a length of *queries* (q, d) or others, not 0, is lost in a float32.
+
+    *norms* (n,) are the squared lengths of the others.
+    """
+    squares = np.einsum("qd,qd->q", queries, queries, dtype=np.float64)
+    return any(((s > 0) & (s < _SHORTEST**2)).any() for s in (squares, norms))
 
 
 def comparable(workload: Workload, source: Source) -> Workload:

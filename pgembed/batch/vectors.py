@@ -25,6 +25,7 @@ Kept = NDArray[np.float32] | NDArray[np.float16]
 Ints = NDArray[np.int64]
 
 NO_KEYS: Ints = np.empty(0, np.int64)
+_LEAST = np.finfo(np.float32).tiny
 _COPY_BYTES = 8 << 20
 _BLOCK_BYTES = 16 << 20
 """What is read at a time; memory that is touched for the first time costs more."""
@@ -221,5 +222,8 @@ def directions(values: Float32, norms: NDArray[np.float32]) -> Float32:
 
 
 def squared_norms(values: Float32) -> NDArray[np.float32]:
-    """Return the squared lengths (n,) of vectors (n, d)."""
-    return np.asarray(np.einsum("ij,ij->i", values, values), np.float32)
+    """Return the squared lengths (n,) of vectors (n, d); 0 only for a length of 0."""
+    norms = np.asarray(np.einsum("ij,ij->i", values, values), np.float32)
+    lost = np.flatnonzero(norms == 0)
+    norms[lost] = np.where(values[lost].any(axis=1), _LEAST, 0)
+    return norms

@@ -235,3 +235,42 @@ def test_vectors_whose_distances_overflow(
     assert len(related) == 30 + ordinary
     for key, answer in zip(related.keys.tolist(), related.related.keys, strict=True):
         assert key not in answer.tolist()
+
+
+@pytest.mark.parametrize("least", ["1e-25", "1e-22", "1e-18"])
+def test_vectors_whose_lengths_underflow(
+    connection: Connection, tmp_path: Path, least: str
+) -> None:
+    """Some have no length, or one of few digits, in SQL."""
+    connection.execute("CREATE TABLE e (id int PRIMARY KEY, v vector(2))")
+    connection.execute(
+        "INSERT INTO e SELECT i, format('[%s,1]', i)::vector "
+        "FROM generate_series(1, 30) AS i UNION ALL SELECT 31, '[0,0]'"
+    )
+    name = adopt(connection, "e")
+    queries = np.array([[1, 1], [3 * float(least), float(least)]], np.float32)
+
+    def compare(queries: NDArray[np.float32], layout: bool) -> None:
+        result = search_batch(
+            connection,
+            name,
+            queries,
+            k=50,
+            recall=1.0,
+            layout=layout,
+            layouts=tmp_path,
+            few_by_sql=False,
+        )
+        for i, query in enumerate(queries):
+            assert result[i] == nearest(connection, "e", query, k=50)
+
+    compare(queries[1:], layout=False)
+    connection.execute(
+        "INSERT INTO e SELECT 50 - i, "
+        "format('[%%s%%s,-%%s]', i, substr(%(least)s, 2), %(least)s)::vector "
+        "FROM generate_series(1, 9) AS i",
+        {"least": least},
+    )
+    build_layout(connection, name, root=tmp_path)
+    for layout in (False, True):
+        compare(queries[:1], layout)
