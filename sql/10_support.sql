@@ -326,6 +326,14 @@ RETURN (
             k.name, k.wanted, e.source, k.present, k.relation, e.name)
         FROM pgembed._retyped_keys(e) AS k
         UNION ALL
+        -- The parent's goes on: it is the whole table's.
+        SELECT format('table %s became a partition of %s, where the embedding %s keeps column %I: '
+            'SELECT pgembed.drop_embedding(%L)', e.target, o.target, quote_literal(o.name), o.target_column, e.name)
+        FROM pg_catalog.pg_partition_ancestors(e.target) AS a
+        INNER JOIN pgembed.embedding AS o
+            ON o.target = a.relid AND o.target_column = e.target_column AND o.kind = 'kept'
+        WHERE a.relid <> e.target AND e.kind = 'kept'
+        UNION ALL
         SELECT format('column %I of table %s is of type %s, not %s', e.target_column, e.target, t.present, t.wanted)
         FROM (
             SELECT replace(pgembed._column_type(e.target, e.target_column), '"', ''),

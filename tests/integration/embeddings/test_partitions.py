@@ -270,6 +270,33 @@ def test_status(partitioned: Connection, scratch_worker: SqlWorker) -> None:
     assert (found["rows"], found["embedded"], found["pending"]) == (3, 3, 0)
 
 
+@pytest.mark.parametrize("is_claimed", [False, True])
+def test_a_source_becomes_a_partition_of_one_that_has_its_column(
+    partitioned: Connection, scratch_worker: SqlWorker, is_claimed: bool
+) -> None:
+    """The parent's embedding keeps the column; the other writes no more, and says so."""
+    partitioned.execute("CREATE TABLE docs_c (LIKE docs INCLUDING ALL)")
+    partitioned.execute("INSERT INTO docs_c VALUES ('c', 1, 1, 'three', NULL)")
+    part = declare(partitioned, "docs_c", "{body} {id}", target_column="body_embedding")
+    scratch_worker.drain()
+    claim = None
+    if is_claimed:
+        partitioned.execute("UPDATE docs_c SET body = 'four'")
+        claim = scratch_worker.claim(part)
+    partitioned.execute("ALTER TABLE docs ATTACH PARTITION docs_c FOR VALUES IN ('c')")
+    converge(partitioned, scratch_worker)
+    if claim is not None:
+        scratch_worker.complete(claim)
+    partitioned.execute("UPDATE docs SET year = 2 WHERE region = 'c'")
+    converge(partitioned, scratch_worker)
+    assert status(partitioned, part)["state"] == (
+        "blocked: table public.docs_c became a partition of public.docs, where the "
+        "embedding 'docs_body' keeps column body_embedding: "
+        f"SELECT pgembed.drop_embedding('{part}')"
+    )
+    rows(partitioned, "SELECT pgembed.drop_embedding(%s)", part)
+
+
 def test_a_source_becomes_a_partition_and_stops_being_one(
     scratch: Connection, scratch_worker: SqlWorker
 ) -> None:
