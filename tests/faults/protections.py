@@ -142,8 +142,8 @@ PROTECTIONS = (
         (
             Edit(
                 "sql/32_triggers.sql",
-                "'UPDATE ON @ FOR EACH ROW WHEN (' || changed || ')'",
-                "'UPDATE ON @ FOR EACH ROW'",
+                "'FOR EACH ROW WHEN (' || changed || ')'",
+                "'FOR EACH ROW'",
             ),
         ),
         (f"{_EMBEDDINGS}/test_capture.py::test_changes",),
