@@ -97,22 +97,32 @@ COMMENT ON FUNCTION pgembed._create_capture_functions(pgembed.embedding) IS
 'Create or replace the trigger functions of an embedding.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._watched_columns(e pgembed.embedding)
+RETURNS text[]
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT coalesce(array_agg(a.attname::text), '{}')
+    FROM pg_catalog.pg_trigger AS g
+    INNER JOIN pg_catalog.pg_depend AS d
+        ON d.classid = 'pg_catalog.pg_trigger'::regclass AND d.objid = g.oid
+        AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = g.tgrelid
+    INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = g.tgrelid AND a.attnum = d.refobjsubid
+    WHERE g.tgrelid = e.source AND g.tgname = pgembed._trigger_name(e.id, 'update')
+        AND g.tgfoid = pgembed._trigger_routine(e, 'update')
+);
+COMMENT ON FUNCTION pgembed._watched_columns(pgembed.embedding) IS
+'The columns that the trigger for UPDATE looks at, by the names they have now: its WHEN follows them, and their old names may be others'' by now.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._watches_wrongly(e pgembed.embedding)
 RETURNS boolean
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 RETURN (
-    -- The WHEN of a trigger follows its columns to other names: their old names may be others' by now.
     SELECT NOT (w.columns @> w.wanted AND w.columns <@ w.wanted)
     FROM (
-        SELECT e.key_columns || e.content_columns, coalesce(array_agg(a.attname::text), '{}')
-        FROM pg_catalog.pg_trigger AS g
-        INNER JOIN pg_catalog.pg_depend AS d
-            ON d.classid = 'pg_catalog.pg_trigger'::regclass AND d.objid = g.oid
-            AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = g.tgrelid
-        INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = g.tgrelid AND a.attnum = d.refobjsubid
-        WHERE g.tgrelid = e.source AND g.tgname = pgembed._trigger_name(e.id, 'update')
-            AND g.tgfoid = pgembed._trigger_routine(e, 'update')
+        SELECT e.key_columns || e.content_columns, pgembed._watched_columns(e)
     ) AS w (wanted, columns)
 );
 COMMENT ON FUNCTION pgembed._watches_wrongly(pgembed.embedding) IS

@@ -34,7 +34,7 @@ BEGIN
     PERFORM pgembed._check_present(e);
     PERFORM pgembed._drop_advised(e);
     IF e.kind = 'kept' THEN
-        PERFORM pgembed._drop_capture(e);
+        -- Before its trigger is gone, which knows the columns that were renamed.
         IF source_exists THEN
             PERFORM pgembed._revoke_source(e, w) FROM pgembed._worker_roles() AS w;
             -- Others of this source may need the same columns.
@@ -42,6 +42,7 @@ BEGIN
             FROM pgembed.embedding AS o
             WHERE o.source = e.source AND o.id <> e.id;
         END IF;
+        PERFORM pgembed._drop_capture(e);
         IF pgembed._administers() THEN
             PERFORM pgembed._drop_queue(e);
         END IF;

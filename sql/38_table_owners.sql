@@ -376,6 +376,12 @@ AS $$
         CROSS JOIN LATERAL aclexplode(a.attacl) AS x
         WHERE a.attrelid = e.source AND NOT a.attisdropped AND x.grantee = worker
             AND x.privilege_type IN ('SELECT', 'UPDATE')
+            AND (
+                a.attname = ANY (e.key_columns || e.content_columns || pgembed._watched_columns(e))
+                OR e.target = e.source AND (
+                    a.attname = e.target_column OR e.target_column <> ALL (pgembed._columns(e.source))
+                )
+            )
         GROUP BY x.privilege_type
         UNION ALL
         SELECT e.target, x.privilege_type
@@ -387,7 +393,7 @@ AS $$
     GROUP BY h.relation;
 $$;
 COMMENT ON FUNCTION pgembed._held_privileges(pgembed.embedding, regrole) IS
-'SQL: what a worker''s role holds on the tables of an embedding of what _grant_source grants, whatever became of their columns since.';
+'SQL: what a worker''s role holds on the tables of an embedding of what _grant_source grants, also on columns that were renamed since. Which was the vector column cannot be told then: it counts any.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._revoke_source(e pgembed.embedding, worker regrole)

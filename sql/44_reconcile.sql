@@ -292,9 +292,11 @@ BEGIN
     e := pgembed._follow_key(e);
     PERFORM pgembed._follow_key_types(e);
     PERFORM pgembed._check_fits(e);
+    -- Columns that others took the place of are known to the old trigger alone.
+    PERFORM pgembed._revoke_source(e, w) FROM pgembed._worker_roles() AS w WHERE pgembed._watches_wrongly(e);
     PERFORM pgembed._create_capture(e);
     triggers := pgembed._partition_triggers(e);
-    PERFORM pgembed._grant_source(e);
+    PERFORM pgembed._grant_source(o) FROM pgembed.embedding AS o WHERE o.source = e.source;
     PERFORM pgembed._delete_leftovers(e);
     PERFORM pgembed._delete_twins(e);
     queued := pgembed._add_missing_jobs(e) + pgembed._queue_stale(e, e.source);

@@ -554,14 +554,44 @@ HELD = """
 """
 
 
+@pytest.mark.parametrize("renamed", ["id", "body", "body_embedding"])
 def test_what_workers_hold_is_taken_back_from_columns_that_changed(
+    olga: Connection, connection: Connection, renamed: str
+) -> None:
+    create_docs(olga)
+    declare(olga)
+    declare(olga, ", chunk_tokens => 8, name => 'cut'", "cut")
+    olga.execute(f"ALTER TABLE docs RENAME {renamed} TO other".encode())
+    assert value(connection, HELD) > 0
+    olga.execute("SELECT pgembed.drop_embedding('docs_body')")
+    olga.execute("SELECT pgembed.drop_embedding('cut')")
+    assert value(connection, HELD) == 0
+
+
+def test_what_workers_hold_of_columns_that_were_replaced_is_taken_back(
     olga: Connection, connection: Connection
 ) -> None:
     create_docs(olga)
     declare(olga)
     declare(olga, ", chunk_tokens => 8, name => 'cut'", "cut")
-    olga.execute("ALTER TABLE docs RENAME body TO content")
-    assert value(connection, HELD) > 0
+    before = value(connection, HELD)
+    replace_body(olga, "former")
+    for name in ("docs_body", "cut"):
+        olga.execute("SELECT pgembed.reconcile(%s)", (name,))
+        assert value(connection, HELD) == before
     olga.execute("SELECT pgembed.drop_embedding('docs_body')")
     olga.execute("SELECT pgembed.drop_embedding('cut')")
     assert value(connection, HELD) == 0
+
+
+def test_what_workers_were_granted_for_other_reasons_stays(
+    olga: Connection, connection: Connection
+) -> None:
+    create_docs(olga)
+    olga.execute("ALTER TABLE docs ADD price int")
+    olga.execute("GRANT SELECT (price), UPDATE (price) ON docs TO pgembed_worker")
+    declare(olga)
+    declare(olga, ", chunk_tokens => 8, name => 'cut'", "cut")
+    olga.execute("SELECT pgembed.drop_embedding('docs_body')")
+    olga.execute("SELECT pgembed.drop_embedding('cut')")
+    assert value(connection, HELD) == 2
