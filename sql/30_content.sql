@@ -99,9 +99,10 @@ BEGIN
     END IF;
     SELECT string_agg(pgembed._column_text(alias, c), ', ') INTO columns_text
     FROM unnest(e.content_columns) AS c;
-    -- The columns' own collations may contradict each other, or know no regular expressions.
+    -- An array, because functions take at most 100 arguments. The columns' own collations may
+    -- contradict each other, or know no regular expressions.
     RETURN format(
-        'CASE WHEN (pg_catalog.concat(%s) COLLATE pg_catalog."default") '
+        'CASE WHEN (pg_catalog.array_to_string(ARRAY[%s], '''') COLLATE pg_catalog."default") '
         'OPERATOR(pg_catalog.~) ''[^[:space:]]'' THEN pg_catalog.left(%s, 1000000) END',
         columns_text, whole
     );

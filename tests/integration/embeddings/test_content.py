@@ -214,6 +214,22 @@ def test_collations_that_contradict_each_other(
     assert value(scratch, "SELECT pgembed.reconcile('docs_content')") == 0
 
 
+def test_a_template_of_many_columns(
+    scratch: Connection, scratch_worker: SqlWorker
+) -> None:
+    """A function takes 100 arguments at most."""
+    names = [f"c{i}" for i in range(250)]
+    columns = ", ".join(f"{name} text" for name in names)
+    scratch.execute(f"CREATE TABLE docs (id int PRIMARY KEY, {columns})".encode())
+    scratch.execute("INSERT INTO docs (id, c249) VALUES (1, 'the last'), (2, ' ')")
+    declare(scratch, "docs", "".join(f"{{{name}}}" for name in names))
+    scratch_worker.work()
+    claim = scratch_worker.claim("docs_content")
+    assert claim.texts == ["the last", None]
+    assert scratch_worker.complete(claim) == claim.slots
+    assert value(scratch, "SELECT pgembed.reconcile('docs_content')") == 0
+
+
 def test_settings_of_the_session_do_not_change_the_text(
     scratch: Connection, scratch_worker: SqlWorker
 ) -> None:
