@@ -223,6 +223,7 @@ CREATE OR REPLACE FUNCTION pgembed._failures(
 RETURNS SETOF record
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '200ms'
 AS $$
 DECLARE
     e pgembed.embedding;
@@ -231,10 +232,17 @@ BEGIN
     FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' ORDER BY n.name LOOP
         job := to_regclass(pgembed._job_table(e.id));
         CONTINUE WHEN has_table_privilege(job, 'SELECT') IS NOT TRUE;
-        RETURN QUERY EXECUTE format('SELECT $1, %s, j.pgembed_attempts::integer, '
-            'j.pgembed_error, j.pgembed_changed_at FROM %s AS j '
-            'WHERE j.pgembed_available_at IS NULL AND j.pgembed_error IS NOT NULL',
-            pgembed._key_object(job, e.key_columns, 'j'), job) USING e.name;
+        BEGIN
+            RETURN QUERY EXECUTE format('SELECT $1, %s, j.pgembed_attempts::integer, '
+                'j.pgembed_error, j.pgembed_changed_at FROM %s AS j '
+                'WHERE j.pgembed_available_at IS NULL AND j.pgembed_error IS NOT NULL',
+                pgembed._key_object(job, e.key_columns, 'j'), job) USING e.name;
+        EXCEPTION
+            WHEN lock_not_available THEN
+                RAISE WARNING 'the failures of % are left out: another transaction has locked its queue',
+                    quote_literal(e.name)
+                    USING HINT = 'Look again when that transaction has ended.';
+        END;
     END LOOP;
 END;
 $$;

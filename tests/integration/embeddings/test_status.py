@@ -105,6 +105,27 @@ def test_a_table_that_cannot_be_read_hides_no_other(
     assert "permission denied" in status(scratch, "other_body")["state"]
 
 
+def test_failures_in_a_queue_that_is_locked_hide_no_others(
+    dsn: str, db: Connection, worker: SqlWorker, connect: Connect
+) -> None:
+    documents(db, "one")
+    for name in ("first", "second"):
+        declare(db, "docs", "body", name=name, chunk_tokens=8)
+    for name in ("first", "second"):
+        worker.work()
+        assert worker.fail(worker.claim(name), max_attempts=1) == 1
+    said: list[str] = []
+    db.add_notice_handler(lambda d: said.append(d.message_primary or ""))
+    with connect(dsn, autocommit=False) as blocker:
+        blocker.execute("LOCK TABLE pgembed.job_1")
+        db.execute("SET statement_timeout = '10s'")
+        assert rows(db, "SELECT embedding FROM pgembed.failures") == [("second",)]
+        blocker.rollback()
+    left_out = "another transaction has locked its queue"
+    assert said == [f"the failures of 'first' are left out: {left_out}"]
+    assert len(rows(db, "SELECT embedding FROM pgembed.failures")) == 2
+
+
 @pytest.mark.parametrize("lock", ["LOCK TABLE docs", "TRUNCATE docs"])
 def test_a_table_that_is_locked_hides_no_other(
     dsn: str, db: Connection, connect: Connect, lock: str
