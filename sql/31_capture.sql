@@ -1,6 +1,7 @@
 -- Capture: what the triggers of an embedding do. They turn every change of content, key or
 -- existence into a job, in the user's own transaction: row by row, but for the rows of an
--- INSERT into an ordinary table, which are taken a statement at a time.
+-- INSERT into an ordinary table, which are taken a statement at a time; TRUNCATE before it
+-- happens, while it can be seen which rows a partition has.
 --
 -- A job table has no unique index, so that a left-over job can never fail a user's INSERT:
 -- the lock on the source row makes its job unique. Only keys that may be shared for a moment
@@ -325,6 +326,56 @@ COMMENT ON FUNCTION pgembed._truncate_body(pgembed.embedding) IS
 'The body of an embedding''s trigger for TRUNCATE, of the source or of one of its partitions.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._is_leaf(part regclass, source regclass)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN source IN (SELECT a.relid FROM pg_partition_ancestors(part) AS a)
+    AND EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = part AND c.relkind = 'r');
+COMMENT ON FUNCTION pgembed._is_leaf(regclass, regclass) IS
+'Whether a table is a partition of the source that holds rows. Unlike pg_partition_tree, this locks nothing.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._forget_partition(e pgembed.embedding, part regclass)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+SET row_security = off
+AS $$
+DECLARE
+    job text := pgembed._job_table(e.id);
+    is_chunked boolean := e.target <> e.source AND pgembed._exists(e.target);
+    rows text := format('%s AS s WHERE true', part);
+BEGIN
+    -- A table that was detached may still have the trigger; partitions that have partitions hold no rows.
+    IF NOT pgembed._is_leaf(part, e.source) OR pgembed._key_columns(e.source) IS DISTINCT FROM e.key_columns THEN
+        RETURN;
+    END IF;
+    IF NOT has_table_privilege(part, 'SELECT') OR row_security_active(part) THEN
+        -- Only through the source, which locks and reads all partitions.
+        rows := format('%s AS s WHERE s.tableoid = %s', e.source, part::oid);
+    END IF;
+    -- The size: an older snapshot than TRUNCATE's could not see that a table is empty.
+    IF pg_relation_size(job::regclass) > 0 THEN
+        EXECUTE format('WITH gone AS (DELETE FROM %1$s AS d WHERE d.ctid = ANY (ARRAY('
+            'SELECT t.ctid FROM %1$s AS t, %2$s AND %3$s FOR UPDATE OF t SKIP LOCKED)) RETURNING d.*) '
+            'INSERT INTO %1$s (%4$s) SELECT %5$s FROM %2$s AND $1 '
+            'AND NOT EXISTS (SELECT FROM gone AS t WHERE %3$s)',
+            job, rows, pgembed._key_match(e.source, 't', 's'),
+            pgembed._key_list(e.key_columns), pgembed._column_list(e.key_columns, 's'))
+            -- The backfill may have come after this snapshot: a worker sees the chunks that it made.
+            USING is_chunked AND current_setting('transaction_isolation') <> 'read committed';
+    END IF;
+    IF is_chunked AND pg_relation_size(e.target) > 0 THEN
+        EXECUTE format('DELETE FROM %s AS t USING %s AND %s',
+            e.target, rows, pgembed._key_match(e.source, 't', 's'));
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._forget_partition(pgembed.embedding, regclass) IS
+'Delete the jobs and chunks of the rows of a partition that is just being truncated. Other partitions are neither read nor locked: two can be truncated at once.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._forget_all(e pgembed.embedding, truncated oid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -332,7 +383,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF truncated <> e.source THEN
-        PERFORM pgembed._delete_leftovers(e);
+        PERFORM pgembed._forget_partition(e, truncated);
         RETURN;
     END IF;
     EXECUTE format('TRUNCATE %s', pgembed._job_table(e.id));
@@ -342,7 +393,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._forget_all(pgembed.embedding, oid) IS
-'Forget the rows of a source, or of a partition, that was truncated.';
+'Forget the rows of a source, or of a partition, that is about to be truncated.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._delete_leftovers(e pgembed.embedding)

@@ -217,14 +217,23 @@ COMMENT ON FUNCTION pgembed._create_capture(pgembed.embedding) IS
 
 CREATE OR REPLACE FUNCTION pgembed._create_truncate_trigger(e pgembed.embedding, relation regclass)
 RETURNS void
-LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT pgembed._create_trigger(e, relation, 'truncate', 'FOR EACH STATEMENT',
-        pgembed._trigger_function(e, 'truncate'));
+BEGIN
+    IF NOT EXISTS (
+        SELECT
+        FROM pg_catalog.pg_trigger AS g
+        WHERE g.tgrelid = relation AND g.tgfoid = pgembed._trigger_routine(e, 'truncate')
+            AND g.tgtype & 2 <> 0  -- BEFORE
+    ) THEN
+        EXECUTE format('CREATE OR REPLACE TRIGGER %I BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()',
+            pgembed._trigger_name(e.id, 'truncate'), relation, pgembed._trigger_function(e, 'truncate'));
+    END IF;
+END;
 $$;
 COMMENT ON FUNCTION pgembed._create_truncate_trigger(pgembed.embedding, regclass) IS
-'Create the TRUNCATE trigger of the source, or of a partition: statement triggers are not inherited.';
+'Create the TRUNCATE trigger of the source, or of a partition: statement triggers are not inherited. The source''s comes first, so that those of its partitions find nothing left to do.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._drop_former_functions(e pgembed.embedding)
@@ -315,8 +324,11 @@ SET search_path = pg_catalog, pg_temp
 RETURN pgembed._watches_wrongly(e) OR EXISTS (
     SELECT
     FROM pg_catalog.pg_trigger AS g
-    WHERE g.tgrelid = e.source AND g.tgname = pgembed._trigger_name(e.id, 'wake')
-        AND (g.tgnewtable IS NOT NULL) <> pgembed._by_statement(e.source)
+    WHERE g.tgrelid = e.source AND (
+        g.tgname = pgembed._trigger_name(e.id, 'wake')
+            AND (g.tgnewtable IS NOT NULL) <> pgembed._by_statement(e.source)
+        OR g.tgname = pgembed._trigger_name(e.id, 'truncate') AND g.tgtype & 2 = 0
+    )
 );
 COMMENT ON FUNCTION pgembed._captures_wrongly(pgembed.embedding) IS
 'Whether since its triggers were made the source became a partition, or ceased to be one, or other columns took the names of those that are watched; or whether an earlier release made them.';

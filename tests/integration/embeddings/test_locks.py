@@ -193,6 +193,63 @@ def test_truncate_against_a_claim_and_its_completion(
     assert_converged(db, name)
 
 
+def partitioned(db: Connection, worker: SqlWorker, chunk_tokens: int | None) -> str:
+    """Create docs in two parts with an embedding; return its name."""
+    db.execute(
+        """
+        CREATE TABLE docs (id int, part int, body text, PRIMARY KEY (id, part))
+            PARTITION BY LIST (part);
+        CREATE TABLE docs_1 PARTITION OF docs FOR VALUES IN (1);
+        CREATE TABLE docs_2 PARTITION OF docs FOR VALUES IN (2);
+        INSERT INTO docs SELECT i, part, 'row' FROM generate_series(1, 3) AS i,
+            generate_series(1, 2) AS part;
+        """
+    )
+    return declare(db, "docs", "body", chunk_tokens=chunk_tokens)
+
+
+@pytest.mark.parametrize("chunk_tokens", MODES.values(), ids=MODES)
+def test_two_partitions_truncated_at_once(
+    db: Connection, worker: SqlWorker, user: Connection, chunk_tokens: int | None
+) -> None:
+    name = partitioned(db, worker, chunk_tokens)
+    worker.drain()
+    user.execute("TRUNCATE docs_1")
+    db.execute("TRUNCATE docs_2")
+    user.execute("SELECT FROM docs")
+    user.commit()
+    assert_converged(db, name)
+
+
+def test_a_partition_truncated_in_repeatable_read(
+    db: Connection, worker: SqlWorker, user: Connection
+) -> None:
+    name = partitioned(db, worker, 8)
+    user.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    # Its snapshot knows neither the jobs nor the chunks.
+    user.execute("SELECT count(*) FROM docs")
+    worker.drain()
+    user.execute("TRUNCATE docs_1")
+    user.commit()
+    worker.drain()
+    chunks = rows(db, f"SELECT id, part FROM {name}_chunk ORDER BY id")
+    assert chunks == [(1, 2), (2, 2), (3, 2)]
+    assert pending(db, name) == 0
+
+
+@pytest.mark.parametrize("table", ["docs", "docs_1, docs"])
+def test_a_table_truncated_in_repeatable_read(
+    db: Connection, worker: SqlWorker, user: Connection, table: str
+) -> None:
+    name = partitioned(db, worker, 8)
+    user.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    user.execute("SELECT count(*) FROM docs")
+    worker.drain()
+    rows(user, f"TRUNCATE {table}")
+    user.commit()
+    assert_converged(db, name)
+
+
 def test_enqueuing_does_not_stop_the_write_back_of_others(
     db: Connection, worker: SqlWorker, dsn: str, user: Connection, name: str
 ) -> None:

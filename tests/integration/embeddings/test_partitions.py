@@ -135,6 +135,44 @@ def test_partition_detached(partitioned: Connection, scratch_worker: SqlWorker) 
     partitioned.execute("TRUNCATE docs_b_new")
 
 
+def test_truncating_what_was_a_partition(
+    partitioned: Connection, scratch_worker: SqlWorker
+) -> None:
+    """Its rows stand in another partition by now; no worker has noticed yet."""
+    partitioned.execute(
+        """
+        ALTER TABLE docs DETACH PARTITION docs_a;
+        CREATE TABLE docs_a2 PARTITION OF docs FOR VALUES IN ('a');
+        INSERT INTO docs SELECT * FROM docs_a;
+        TRUNCATE docs_a;
+        """
+    )
+    converge(partitioned, scratch_worker)
+
+
+def test_triggers_that_fire_after_truncate_are_made_anew(
+    partitioned: Connection, scratch_worker: SqlWorker
+) -> None:
+    """An earlier release looked for what was left over, in all partitions."""
+    ((trigger, function),) = rows(
+        partitioned,
+        "SELECT pgembed._trigger_name(e.id, 'truncate'), "
+        "pgembed._trigger_routine(e, 'truncate') FROM pgembed.embedding AS e "
+        "WHERE name = 'cut'",
+    )
+    after = "SELECT count(*) FROM pg_trigger WHERE tgtype & 34 = 32"
+    for table in ("docs", "docs_a", "far.docs_b", "docs_b_old", "docs_b_new"):
+        rows(
+            partitioned,
+            f"CREATE OR REPLACE TRIGGER {trigger} AFTER TRUNCATE ON {table} "
+            f"FOR EACH STATEMENT EXECUTE FUNCTION {function}",
+        )
+    assert value(partitioned, after) == 5
+    partitioned.execute("TRUNCATE docs_a")
+    converge(partitioned, scratch_worker)
+    assert value(partitioned, after) == 0
+
+
 PARTITIONS = [
     ("docs", "docs_a", "IN ('a')"),
     ("docs", "far.docs_b", "IN ('b')"),

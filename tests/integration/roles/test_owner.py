@@ -509,6 +509,33 @@ def test_a_superuser_declares_on_the_table_of_a_role_without_rights(
             stranger.execute(statement.encode())
 
 
+@pytest.mark.parametrize(
+    "hide", ["OWNER TO stranger", "FORCE ROW LEVEL SECURITY"], ids=["other", "forced"]
+)
+def test_truncate_of_a_partition_that_its_parents_owner_may_not_read(
+    roles: Roles,
+    olga: Connection,
+    walter: Connection,
+    connection: Connection,
+    hide: str,
+) -> None:
+    olga.execute(
+        """
+        CREATE TABLE docs (id int PRIMARY KEY, body text) PARTITION BY RANGE (id);
+        CREATE TABLE low PARTITION OF docs FOR VALUES FROM (1) TO (10);
+        CREATE TABLE high PARTITION OF docs FOR VALUES FROM (10) TO (20);
+        INSERT INTO docs VALUES (1, 'one'), (2, 'two'), (10, 'ten');
+        """
+    )
+    names = [declare(olga), declare(olga, ", chunk_tokens => 8, name => 'cut'", "cut")]
+    drain(walter)
+    connection.execute("ALTER TABLE olga.low ENABLE ROW LEVEL SECURITY")
+    rows(connection, f"ALTER TABLE olga.low {hide}")
+    connection.execute("TRUNCATE olga.low")
+    for name in names:
+        assert_converged(connection, name)
+
+
 def test_what_the_owner_puts_in_the_way_never_runs_as_the_superuser(
     stranger: Connection, connection: Connection
 ) -> None:
