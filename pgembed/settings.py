@@ -52,7 +52,7 @@ class Settings:
     data_dir: Path = dataclasses.field(default_factory=lambda: _default_data_dir())
     """Where the embedded server keeps its data."""
     cache_dir: Path = Path(platformdirs.user_cache_dir("pgembed")) / "models"
-    """Where verified model files are kept, by hash; safe to delete."""
+    """Where verified model files are kept, by hash; safe to delete. Made absolute."""
     processes: int = 1
     """Processes that embed rows; one more answers calls."""
     threads: int = 0
@@ -99,6 +99,7 @@ class Settings:
             )
         memory_bytes(self.batch_memory, "batch_memory")
         check_socket_dir(self.socket_dir)
+        object.__setattr__(self, "cache_dir", _absolute(self.cache_dir))
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, **arguments: Any) -> Self:
@@ -140,6 +141,17 @@ def memory_bytes(memory: str | int, name: str = "memory") -> int:
     if found < _LEAST_MEMORY:
         raise SettingError(f"{name} is {memory!r}, but a batch needs at least 64MB")
     return found
+
+
+def _absolute(cache_dir: Path) -> Path:
+    """Return the folder's path for all processes, wherever they were started."""
+    try:
+        return cache_dir.expanduser().absolute()
+    except RuntimeError:
+        raise SettingError(
+            f"cache_dir is {str(cache_dir)!r}, but there is no such user's home: pass "
+            "an absolute path or unset PGEMBED_CACHE_DIR"
+        ) from None
 
 
 def _default_data_dir() -> Path:

@@ -663,6 +663,11 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
         "lease_seconds is 0.0, but must be from 1 to 86,400: pass ano",
     ),
     (
+        lambda s: Settings.load({"PGEMBED_CACHE_DIR": "~no-such-user/x"}),
+        SettingError,
+        "cache_dir is '~no-such-user/x', but there is no such user's",
+    ),
+    (
         lambda s: Settings.load({"PGEMBED_POLL_SECONDS": "-1"}),
         SettingError,
         "poll_seconds is -1.0, but must be from 0.01 to 86,400: pass",

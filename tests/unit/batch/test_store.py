@@ -144,3 +144,14 @@ def test_writers_wait_for_one_another(tmp_path: Path) -> None:
     (left,) = place.iterdir()
     assert left.name in versions
     assert list(tmp_path.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("cache_dir", ["cache/models", "~/cache/models"])
+def test_layouts_lie_where_every_process_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_dir: str
+) -> None:
+    monkeypatch.setenv("PGEMBED_CACHE_DIR", cache_dir)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    place = store.folder(7, "db")
+    assert place == tmp_path / "cache" / "layouts" / "db-7"
