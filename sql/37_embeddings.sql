@@ -29,6 +29,8 @@ DECLARE
     source_exists boolean := pgembed._exists(e.source);
 BEGIN
     IF e.kind = 'kept' AND source_exists THEN
+        -- Others may read and write while this waits for the end of an index build.
+        EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', e.source);
         EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', e.source);
     END IF;
     PERFORM pgembed._check_present(e);
@@ -36,6 +38,7 @@ BEGIN
     IF e.kind = 'kept' THEN
         -- Before its trigger is gone, which knows the columns that were renamed.
         IF source_exists THEN
+            PERFORM pgembed._drop_unfinished_indexes(e);
             PERFORM pgembed._revoke_source(e, w) FROM pgembed._worker_roles() AS w;
             -- Others of this source may need the same columns.
             PERFORM pgembed._grant_source(o)

@@ -95,6 +95,30 @@ COMMENT ON FUNCTION pgembed._index_parts(pgembed.embedding) IS
 'The target and, when it is partitioned, all its partitions, parents first.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._drop_unfinished_indexes(e pgembed.embedding)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    unfinished regclass;
+BEGIN
+    FOR unfinished IN
+        SELECT i.indexrelid
+        FROM pgembed._index_parts(e) AS p
+        INNER JOIN pg_catalog.pg_index AS i ON i.indrelid = p.relation AND NOT i.indisvalid
+        INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+            AND c.relkind = 'i' AND NOT c.relispartition
+        WHERE c.relname IN (e.index_name, e.index_name || '_' || p.relation::oid)
+    LOOP
+        EXECUTE format('DROP INDEX %s', unfinished);
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._drop_unfinished_indexes(pgembed.embedding) IS
+'Drop what a build of an embedding''s index left that did not end: each write would pay for it, and no search could use it.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._index_statements(embedding integer)
 RETURNS TABLE (ordinal integer, statement text)
 LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE

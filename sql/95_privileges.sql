@@ -116,7 +116,7 @@ BEGIN
         'drop_embedding '
         '_add_missing_jobs _administers _attached_index _by_statement _captured_events '
         '_captures_wrongly _check_present _column_list _column_text _column_type _columns _content_expression _count_jobs _count_rows '
-        '_delete_leftovers _drop_advised _drop_capture _enable_capture _exists _fault _find_embedding _firing '
+        '_delete_leftovers _drop_advised _drop_capture _drop_unfinished_indexes _enable_capture _exists _fault _find_embedding _firing '
         '_fits _former_owner _follow_partitions _forget_embedding _grant_schema _grant_source _guarded_relations _has_vector _held_privileges _in_schema_of '
         '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
         '_key_list _key_match _live _operator_class _owner _owns _partition_triggers _queue_attached _queue_depths _queue_stale '

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import psycopg
@@ -74,6 +76,19 @@ def status(connection: Connection, name: str) -> dict[str, Any]:
     )
     names = [column.name for column in cursor.description or ()]
     return dict(zip(names, cursor.fetchall()[0], strict=True))
+
+
+def wait_for_lock(
+    connection: Connection, other: Connection, future: Future[Any]
+) -> None:
+    """Wait until another session, in which the future runs, waits for a lock."""
+    waiting = "SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted"
+    for _ in range(2000):
+        if rows(connection, waiting, other.info.backend_pid):
+            return
+        assert not future.done(), future
+        time.sleep(0.01)
+    raise AssertionError("it does not wait")
 
 
 def create_blind_collation(connection: Connection) -> None:

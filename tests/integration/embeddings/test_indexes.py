@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import psycopg
 import pytest
 
@@ -14,7 +16,7 @@ from tests.harness.sql_worker import (
     rows,
     value,
 )
-from tests.integration.embeddings.support import declare, documents
+from tests.integration.embeddings.support import declare, documents, wait_for_lock
 
 PARTITIONED = """
     CREATE TABLE docs (id int, year int, body text, PRIMARY KEY (id, year))
@@ -127,6 +129,64 @@ def test_an_invalid_left_over_is_dropped(db: Connection, worker: SqlWorker) -> N
     ]
     assert vector_indexes(db) == [("docs", True)]
     assert build(db) == []
+
+
+@pytest.mark.parametrize(
+    ("setup", "chunk_tokens"),
+    [(None, None), (None, 8), (PARTITIONED, None)],
+    ids=["plain", "chunks", "partitioned"],
+)
+def test_an_unfinished_index_goes_with_its_embedding(
+    db: Connection, worker: SqlWorker, setup: str | None, chunk_tokens: int | None
+) -> None:
+    rows(db, setup) if setup else documents(db, "one", "two")
+    declare(db, "docs", "body", chunk_tokens=chunk_tokens)
+    worker.drain()
+    for statement in statements(db)[: 2 if setup else 1]:
+        rows(db, statement)
+    # As a CREATE INDEX CONCURRENTLY leaves it that was killed.
+    db.execute(
+        "UPDATE pg_index SET indisvalid = false FROM pg_class AS c "
+        "JOIN pg_am AS m ON m.oid = c.relam WHERE c.oid = indexrelid "
+        "AND c.relkind = 'i' AND m.amname = 'hnsw'"
+    )
+    left = [("docs", False)] if setup else []
+    assert vector_indexes(db) != left
+    rows(db, "SELECT pgembed.drop_embedding('docs_body')")
+    # The parent's holds nothing.
+    assert vector_indexes(db) == left
+
+
+def test_whoever_reads_does_not_wait_for_a_build_with_a_drop(
+    db: Connection, worker: SqlWorker, dsn: str
+) -> None:
+    documents(db, "one", "two")
+    declare(db, "docs", "body")
+    worker.drain()
+    (create,) = statements(db)
+    with (
+        connect(dsn, purpose="writer") as writer,
+        connect(dsn, purpose="index") as builder,
+        connect(dsn, purpose="drop") as dropper,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        with writer.transaction():
+            writer.execute("UPDATE docs SET price = 1")
+            building = pool.submit(rows, builder, create)
+            wait_for_lock(db, builder, building)
+            drop = "SELECT pgembed.drop_embedding('docs_body')"
+            dropping = pool.submit(rows, dropper, drop)
+            wait_for_lock(db, dropper, dropping)
+            db.execute("SET lock_timeout = '2s'")
+            db.execute("SELECT FROM docs")
+        # Where each waits for the other, PostgreSQL ends one of them.
+        ended = [building.exception(), dropping.exception()]
+    assert {type(e) for e in ended if e} <= {psycopg.errors.DeadlockDetected}
+    assert None in ended
+    if ended[1]:
+        rows(db, drop)
+    assert all(valid for _, valid in vector_indexes(db))
+    assert value(db, "SELECT count(*) FROM pgembed.embedding") == 0
 
 
 @pytest.mark.parametrize("setup", [None, PARTITIONED], ids=["plain", "partitioned"])

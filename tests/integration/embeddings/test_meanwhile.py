@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -20,7 +18,7 @@ from tests.harness.sql_worker import (
     rows,
     value,
 )
-from tests.integration.embeddings.support import declare, documents
+from tests.integration.embeddings.support import declare, documents, wait_for_lock
 
 While = Callable[[str, str], psycopg.errors.Diagnostic | None]
 
@@ -45,7 +43,7 @@ def after(db: Connection, other: Connection) -> While:
             with db.transaction():
                 rows(db, first)
                 future = pool.submit(rows, other, second)
-                _wait_for_lock(db, other, future)
+                wait_for_lock(db, other, future)
             try:
                 future.result()
             except psycopg.Error as error:
@@ -53,16 +51,6 @@ def after(db: Connection, other: Connection) -> While:
         return None
 
     return run
-
-
-def _wait_for_lock(db: Connection, other: Connection, future: Future[Any]) -> None:
-    waiting = "SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted"
-    for _ in range(2000):
-        if rows(db, waiting, other.info.backend_pid):
-            return
-        assert not future.done(), future
-        time.sleep(0.01)
-    raise AssertionError("it does not wait")
 
 
 UPGRADE = (

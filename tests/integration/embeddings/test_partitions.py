@@ -312,7 +312,7 @@ def test_status(partitioned: Connection, scratch_worker: SqlWorker) -> None:
 def test_a_source_becomes_a_partition_of_one_that_has_its_column(
     partitioned: Connection, scratch_worker: SqlWorker, is_claimed: bool
 ) -> None:
-    """The parent's embedding keeps the column; the other writes no more, and says so."""
+    """The parent's embedding keeps the column; the other writes no more."""
     partitioned.execute("CREATE TABLE docs_c (LIKE docs INCLUDING ALL)")
     partitioned.execute("INSERT INTO docs_c VALUES ('c', 1, 1, 'three', NULL)")
     part = declare(partitioned, "docs_c", "{body} {id}", target_column="body_embedding")
