@@ -323,6 +323,24 @@ def test_vectors_survive_another_content(project: Project) -> None:
         assert connection.scalar(count) == 0
 
 
+def test_a_column_that_gets_another_type(project: Project) -> None:
+    """Between the two statements of the README."""
+    ours = "FROM pgembed.embedding AS e WHERE source = 'docs'::regclass"
+    steps = (
+        f'op.execute("SELECT pgembed._drop_capture(e) {ours}")',
+        'op.alter_column("docs", "id", type_=sa.BigInteger())',
+        f'op.execute("SELECT pgembed.reconcile(name) {ours}")',
+    )
+    project.write(1, f"{TABLE}\n    {CREATE}", "pass")
+    project.write(2, "\n    ".join(("import sqlalchemy as sa", *steps)), "pass")
+    project.upgrade()
+    with project.engine.begin() as connection:
+        connection.execute(text("INSERT INTO docs VALUES (5000000000, 'a', 'b')"))
+        keys = connection.scalars(text("SELECT id FROM pgembed.job_1")).all()
+        assert keys == [5_000_000_000]
+        assert connection.scalar(text("SELECT blocked FROM pgembed.embedding")) is None
+
+
 CHUNKED = CREATE.replace(")", ", chunk_tokens=8)")
 GRANTED = """
     SELECT c.relname, p.attname, x.grantor, x.grantee, x.privilege_type, x.is_grantable

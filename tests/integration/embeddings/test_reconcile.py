@@ -265,3 +265,50 @@ def test_errors(scratch: Connection) -> None:
     scratch.execute("DROP TABLE docs CASCADE")
     with refused(scratch, "42P01", message="was dropped", hint="drop_embedding"):
         reconcile(scratch, "docs_body")
+
+
+KINDS = {
+    "plain": "id int PRIMARY KEY, body varchar(9))",
+    "partitioned": "id int PRIMARY KEY, body varchar(9)) PARTITION BY RANGE (id)",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_guarded", [False, True])
+def test_columns_that_get_another_type(
+    db: Connection, worker: SqlWorker, kind: str, is_guarded: bool
+) -> None:
+    """In one transaction with reconcile, as the README says; jobs may wait."""
+    db.execute(f"CREATE TABLE docs ({KINDS[kind]}".encode())
+    if kind == "partitioned":
+        db.execute("CREATE TABLE part PARTITION OF docs DEFAULT")
+    db.execute("INSERT INTO docs VALUES (1, 'one'), (2, 'two'), (3, 'three')")
+    if is_guarded:
+        db.execute("ALTER TABLE docs ENABLE ROW LEVEL SECURITY")
+    names = (declare(db, "docs", "body"), declare(db, "docs", "{body}", chunk_tokens=8))
+    worker.drain()
+    db.execute("UPDATE docs SET body = 'waits' WHERE id = 3")
+    ours = "FROM pgembed.embedding AS e WHERE source = 'docs'::regclass"
+    with db.transaction():
+        rows(db, f"SELECT pgembed._drop_capture(e) {ours}")
+        if is_guarded:
+            db.execute("DROP POLICY pgembed_source ON docs_content_chunk")
+            db.execute("ALTER TABLE docs_content_chunk DISABLE ROW LEVEL SECURITY")
+        db.execute("ALTER TABLE docs ALTER body TYPE text")
+        if kind == "plain":  # the key of a partition cannot be altered anyhow
+            db.execute("ALTER TABLE docs ALTER id TYPE bigint")
+        queued = rows(db, f"SELECT pgembed.reconcile(name) {ours}")
+    assert queued == [(0,), (0,)]
+    if is_guarded:
+        policies = "SELECT tablename FROM pg_policies WHERE policyname ~ '^pgembed'"
+        assert rows(db, policies) == [("docs_content_chunk",)]
+    worker.drain()
+    db.execute("UPDATE docs SET body = 'longer than nine' WHERE id = 1")
+    far = 5_000_000_000 if kind == "plain" else 5
+    db.execute("UPDATE docs SET id = %s WHERE id = 2", (far,))
+    worker.drain()
+    for name in names:
+        assert_converged(db, name)
+    db.execute("TRUNCATE docs")
+    for name in names:
+        assert_converged(db, name)
