@@ -352,7 +352,7 @@ COMMENT ON FUNCTION pgembed._partition_triggers(pgembed.embedding) IS
 
 
 CREATE OR REPLACE FUNCTION pgembed._follow_partitions(e pgembed.embedding)
-RETURNS void
+RETURNS boolean
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -360,6 +360,7 @@ DECLARE
     part regclass;
     -- Before anything is looked at: a partition that comes later is followed next time.
     triggers oid[] := pgembed._partition_triggers(e);
+    made boolean := false;
     changed boolean := triggers IS DISTINCT FROM e.partition_triggers;
     added regclass[] := ARRAY(
         SELECT r FROM pgembed._with_partitions(e.source) AS r
@@ -371,30 +372,39 @@ DECLARE
     );
 BEGIN
     IF NOT (changed OR added <> '{}' OR removed <> '{}' OR pgembed._captures_wrongly(e)) THEN
-        RETURN;
+        RETURN false;
     END IF;
     -- Before any table is locked: a user who holds the row may want that table next.
     PERFORM FROM pgembed.embedding AS n WHERE n.id = e.id FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
-        RETURN;
+        RETURN false;
     END IF;
     IF pgembed._trigger_routine(e, 'update') IS NULL THEN
         -- Of an earlier release, under names that are not found below: the rest is for the next time.
         IF pgembed._fault(e) IS NULL AND pgembed._try_lock(e.source, 'SHARE ROW EXCLUSIVE') THEN
             PERFORM pgembed._create_capture(e);
+            RETURN true;
         END IF;
-        RETURN;
+        RETURN false;
     END IF;
     FOREACH part IN ARRAY added LOOP
         CONTINUE WHEN NOT pgembed._try_lock(part, 'SHARE ROW EXCLUSIVE');
         PERFORM pgembed._create_truncate_trigger(e, part);
-        changed := true;
+        made := true;
     END LOOP;
     FOREACH part IN ARRAY removed LOOP
         CONTINUE WHEN NOT pgembed._try_lock(part, 'ACCESS EXCLUSIVE');
         EXECUTE format('DROP TRIGGER %I ON %s', pgembed._trigger_name(e.id, 'truncate'), part);
-        changed := true;
+        made := true;
     END LOOP;
+    IF made THEN
+        PERFORM pgembed._enable_capture(e);
+        -- Writers wait for this transaction: the rows are for the next one. No trigger has the number 0.
+        UPDATE pgembed.embedding AS n
+        SET partition_triggers = array_append(n.partition_triggers, 0)
+        WHERE n.id = e.id AND n.partition_triggers IS NOT NULL;
+        RETURN true;
+    END IF;
     IF pgembed._captures_wrongly(e) AND pgembed._fault(e) IS NULL
         AND pgembed._try_lock(e.source, 'SHARE ROW EXCLUSIVE')
     THEN
@@ -403,19 +413,19 @@ BEGIN
         changed := true;
     END IF;
     IF changed THEN
-        PERFORM pgembed._enable_capture(e);
         PERFORM pgembed._delete_leftovers(e);
         PERFORM pgembed._queue_attached(e);
         UPDATE pgembed.embedding AS n SET enqueued = false, partition_triggers = triggers WHERE n.id = e.id;
     END IF;
+    RETURN false;
 EXCEPTION
     WHEN insufficient_privilege THEN
         -- Only the owner can do this: reconcile does it for workers with fewer rights.
-        RETURN;
+        RETURN false;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._follow_partitions(pgembed.embedding) IS
-'Notice partitions that were attached, with the rows in them, detached or dropped since; and columns that were replaced.';
+'Notice partitions that were attached, with the rows in them, detached or dropped since; and columns that were replaced. True when it made triggers, whose locks are to be let go of before the rows are looked at: by calling it again.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._drop_capture(e pgembed.embedding)

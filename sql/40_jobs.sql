@@ -201,9 +201,9 @@ BEGIN
             pgembed._captures_wrongly(e)
             OR EXISTS (SELECT FROM pg_catalog.pg_partitioned_table AS p WHERE p.partrelid = e.source)
         )
-        AND pgembed._try_lock(e.source, 'ACCESS SHARE')
+        AND pgembed._try_lock(e.source, 'ACCESS SHARE') AND pgembed._follow_partitions(e)
     THEN
-        PERFORM pgembed._follow_partitions(e);
+        RETURN true;
     END IF;
     RETURN pgembed._enqueue_all(embedding) > 0;
 EXCEPTION
@@ -236,6 +236,7 @@ AS $$
 DECLARE
     e record;
     job regclass;
+    tended integer;
 BEGIN
     -- One at a time: the locks of the first must not be held while a large one is enqueued.
     FOR e IN
@@ -245,7 +246,10 @@ BEGIN
             AND ((NOT n.paused AND n.blocked IS NULL) OR NOT pgembed._exists(n.source))
         ORDER BY n.id
     LOOP
-        EXIT WHEN pgembed._tend(e.id);
+        IF pgembed._tend(e.id) THEN
+            tended := e.id;
+            EXIT;
+        END IF;
     END LOOP;
     FOR e IN
         SELECT n.*, m.hash
@@ -262,6 +266,10 @@ BEGIN
             '(SELECT min(pgembed_available_at) FROM %1$s)',
             job
         ) INTO ready, next_at;
+        IF e.id = tended THEN
+            -- There may be more to be done than jobs say.
+            next_at := now();
+        END IF;
         CONTINUE WHEN next_at IS NULL;
         embedding := e.id;
         name := e.name;
@@ -274,4 +282,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._work() IS
-'The embeddings that have jobs: how many can be claimed now (at most 1,000 are counted) and when the next one can. Those that a user has locked are left out. Also enqueues the rows of new embeddings and forgets embeddings whose source was dropped.';
+'The embeddings that have jobs: how many can be claimed now (at most 1,000 are counted) and when the next one can, or this function is to be called again. Those that a user has locked are left out. Also enqueues the rows of new embeddings and forgets embeddings whose source was dropped.';

@@ -199,10 +199,12 @@ class SqlWorker:
 
     def drain(self) -> None:
         """Work until nothing can be claimed."""
+        due = "SELECT name, ready FROM pgembed._work() WHERE next_at <= now()"
         for _ in range(_ROUNDS):
-            ready = [name for name, count in self.work().items() if count]
-            if not ready:
+            found = rows(self.connection, due)
+            if not found:
                 return
+            ready = [name for name, count in found if count]
             for name in ready:
                 claim = self.claim(name)
                 settled = self.complete(claim) if len(claim) else []

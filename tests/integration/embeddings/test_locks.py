@@ -291,15 +291,55 @@ def test_an_embedding_whose_row_a_user_holds(
     assert rows(db, "SELECT FROM pgembed.embedding") == []
 
 
-def test_a_partition_of_an_embedding_whose_row_a_user_holds(
-    db: Connection, worker: SqlWorker, user: Connection
-) -> None:
+@pytest.fixture
+def partitioned(db: Connection, worker: SqlWorker) -> str:
+    """Return an embedding of a partitioned table that has no partition yet."""
     db.execute(
         "CREATE TABLE docs (id int, part int, body text, PRIMARY KEY (id, part)) "
         "PARTITION BY LIST (part)"
     )
-    declare(db, "docs", "body")
+    name = declare(db, "docs", "body")
     worker.work()
+    return name
+
+
+def attach(db: Connection) -> None:
+    """Attach a partition with a row in it."""
+    db.execute("CREATE TABLE docs_1 (LIKE docs INCLUDING ALL)")
+    db.execute("INSERT INTO docs_1 VALUES (1, 1, 'one')")
+    db.execute("ALTER TABLE docs ATTACH PARTITION docs_1 FOR VALUES IN (1)")
+
+
+def test_writers_do_not_wait_while_the_rows_of_a_partition_are_looked_at(
+    db: Connection, worker: SqlWorker, user: Connection, partitioned: str
+) -> None:
+    attach(db)
+    assert worker.work() == {partitioned: 0}
+    with db.transaction():
+        assert worker.work() == {partitioned: 1}
+        user.execute("INSERT INTO docs VALUES (2, 1, 'two')")
+    user.commit()
+    worker.drain()
+    assert_converged(db, partitioned)
+
+
+def test_a_partition_that_is_written_when_it_is_noticed(
+    db: Connection, worker: SqlWorker, user: Connection, partitioned: str
+) -> None:
+    attach(db)
+    user.execute("INSERT INTO docs VALUES (2, 1, 'two')")
+    worker.drain()
+    assert rows(db, "SELECT FROM docs_1 WHERE body_embedding IS NULL") == []
+    user.commit()
+    # No trigger could be made yet that would see this.
+    db.execute("TRUNCATE docs_1")
+    worker.drain()
+    assert_converged(db, partitioned)
+
+
+def test_a_partition_of_an_embedding_whose_row_a_user_holds(
+    db: Connection, worker: SqlWorker, user: Connection, partitioned: str
+) -> None:
     user.execute("SELECT pgembed.pause_embedding('docs_body')")
     db.execute("CREATE TABLE docs_1 PARTITION OF docs FOR VALUES IN (1)")
     with db.transaction():
@@ -309,9 +349,9 @@ def test_a_partition_of_an_embedding_whose_row_a_user_holds(
     user.rollback()
     db.execute("INSERT INTO docs VALUES (2, 1, 'two')")
     worker.drain()
-    assert_converged(db, "docs_body")
+    assert_converged(db, partitioned)
     db.execute("TRUNCATE docs_1")
-    assert_converged(db, "docs_body")
+    assert_converged(db, partitioned)
 
 
 def test_a_drop_that_is_not_committed_stops_no_heartbeat(

@@ -222,7 +222,8 @@ def test_partitions_that_stay_are_not_read_again(
     partitioned.execute("ALTER TABLE docs ENABLE TRIGGER ALL")
     partitioned.execute("CREATE TABLE docs_c PARTITION OF docs FOR VALUES IN ('c')")
     partitioned.execute("INSERT INTO docs VALUES ('c', 1, 1, 'new')")
-    assert scratch_worker.work() == dict.fromkeys(NAMES, 1)
+    for _ in range(5):
+        assert scratch_worker.work() == dict.fromkeys(NAMES, 1)
     for name in NAMES:
         assert value(partitioned, "SELECT pgembed.reconcile(%s)", name) == 1
 
