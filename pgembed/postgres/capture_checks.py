@@ -8,6 +8,9 @@ from typing import NamedTuple
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 from pgembed.postgres.findings import Finding, error, warning
 
+# pg_trigger.tgtype: 4 insert, 8 delete, 16 update, 32 truncate.
+_EVENTS = {4: "INSERT", 8: "DELETE", 16: "UPDATE", 32: "TRUNCATE"}
+
 
 class Embedding(NamedTuple):
     """What the checks need to know of an embedding."""
@@ -42,27 +45,32 @@ def _triggers(connection: Connection, embedding: Embedding) -> Iterator[Finding]
     rows = fetch_all(
         connection,
         """
-        SELECT t.tgtype, t.tgenabled
+        SELECT r::pg_catalog.text, t.tgrelid = e.source::oid, t.tgtype,
+            t.tgenabled::pg_catalog.text
+                = pgembed._firing(e, t.tgname::pg_catalog.text)
         FROM pgembed.embedding AS e
-        JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = e.source::oid
+        CROSS JOIN pgembed._with_partitions(e.source) AS r
+        JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = r::oid
         JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
         WHERE e.id = %(id)s
           AND p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
           AND p.proname ~ pg_catalog.concat('^_capture_', %(id)s::int4, '(_|$)')
+        ORDER BY 2 DESC, 1
         """,
         {"id": embedding.id},
     )
-    # pg_trigger.tgtype: 4 insert, 8 delete, 16 update, 32 truncate.
-    events = {4: "INSERT", 8: "DELETE", 16: "UPDATE", 32: "TRUNCATE"}
     lost = [
         name
-        for bit, name in events.items()
-        if not _fires_always({enabled for kind, enabled in rows if kind & bit})
+        for bit, name in _EVENTS.items()
+        if not any(own and kind & bit for _, own, kind, _ in rows)
+        or any(kind & bit and not fires for _, _, kind, fires in rows)
     ]
+    parts = dict.fromkeys(part for part, own, _, fires in rows if not own and not fires)
     if lost:
+        where = f" in {', '.join([*parts][:3])}" if parts else ""
         yield error(
             embedding.subject,
-            f"its triggers for {', '.join(lost)} are missing or disabled",
+            f"its triggers for {', '.join(lost)} are missing or disabled{where}",
             f"as the table's owner: {embedding.call('reconcile')}",
         )
     else:
@@ -187,8 +195,3 @@ def _came_or_went(connection: Connection, embedding: Embedding) -> bool:
         FROM pgembed.embedding AS e WHERE e.id = %s
     """
     return bool(fetch_one(connection, query, (embedding.id,))[0])
-
-
-def _fires_always(states: set[str]) -> bool:
-    """Whether one trigger does, or one for sessions and one for replication do."""
-    return "A" in states or {"O", "R"} <= states

@@ -142,6 +142,41 @@ def test_broken_embedding(docs: Connection, breakage: str, message: str) -> None
     assert all(finding.remedy for finding in findings)
 
 
+@pytest.mark.parametrize(
+    ("breakage", "message"),
+    {
+        "ALTER TABLE docs_2 DISABLE TRIGGER ALL": "INSERT, DELETE, UPDATE, TRUNCATE "
+        "are missing or disabled in docs_2",
+        "ALTER TABLE docs_2 ENABLE TRIGGER USER": "missing or disabled in docs_2",
+        "ALTER TABLE docs_1 DISABLE TRIGGER pgembed_1_update": "its triggers for "
+        "UPDATE are missing or disabled in docs_1",
+        "ALTER TABLE docs DISABLE TRIGGER pgembed_1_delete": "its triggers for DELETE "
+        "are missing or disabled in docs_1, docs_2",
+        "ALTER TABLE ONLY docs DISABLE TRIGGER pgembed_1_truncate": "its triggers for "
+        "TRUNCATE are missing or disabled",
+    }.items(),
+)
+def test_triggers_of_partitions(
+    connection: Connection, breakage: str, message: str
+) -> None:
+    connection.execute(REGISTER_MODEL)
+    connection.execute(
+        """
+        CREATE TABLE docs (id int PRIMARY KEY, body text) PARTITION BY RANGE (id);
+        CREATE TABLE docs_1 PARTITION OF docs FOR VALUES FROM (0) TO (10);
+        CREATE TABLE docs_2 PARTITION OF docs DEFAULT;
+        SELECT pgembed.create_embedding('docs', 'body', 'tiny');
+        """
+    )
+    assert bad(connection, "embedding docs_body") == []
+    connection.execute(breakage.encode())
+    [finding] = bad(connection, "embedding docs_body")
+    assert finding.level == "error"
+    assert finding.message.endswith(message)
+    connection.execute("SELECT pgembed.reconcile('docs_body')")
+    assert bad(connection, "embedding docs_body") == []
+
+
 LOSSES = {
     "": "ALTER TABLE docs DROP body_embedding; ALTER TABLE docs ADD body_embedding "
     "vector(3)",
