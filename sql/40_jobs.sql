@@ -4,7 +4,8 @@
 --
 -- Lock order, for users and workers alike: source table, source row, job table, job row. Workers
 -- never wait for what users hold (NOWAIT, SKIP LOCKED), so that they can never be part of a
--- deadlock, and a user's long transaction never stops the work on other tables.
+-- deadlock, and a user's long transaction never stops the work on other tables. Only the building
+-- of an index waits, as CREATE INDEX CONCURRENTLY does.
 
 CREATE OR REPLACE FUNCTION pgembed._kept_embedding(embedding integer)
 RETURNS pgembed.embedding

@@ -103,7 +103,7 @@ CREATE OR REPLACE FUNCTION pgembed._status(
     OUT state text
 )
 RETURNS SETOF record
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -221,7 +221,7 @@ CREATE OR REPLACE FUNCTION pgembed._failures(
     OUT failed_at timestamptz
 )
 RETURNS SETOF record
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '200ms'
 AS $$
@@ -264,7 +264,7 @@ COMMENT ON VIEW pgembed.failures IS
 
 CREATE OR REPLACE FUNCTION pgembed._queue_depths()
 RETURNS TABLE (name text, pending bigint, failed bigint, age double precision)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE

@@ -3,7 +3,7 @@
 
 CREATE OR REPLACE FUNCTION pgembed._call_timeout(name text, fallback text)
 RETURNS interval
-LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE

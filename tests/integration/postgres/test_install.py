@@ -121,6 +121,20 @@ def test_every_routine_pins_its_search_path(connection: Connection) -> None:
     assert rows == []
 
 
+def test_no_subtransaction_where_queries_may_be_parallel(
+    connection: Connection,
+) -> None:
+    """Before PostgreSQL 18 a block with handlers ends in an error there."""
+    labelled = connection.execute(
+        r"""
+        SELECT oid::regprocedure::text FROM pg_proc
+        WHERE pronamespace = 'pgembed'::regnamespace AND proparallel <> 'u'
+            AND prosrc ~ '\mEXCEPTION\s+WHEN\M'
+        """
+    ).fetchall()
+    assert labelled == []
+
+
 def test_caller_search_path_does_not_matter(empty_dsn: str, connect: Connect) -> None:
     connection = connect(empty_dsn)
     connection.execute("CREATE SCHEMA hostile")
