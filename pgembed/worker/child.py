@@ -21,9 +21,10 @@ from typing import Any, get_type_hints
 import psycopg
 
 from pgembed import logs
-from pgembed.errors import PgembedError, WorkerError
+from pgembed.errors import PgembedError
 from pgembed.settings import Settings
 from pgembed.worker.lifetime import Lifetime
+from pgembed.worker.spawn import read_line
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def parse(line: bytes) -> Settings:
 
 def main(role: str, level: str) -> int:
     """Run as a child of the supervisor; return the exit status."""
-    settings = parse(_read_line())
+    settings = parse(read_line())
     logs.configure(level, settings.log_format)
     lifetime = Lifetime(settings.drain_seconds)
     signal.signal(signal.SIGTERM, lambda *_: lifetime.stop())
@@ -67,17 +68,6 @@ def main(role: str, level: str) -> int:
         _log.exception("the %s process failed", role)
         return 1
     return 0
-
-
-def _read_line() -> bytes:
-    # Not through sys.stdin: a thread that reads it cannot be left behind at exit.
-    line = b""
-    while not line.endswith(b"\n"):
-        part = os.read(_STDIN, 1)
-        if not part:
-            raise WorkerError("a child process is started by 'pgembed worker' alone")
-        line += part
-    return line
 
 
 def _work(role: str, settings: Settings, lifetime: Lifetime) -> None:

@@ -41,6 +41,7 @@ from pgembed.errors import PgembedError, SettingError, WorkerError
 from pgembed.postgres.connection import Connection, connect, is_transient
 from pgembed.settings import memory_bytes
 from pgembed.worker.sessions import connect_as
+from pgembed.worker.spawn import read_line
 
 _log = logging.getLogger(__name__)
 
@@ -262,19 +263,9 @@ def _watch(sessions: list[Connection]) -> None:
     os._exit(2)
 
 
-def _read_line() -> bytes:
-    line = b""
-    while not line.endswith(b"\n"):
-        part = os.read(_STDIN, 1)
-        if not part:
-            raise WorkerError("this process is started by a worker alone")
-        line += part
-    return line
-
-
 def main() -> int:
     """Read the request, do it, and return the exit status."""
-    request = json.loads(_read_line())
+    request = json.loads(read_line())
     logs.configure("WARNING", request["log_format"])
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)

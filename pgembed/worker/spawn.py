@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import IO, Any
 
 import pgembed
+from pgembed.errors import WorkerError
 
 # Where another application wants its own metrics. A folder of that application's would
 # get the worker's among them, and one that is not there would end the worker.
@@ -38,3 +39,18 @@ def spawn(
         stdout=stdout,
         env={**inherited, "PYTHONPATH": path, **environment},
     )
+
+
+def read_line() -> bytes:
+    """Return the line that whoever spawned this process wrote to its input.
+
+    Raises WorkerError when it ends before.
+    """
+    # Not through sys.stdin: a thread that reads it cannot be left behind at exit.
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(0, 1)
+        if not part:
+            raise WorkerError("this process is started by 'pgembed worker' alone")
+        line += part
+    return line
