@@ -131,8 +131,9 @@ def _candidate(
     network = _network(folder, modules, tell, weights=weights)
     values = {**modules.options(), "pad_id": padding_id(tokenizer)}
     checks.check_graph(network)
-    if "pooling" not in values or checks.ranks(network) == {2}:
-        values["pooling"] = "mean" if 3 in checks.ranks(network) else "none"
+    ranks = checks.ranks(network)
+    if "pooling" not in values or ranks == {2}:
+        values["pooling"] = "mean" if 3 in ranks else "none"
     if quantize:
         tell("making int8 weights")
         network = quantize_int8(network)
