@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.resources
 import json
 import shlex
@@ -64,7 +65,7 @@ def demo(data_dir: Path | None, keep: bool | None, cache_dir: Path | None) -> No
         dsn = server.dsn()
         local.prepare(dsn)
         with (
-            local.running_worker(local.settings_for(dsn, settings)),
+            local.running_worker(dataclasses.replace(settings, dsn=dsn)),
             connect(dsn, purpose="demo") as connection,
         ):
             _embed_catalog(connection)

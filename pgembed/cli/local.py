@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import signal
 import sys
 import threading
@@ -108,8 +107,3 @@ def running_worker(settings: Settings) -> Iterator[None]:
         thread.join()
     if failures:
         raise failures[0]
-
-
-def settings_for(dsn: str, settings: Settings) -> Settings:
-    """Return the settings of a worker for another database."""
-    return dataclasses.replace(settings, dsn=dsn)

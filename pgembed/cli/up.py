@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +51,7 @@ def up(
         local.prepare(dsn)
         click.echo(dsn)
         click.echo(f"ready; Ctrl-C {_what_stops(server)}", err=True)
-        run_worker(local.settings_for(dsn, settings), quiet=True)
+        run_worker(dataclasses.replace(settings, dsn=dsn), quiet=True)
 
 
 def _what_stops(server: EmbeddedServer) -> str:
