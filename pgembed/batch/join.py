@@ -31,8 +31,16 @@ from pgembed.batch.rows import (
 from pgembed.batch.singly import typed
 from pgembed.batch.source import Source, describe
 from pgembed.batch.vectors import NO_KEYS, Spool, chosen_keys, read_blocks
-from pgembed.batch.workload import MAX_K, Condition, Filter, Workload, canonical
-from pgembed.errors import SettingError, VectorError
+from pgembed.batch.workload import (
+    MAX_K,
+    Condition,
+    Filter,
+    Workload,
+    canonical,
+    checked_k,
+    checked_predicate,
+)
+from pgembed.errors import VectorError
 from pgembed.postgres.connection import Connection
 
 Ints = NDArray[np.int64]
@@ -98,16 +106,18 @@ class Join:
     ) -> Join:
         """Look the embeddings up; *asking* is by default the one that is searched.
 
-        Raises VectorError for embeddings of different dimensions, and SettingError for
-        a k out of range.
+        Raises VectorError for embeddings of different dimensions, SettingError for a k
+        that is none, and FilterError for a predicate that cannot be one.
         """
         source = describe(connection, embedding)
         other = describe(connection, asking) if asking is not None else source
         _check(source, other)
         join = cls(connection, source, other, options, **arguments)
-        if not 1 <= join.k <= MAX_K:
-            raise SettingError(f"k is {join.k}, but must be from 1 to {MAX_K}")
-        return join
+        return dataclasses.replace(
+            join,
+            k=int(checked_k(join.k, 1)[0]),
+            predicate=checked_predicate(join.predicate),
+        )
 
     @property
     def reflexive(self) -> bool:

@@ -10,9 +10,12 @@ from pgembed.errors import SettingError
 
 def check_recall(recall: float) -> float:
     """Return *recall*; SettingError unless it is above 0 and at most 1."""
-    if not isinstance(recall, Real) or not 0 < recall <= 1:
-        raise SettingError(f"recall is {recall!r}, but must be above 0 and at most 1")
-    return recall
+    number = isinstance(recall, Real) and not isinstance(recall, bool)
+    if not number or not 0 < recall <= 1:
+        raise SettingError(
+            f"recall is {recall!r}, but must be a number above 0 and at most 1"
+        )
+    return float(recall)
 
 
 def thread_count(threads: int | None) -> int:

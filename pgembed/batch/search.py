@@ -53,10 +53,15 @@ def search_batch(
     PgembedError for an open transaction with another isolation level.
     """
     workload = Workload.of(queries, filters, predicates, k)
-    check_recall(recall)
-    limit = memory_bytes(memory)
-    count = thread_count(threads)
-    options = Options(recall, limit, count, layout, layouts, progress, few_by_sql)
+    options = Options(
+        check_recall(recall),
+        memory_bytes(memory),
+        thread_count(threads),
+        layout,
+        layouts,
+        progress,
+        few_by_sql,
+    )
     with borrowed(connection) as own, one_snapshot(own):
         return Batch(own, describe(own, embedding), workload, options).run()
 

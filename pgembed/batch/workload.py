@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pgembed.errors import FilterError, SettingError, VectorError
+from pgembed.postgres.vectors import is_lossy
 
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -23,6 +24,7 @@ MAX_K = 10_000
 """The most rows that a query may ask for."""
 INFINITE = "holds NaN or infinity, which has no distance to anything"
 _MOST_PARTS = 8
+_FOREIGN = re.compile("[\0\ud800-\udfff]")
 _BETWEEN = re.compile(r"[\s,:]*")
 
 Filter = Mapping[str, Any] | None
@@ -102,10 +104,10 @@ class Workload:
         numbers: dict[Condition, int] = {}
         members = [
             numbers.setdefault(Condition(*pair), len(numbers))
-            for pair in zip(texts, map(_predicate, clauses), strict=True)
+            for pair in zip(texts, map(checked_predicate, clauses), strict=True)
         ]
         return cls(
-            vectors, _checked_k(k, count), tuple(numbers), np.array(members, np.int64)
+            vectors, checked_k(k, count), tuple(numbers), np.array(members, np.int64)
         )
 
     def __len__(self) -> int:
@@ -134,6 +136,11 @@ def _checked(queries: ArrayLike) -> Float32:
 
 
 def _floats(queries: ArrayLike) -> Float32:
+    if is_lossy(queries):
+        raise VectorError(
+            "the queries are complex numbers or masked: pass real ones, and leave out "
+            "queries that lack values"
+        )
     try:
         with np.errstate(over="ignore"):  # what does not fit becomes infinity
             return np.ascontiguousarray(queries, np.float32)
@@ -144,7 +151,8 @@ def _floats(queries: ArrayLike) -> Float32:
         ) from None
 
 
-def _checked_k(k: ArrayLike, count: int) -> Ints:
+def checked_k(k: ArrayLike, count: int) -> Ints:
+    """Return how many rows each of *count* queries wants; SettingError for bad ones."""
     given = np.asarray(k)
     if given.dtype.kind not in "iu" or given.shape not in ((), (count,)):
         raise SettingError(
@@ -184,9 +192,16 @@ def canonical(given: Any) -> str | None:
         return _canonical_text(given) if isinstance(given, str) else _dumped(given)
     except (TypeError, ValueError) as error:
         raise FilterError(
-            f"the filter {given!r} is no JSON: {error}; write it like "
+            f"the filter {_shown(given)} is no JSON: {error}; write it like "
             '{"price": {"lt": 100}}'
         ) from None
+
+
+def _shown(given: Any) -> str:
+    try:
+        return repr(given)
+    except ValueError:  # a number of thousands of digits, which has none
+        return f"({type(given).__name__})"
 
 
 @functools.lru_cache(1024)
@@ -214,12 +229,19 @@ def _exactly(digits: str) -> float:
     return value
 
 
-def _predicate(given: Any) -> str | None:
+def checked_predicate(given: Any) -> str | None:
+    """Return *given*; FilterError if it cannot be a predicate."""
     if given is None:
         return None
     if not isinstance(given, str) or not given.strip(" \t\r\n"):
         raise FilterError(
             f"the predicate {given!r} is not what follows WHERE: "
             "leave it out, or write SQL such as 'price < 100'"
+        )
+    foreign = _FOREIGN.search(given)
+    if foreign:
+        raise FilterError(
+            f"the predicate {given!r} has {foreign[0]!r} at character "
+            f"{foreign.start()}, which no text in PostgreSQL has: leave it out"
         )
     return given

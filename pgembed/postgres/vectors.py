@@ -46,6 +46,13 @@ class VectorArray:
         object.__setattr__(self, "values", values)
 
 
+def is_lossy(given: Any) -> bool:
+    """Whether float32 would drop imaginary parts or a mask without a word."""
+    return isinstance(given, np.ndarray) and (
+        given.dtype.kind == "c" or bool(np.ma.is_masked(given))
+    )
+
+
 def _check_finite(values: Float32) -> None:
     if values.size and not np.isfinite(values).all():
         raise VectorError(

@@ -12,6 +12,7 @@ from sqlalchemy import BindParameter, ColumnElement, Dialect, func, literal_colu
 from sqlalchemy.types import UserDefinedType
 
 from pgembed.errors import VectorError
+from pgembed.postgres.vectors import is_lossy
 
 # A NULL vector: it lends its type, wherever pgvector was installed.
 _NULL = literal_column("((NULL::pgembed.call).vectors)[1]", VECTOR())
@@ -92,7 +93,7 @@ def query_vector(vector: Any) -> QueryVector:
     """
     given = vector.to_list() if hasattr(vector, "to_list") else vector
     try:
-        values = np.array(given, dtype=np.float32)
+        values = np.array([] if is_lossy(given) else given, dtype=np.float32)
     except (TypeError, ValueError):
         values = np.empty((0, 0), np.float32)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():

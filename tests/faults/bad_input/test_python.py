@@ -169,32 +169,57 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
     (
         lambda s: batch(s.open, "items_v", ONE, recall=0),
         SettingError,
-        "recall is 0, but must be above 0 and at most 1",
+        "recall is 0, but must be a number above 0 and at most 1",
     ),
     (
         lambda s: batch(s.open, "items_v", ONE, recall=1.1),
         SettingError,
-        "recall is 1.1, but must be above 0 and at most 1",
+        "recall is 1.1, but must be a number above 0 and at most 1",
     ),
     (
         lambda s: batch(s.open, "items_v", ONE, recall=NAN),
         SettingError,
-        "recall is nan, but must be above 0 and at most 1",
+        "recall is nan, but must be a number above 0 and at most 1",
     ),
     (
         lambda s: batch(s.open, "items_v", ONE, recall=-1),
         SettingError,
-        "recall is -1, but must be above 0 and at most 1",
+        "recall is -1, but must be a number above 0 and at most 1",
     ),
     (
         lambda s: batch(s.open, "items_v", ONE, recall="high"),
         SettingError,
-        "recall is 'high', but must be above 0 and at most 1",
+        "recall is 'high', but must be a number above 0 and at most 1",
     ),
     (
         lambda s: batch(s.open, "items_v", ONE, recall=None),
         SettingError,
-        "recall is None, but must be above 0 and at most 1",
+        "recall is None, but must be a number above 0 and at most 1",
+    ),
+    (
+        lambda s: batch(s.open, "items_v", ONE, recall=True),
+        SettingError,
+        "recall is True, but must be a number above 0 and at most 1",
+    ),
+    (
+        lambda s: batch(s.open, "items_v", ONE.astype(complex) * 1j),
+        VectorError,
+        "the queries are complex numbers or masked: pass real ones",
+    ),
+    (
+        lambda s: batch(s.open, "items_v", np.ma.array(ONE, mask=ONE > 0)),
+        VectorError,
+        "the queries are complex numbers or masked: pass real ones",
+    ),
+    (
+        lambda s: batch(s.open, "items_v", ONE, predicates="body = '\ud800'"),
+        FilterError,
+        "the predicate \"body = '\\ud800'\" has '\\ud800' at character 8",
+    ),
+    (
+        lambda s: batch(s.open, "items_v", ONE, filters={"n": 10**5000}),
+        FilterError,
+        "the filter (dict) is no JSON: Exceeds the limit",
     ),
     (
         lambda s: batch(s.open, "items_v", ONE, memory="1MB"),
@@ -329,7 +354,7 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
     (
         lambda s: batch(s.open, "items_v", ONE, predicates="price = '\0'"),
         FilterError,
-        "price = '",
+        "the predicate \"price = '\\x00'\" has '\\x00' at character 9, which",
     ),
     (
         lambda s: batch(s.open, "bits_v", ONE),
@@ -360,6 +385,36 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
         lambda s: build_layout(s.open, "items_v", list_rows=-1),
         SettingError,
         "list_rows is -1, but must be at least 1",
+    ),
+    (
+        lambda s: join(s.open, "items_v", k=0),
+        SettingError,
+        "k is 0 to 0, but must be from 1 to 10000",
+    ),
+    (
+        lambda s: join(s.open, "items_v", k=2.5),
+        SettingError,
+        "k must be an integer or one per query (1), not float64 of sh",
+    ),
+    (
+        lambda s: join(s.open, "items_v", k="2"),
+        SettingError,
+        "k must be an integer or one per query (1), not <U1 of shape",
+    ),
+    (
+        lambda s: join(s.open, "items_v", k=True),
+        SettingError,
+        "k must be an integer or one per query (1), not bool of shape",
+    ),
+    (
+        lambda s: join(s.open, "items_v", recall=True),
+        SettingError,
+        "recall is True, but must be a number above 0 and at most 1",
+    ),
+    (
+        lambda s: join(s.open, "items_v", predicate="body = 'a\0'"),
+        FilterError,
+        "the predicate \"body = 'a\\x00'\" has '\\x00' at character 9, which",
     ),
     (
         lambda s: join(s.open, "items_v", threads=-1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -89,10 +90,16 @@ def test_memory_refused(given: str | int) -> None:
         Settings(batch_memory=given)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("given", [0, 1.1, float("nan")])
+@pytest.mark.parametrize("given", [0, 1.1, float("nan"), True])
 def test_recall_refused(given: float) -> None:
     with pytest.raises(SettingError):
         check_recall(given)
+
+
+@pytest.mark.parametrize("given", [Fraction(1, 2), np.float32(0.5), 0.5])
+def test_recall_is_a_float(given: Any) -> None:
+    found = check_recall(given)
+    assert (type(found), found) == (float, 0.5)
 
 
 @pytest.mark.parametrize(

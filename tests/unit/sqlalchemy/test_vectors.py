@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgembed.errors import VectorError
 from pgembed.sqlalchemy.vectors import query_vector
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -42,6 +43,14 @@ def test_floats_of_like_size(values: list[float]) -> None:
 )
 def test_the_ends_of_the_scale(values: list[float]) -> None:
     check(values)
+
+
+@pytest.mark.parametrize(
+    "given", [np.array([1j, 1]), np.ma.array([1.0, 2.0], mask=[True, False]), [1j]]
+)
+def test_what_float32_would_drop(given: object) -> None:
+    with pytest.raises(VectorError, match="is no query"):
+        query_vector(given)
 
 
 def check(values: list[float]) -> None:
