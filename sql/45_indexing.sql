@@ -257,7 +257,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     UPDATE pgembed.embedding AS e
     SET index_state = state, index_error = error, index_worker = NULL
-    WHERE e.id = embedding;
+    -- Another index may have been asked for meanwhile, or none.
+    WHERE e.id = embedding AND e.index_state <> 'none' AND (e.index_state = 'building' OR state <> 'ready');
 $$;
 COMMENT ON FUNCTION pgembed._set_index_state(integer, text, text) IS
-'Record how the building of an index ended.';
+'Record how the building of an index ended, if it is still the one that is wanted.';

@@ -305,6 +305,31 @@ def test_one_worker_builds(db: Connection, worker: SqlWorker) -> None:
     assert index_work(db) == []
 
 
+@pytest.mark.parametrize("wanted", ["waiting", "none"])
+def test_another_index_is_wanted_meanwhile(
+    db: Connection, worker: SqlWorker, wanted: str
+) -> None:
+    """The end of the former build is not taken for that of the new one."""
+    documents(db)
+    declare(db, "docs", "body")
+    worker.drain()
+    assert value(db, "SELECT pgembed._begin_index(1, %s)", worker.id)
+    # As op.alter_embedding does.
+    rows(
+        db,
+        "UPDATE pgembed.embedding SET index_method = %s, index_state = %s",
+        "none" if wanted == "none" else "ivfflat",
+        wanted,
+    )
+    rows(db, "SELECT pgembed._set_index_state(1, 'ready', NULL)")
+    state = "SELECT index_state FROM pgembed.embedding"
+    assert value(db, state) == wanted
+    assert index_work(db) == (["docs_body"] if wanted == "waiting" else [])
+    # Nor when the worker stops before its end.
+    rows(db, "SELECT pgembed._set_index_state(1, 'waiting', NULL)")
+    assert value(db, state) == wanted
+
+
 def test_transactions_may_take_no_time(db: Connection, worker: SqlWorker) -> None:
     """An index build takes longer than an application's transactions may."""
     if db.info.server_version < 170000:

@@ -241,9 +241,7 @@ def test_replaced_functions(
 def test_an_index_that_is_missing_is_built_again(
     scratch: Connection, name: str
 ) -> None:
-    scratch.execute(
-        "SELECT pgembed._set_index_state(id, 'ready', NULL) FROM pgembed.embedding"
-    )
+    scratch.execute("UPDATE pgembed.embedding SET index_state = 'ready'")
     reconcile(scratch, name)
     assert value(scratch, "SELECT index_state FROM pgembed.embedding") == "waiting"
 
