@@ -59,20 +59,24 @@ SET enable_mergejoin = off
 SET enable_seqscan = off
 AS $$
 DECLARE
-    left_over text := format('DELETE FROM %s AS j WHERE j.pgembed_lease = $1 '
-        'AND NOT EXISTS (SELECT FROM %s AS s WHERE %s)',
-        pgembed._job_table(e.id), e.source, pgembed._key_match(e.source, 's', 'j'));
+    job text := pgembed._job_table(e.id);
+    gone text := format('WITH gone AS MATERIALIZED (SELECT %s FROM %s AS j WHERE j.pgembed_lease = $1 '
+        'AND NOT EXISTS (SELECT FROM %s AS s WHERE %s))',
+        pgembed._column_list(e.key_columns, 'j'), job, e.source, pgembed._key_match(e.source, 's', 'j'));
+    -- Such a row may have two: that of a backfill which the transaction that deleted it did not see.
+    forget text := format('DELETE FROM %1$s AS d WHERE d.ctid = ANY (ARRAY('
+        'SELECT t.ctid FROM gone AS g INNER JOIN %1$s AS t ON %2$s FOR UPDATE OF t SKIP LOCKED))',
+        job, pgembed._key_match(e.source, 't', 'g'));
 BEGIN
     IF e.target <> e.source THEN
-        left_over := format('WITH j AS (%s RETURNING %s) DELETE FROM %s AS c USING j WHERE %s',
-            left_over, pgembed._column_list(e.key_columns, 'j'), e.target,
-            pgembed._key_match(e.source, 'c', 'j'));
+        forget := format(', forgotten AS (%s) DELETE FROM %s AS c USING gone AS g WHERE %s',
+            forget, e.target, pgembed._key_match(e.source, 'c', 'g'));
     END IF;
-    EXECUTE left_over USING lease;
+    EXECUTE gone || forget USING lease;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._delete_claimed_leftovers(pgembed.embedding, bigint) IS
-'Delete claimed jobs whose rows are gone, and the chunks of those rows.';
+'Delete the jobs of claimed rows that are gone, and the chunks of those rows.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._read_claimed(
