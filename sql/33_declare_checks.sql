@@ -208,7 +208,8 @@ BEGIN
         RAISE EXCEPTION 'column % of table % already belongs to the embedding %',
             quote_ident(target_column), other.target, quote_literal(other.name)
             USING ERRCODE = 'duplicate_object',
-            HINT = 'Choose another column (target_column => ''...''), or drop that embedding first.';
+            HINT = 'Choose another column (target_column, or vector_column of adopt_vectors), '
+                'or drop that embedding first.';
     END IF;
 END;
 $$;

@@ -185,7 +185,7 @@ def test_twice(docs: Connection) -> None:
     adopt(docs)
     with refused(docs, "42710", message="already an embedding", hint="another name"):
         adopt(docs)
-    with refused(docs, "42710", message="already belongs to", hint="drop that"):
+    with refused(docs, "42710", message="already belongs to", hint="or vector_column"):
         adopt(docs, name="again")
     with refused(docs, "42710", message="already belongs to", hint="drop that"):
         rows(
