@@ -194,12 +194,12 @@ COMMENT ON FUNCTION pgembed.embed_batch(text, text[]) IS
 
 CREATE OR REPLACE FUNCTION pgembed.add_model(name text, source text, options jsonb DEFAULT '{}')
 RETURNS text
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE SECURITY DEFINER
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF name !~ E'\\S' THEN
-        RAISE EXCEPTION 'the name of a model is empty'
+    IF coalesce(name, '') !~ E'\\S' THEN
+        RAISE EXCEPTION 'the name of a model is %', CASE WHEN name IS NULL THEN 'NULL' ELSE 'empty' END
             USING ERRCODE = 'invalid_name', HINT = 'Give it one: pgembed.add_model(''minilm'', ''minilm'').';
     ELSIF octet_length(name) > 255 THEN
         RAISE EXCEPTION 'the name of the model, %..., has % bytes', quote_literal(left(name, 40)), octet_length(name)
@@ -217,14 +217,14 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one: minilm, owner/name or pypi:name.';
     END IF;
     -- Which sources there are is the worker's to say; paths and URLs are none to any worker.
-    IF source !~ '^[A-Za-z0-9_][A-Za-z0-9_.!+@:/=-]*$' OR split_part(source, '@', 1) ~ '/.*/' THEN
-        RAISE EXCEPTION 'a worker does not read the model source %', quote_literal(source)
+    IF source IS NULL OR source !~ '^[A-Za-z0-9_][A-Za-z0-9_.!+@:/=-]*$' OR split_part(source, '@', 1) ~ '/.*/' THEN
+        RAISE EXCEPTION 'a worker does not read the model source %', quote_nullable(source)
             USING ERRCODE = 'invalid_parameter_value',
             DETAIL = 'From SQL a model comes from a hub (owner/name), a package (pypi:name) or a built-in name (minilm).',
             HINT = format('For a folder, use the command line where the folder is: pgembed model add %s %s',
-                name, source);
+                name, coalesce(source, 'FOLDER'));
     END IF;
-    PERFORM pgembed._call('add_model', name, ARRAY[source, options::text],
+    PERFORM pgembed._call('add_model', name, ARRAY[source, coalesce(options, '{}')::text],
         pgembed._call_timeout('add_model_timeout', '15min'));
     RETURN name;
 END;

@@ -316,7 +316,7 @@ COMMENT ON FUNCTION pgembed.cancel_batch(bigint) IS
 
 CREATE OR REPLACE FUNCTION pgembed.await_batch(batch bigint, timeout interval DEFAULT '1 hour')
 RETURNS text
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -324,6 +324,10 @@ DECLARE
     pause double precision := 0.01;
     until timestamptz := clock_timestamp() + timeout;
 BEGIN
+    IF until IS NULL THEN
+        RAISE EXCEPTION 'the timeout is NULL'
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'Say how long to wait: timeout => ''1 hour''.';
+    END IF;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'a transaction that is % cannot see a batch end', current_setting('transaction_isolation')
             USING ERRCODE = 'active_sql_transaction', HINT = 'Wait in a transaction of its own.';
@@ -332,7 +336,7 @@ BEGIN
         SELECT o.state, o.error, o.posted_at INTO b
         FROM pgembed.batch AS o WHERE o.id = await_batch.batch;
         IF NOT FOUND THEN
-            RAISE EXCEPTION 'there is no batch %', batch USING ERRCODE = 'undefined_object';
+            RAISE EXCEPTION 'there is no batch %', coalesce(batch::text, 'NULL') USING ERRCODE = 'undefined_object';
         END IF;
         IF b.posted_at = now() THEN
             RAISE EXCEPTION 'batch % begins when this transaction has committed', batch

@@ -516,6 +516,17 @@ def test_who_lost_the_lease_writes_nothing(
     assert batch_of(connection, batch)["state"] == "running"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [("NULL", "there is no batch NULL"), ("1, NULL", "the timeout is NULL")],
+)
+def test_waiting_for_nothing(
+    connection: Connection, arguments: str, message: str
+) -> None:
+    with pytest.raises(psycopg.Error, match=message):
+        connection.execute(f"SELECT pgembed.await_batch({arguments})".encode())
+
+
 def test_waiting_for_a_batch_without_a_worker(
     connection: Connection, items: str
 ) -> None:

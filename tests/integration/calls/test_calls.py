@@ -620,6 +620,8 @@ def test_no_folder_is_read_for_sql(connection: Connection, source: str) -> None:
         ("'m', 'minilm', '[1]'", "are [1], but must be an object"),
         ("'m', 'minilm', 'null'", "are null, but must be an object"),
         ("repeat('é', 128), 'minilm'", "has 256 bytes"),
+        ("NULL, 'minilm'", "the name of a model is NULL"),
+        ("'m', NULL", "does not read the model source NULL"),
         (
             "'m', 'minilm', jsonb_build_object('a', repeat('x', 100000))",
             "have 100009 bytes, more than 100000",
@@ -635,8 +637,9 @@ def test_what_no_model_can_have_is_refused_at_once(
 
 @pytest.mark.usefixtures("worker")
 def test_add_model_asks_the_worker(connection: Connection) -> None:
-    with pytest.raises(errors.ExternalRoutineException, match="neither a folder"):
-        connection.execute("SELECT pgembed.add_model('m', 'tests')")
+    for arguments in ("'m', 'tests'", "'m', 'tests', NULL"):
+        with pytest.raises(errors.ExternalRoutineException, match="neither a folder"):
+            connection.execute(f"SELECT pgembed.add_model({arguments})".encode())
 
 
 @over_dblink
