@@ -193,7 +193,7 @@ def test_truncate_against_a_claim_and_its_completion(
     assert_converged(db, name)
 
 
-def partitioned(db: Connection, worker: SqlWorker, chunk_tokens: int | None) -> str:
+def in_two_parts(db: Connection, worker: SqlWorker, chunk_tokens: int | None) -> str:
     """Create docs in two parts with an embedding; return its name."""
     db.execute(
         """
@@ -212,7 +212,7 @@ def partitioned(db: Connection, worker: SqlWorker, chunk_tokens: int | None) -> 
 def test_two_partitions_truncated_at_once(
     db: Connection, worker: SqlWorker, user: Connection, chunk_tokens: int | None
 ) -> None:
-    name = partitioned(db, worker, chunk_tokens)
+    name = in_two_parts(db, worker, chunk_tokens)
     worker.drain()
     user.execute("TRUNCATE docs_1")
     db.execute("TRUNCATE docs_2")
@@ -224,7 +224,7 @@ def test_two_partitions_truncated_at_once(
 def test_a_partition_truncated_in_repeatable_read(
     db: Connection, worker: SqlWorker, user: Connection
 ) -> None:
-    name = partitioned(db, worker, 8)
+    name = in_two_parts(db, worker, 8)
     user.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     # Its snapshot knows neither the jobs nor the chunks.
     user.execute("SELECT count(*) FROM docs")
@@ -241,7 +241,7 @@ def test_a_partition_truncated_in_repeatable_read(
 def test_a_table_truncated_in_repeatable_read(
     db: Connection, worker: SqlWorker, user: Connection, table: str
 ) -> None:
-    name = partitioned(db, worker, 8)
+    name = in_two_parts(db, worker, 8)
     user.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     user.execute("SELECT count(*) FROM docs")
     worker.drain()
