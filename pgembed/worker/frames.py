@@ -114,27 +114,6 @@ def encode(frame: Frame) -> bytes:
     return header + frame.body
 
 
-def encode_request(request: Request, number: int) -> bytes:
-    """Return the bytes of a request."""
-    kind = next(kind for kind, name in KINDS.items() if name == request.kind)
-    model = request.model.encode()
-    texts = [text.encode() for text in request.contents]
-    body = [
-        _REQUEST.pack(
-            int(request.seconds * 1000),
-            request.may_leave,
-            len(model),
-            len(request.model_hash),
-            len(texts),
-        ),
-        model,
-        request.model_hash,
-        struct.pack(f"<{len(texts)}I", *map(len, texts)),
-        *texts,
-    ]
-    return encode(Frame(kind, number, b"".join(body)))
-
-
 def decode_request(frame: Frame) -> Request:
     """Return the request of a frame. Raises FrameError when it holds none."""
     if frame.kind not in KINDS:
@@ -194,21 +173,6 @@ def encode_answer(number: int, answer: Float32 | str) -> bytes:
 def encode_left(number: int, call_id: int) -> bytes:
     """Return the bytes of an answer whose vectors are left in table pgembed.call."""
     return encode(Frame(LEFT, number, _LEFT.pack(call_id)))
-
-
-def decode_answer(frame: Frame) -> Float32 | str:
-    """Return the vectors, float32 (n, d), or the error of a frame.
-
-    Raises FrameError when it holds neither.
-    """
-    if frame.kind == ERROR:
-        return frame.body.decode(errors="replace")
-    if frame.kind != VECTORS or len(frame.body) < 8:
-        raise FrameError(f"frame {frame.kind} is no answer")
-    count, dimensions = struct.unpack_from("<II", frame.body)
-    if len(frame.body) != 8 + 4 * count * dimensions:
-        raise FrameError(f"{count} vectors of {dimensions} in {len(frame.body)} bytes")
-    return np.frombuffer(frame.body, "<f4", offset=8).reshape(count, dimensions)
 
 
 GREETING_BYTES = encode(Frame(GREETING, 0, b""))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pgembed.worker import frames
 from pgembed.worker.frames import Frame, FrameError, FrameReader, Request
+from tests.harness.callers import decode_answer, encode_request
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 milliseconds = st.integers(0, 86_400_000)
@@ -36,7 +37,7 @@ def read(data: bytes, cuts: list[int]) -> list[Frame]:
 def test_requests_come_through_in_any_pieces(
     given_requests: list[Request], cuts: list[int]
 ) -> None:
-    data = b"".join(frames.encode_request(r, i) for i, r in enumerate(given_requests))
+    data = b"".join(encode_request(r, i) for i, r in enumerate(given_requests))
     found = read(data, cuts)
     assert [f.number for f in found] == list(range(len(given_requests)))
     for frame, request in zip(found, given_requests, strict=True):
@@ -61,7 +62,7 @@ def test_any_body_is_a_request_or_an_error(kind: int, body: bytes) -> None:
 def test_a_damaged_request_is_a_request_or_an_error(
     request: Request, data: st.DataObject
 ) -> None:
-    [frame] = read(frames.encode_request(request, 1), [])
+    [frame] = read(encode_request(request, 1), [])
     body = bytearray(frame.body)
     place = data.draw(st.integers(0, len(body) - 1))
     body[place] = data.draw(st.integers(0, 255))
@@ -88,7 +89,7 @@ def test_what_is_no_frame_is_refused_by_its_header(data: bytes, message: str) ->
 def test_a_model_s_name_has_no_nul() -> None:
     """PostgreSQL would refuse to look for it."""
     request = Request("query", "a\0b", bytes(32), ["x"], 1.0, may_leave=False)
-    (frame,) = FrameReader().feed(frames.encode_request(request, 1))
+    (frame,) = FrameReader().feed(encode_request(request, 1))
     with pytest.raises(FrameError, match="NUL"):
         frames.decode_request(frame)
 
@@ -96,6 +97,6 @@ def test_a_model_s_name_has_no_nul() -> None:
 def test_answers_come_through() -> None:
     vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
     [frame] = read(frames.encode_answer(7, vectors), [])
-    np.testing.assert_array_equal(frames.decode_answer(frame), vectors)
+    np.testing.assert_array_equal(decode_answer(frame), vectors)
     [frame] = read(frames.encode_answer(7, "it\0 failed"), [])
-    assert (frame.number, frames.decode_answer(frame)) == (7, "it failed")
+    assert (frame.number, decode_answer(frame)) == (7, "it failed")

@@ -25,6 +25,7 @@ from pgembed.worker.frames import FrameReader, Request
 from pgembed.worker.pending import Call
 from pgembed.worker.socketcalls import SocketCalls
 from pgembed.worker.socketplace import Peer, SocketPlace
+from tests.harness.callers import decode_answer, encode_request
 
 HASH = bytes(32)
 PREFIX = "7-5-"
@@ -121,7 +122,7 @@ def request(
     *texts: str, model: str = "tiny", number: int = 1, may_leave: bool = False
 ) -> bytes:
     asked = Request("query", model, HASH, list(texts), 60.0, may_leave)
-    return frames.encode_request(asked, number)
+    return encode_request(asked, number)
 
 
 def assert_serves(bench: Bench) -> None:
@@ -130,7 +131,7 @@ def assert_serves(bench: Bench) -> None:
             caller.send(request("a cat", "the dog!", number=number))
             frame = caller.frame()
             assert frame.number == number
-            answer = frames.decode_answer(frame)
+            answer = decode_answer(frame)
             np.testing.assert_array_equal(answer, [[5, 1], [8, 1]])
 
 
@@ -162,7 +163,7 @@ def test_calls_are_answered(bench: Bench) -> None:
 def test_a_large_answer_and_a_large_request(bench: Bench) -> None:
     with bench.caller() as caller:
         caller.send(request(*["x" * 1000] * 10_000))
-        answer = frames.decode_answer(caller.frame())
+        answer = decode_answer(caller.frame())
         assert np.shape(answer) == (10_000, 2)
 
 
@@ -173,20 +174,20 @@ def test_vectors_are_left_for_those_who_can_read_them(bench: Bench) -> None:
         assert (frame.kind, frame.body) == (frames.LEFT, b"\1" + bytes(7))
         np.testing.assert_array_equal(bench.left, [[[5, 1]]])
         caller.send(request("there is no room", number=2, may_leave=True))
-        np.testing.assert_array_equal(frames.decode_answer(caller.frame()), [[16, 1]])
+        np.testing.assert_array_equal(decode_answer(caller.frame()), [[16, 1]])
 
 
 def test_an_unknown_model_is_an_error(bench: Bench) -> None:
     with bench.caller() as caller:
         caller.send(request("x", model="other"))
-        answer = frames.decode_answer(caller.frame())
+        answer = decode_answer(caller.frame())
         assert answer == "model 'other' is not registered"
 
 
 @pytest.mark.parametrize("error", [None, "it cannot be read"])
 def test_models_are_added_by_others(bench: Bench, error: str | None) -> None:
     contents = ["org/name", "{}"]
-    data = frames.encode_request(Request("add_model", "new", b"", contents, 9.0), 3)
+    data = encode_request(Request("add_model", "new", b"", contents, 9.0), 3)
     with bench.caller() as caller:
         caller.send(data)
         while not bench.additions:
@@ -194,7 +195,7 @@ def test_models_are_added_by_others(bench: Bench, error: str | None) -> None:
         [(name, given_contents, answered)] = bench.additions
         assert (name, given_contents) == ("new", contents)
         answered(error)
-        answer = frames.decode_answer(caller.frame())
+        answer = decode_answer(caller.frame())
         assert np.size(answer) == 0 if error is None else answer == error
 
 
