@@ -165,12 +165,12 @@ class _Writer(SQLCompiler):
             return f"({left} {words} {self.process(right, **options)})"
         if isinstance(right.type, TupleType):
             columns = [
-                self.process(_as_array(right, type_, position))
+                self._array(right, type_, position)
                 for position, type_ in enumerate(right.type.types)
             ]
             rows = f"SELECT * FROM unnest({', '.join(columns)})"  # noqa: S608 - compiled
             return f"({left} {words} ({rows}))"
-        values = self.process(_as_array(right, right.type))
+        values = self._array(right, right.type)
         type_ = right.type.dialect_impl(self.dialect)
         if type_._has_bind_expression:
             each: Any = literal_column("u.value", right.type)
@@ -178,6 +178,16 @@ class _Writer(SQLCompiler):
             rows = f"SELECT {self.process(around)} FROM unnest({values}) AS u (value)"  # noqa: S608
             return f"({left} {words} ({rows}))"
         return f"({left} {operator} ({values}))"
+
+    def _array(
+        self, parameter: BindParameter[Any], type_: Any, position: int | None = None
+    ) -> str:
+        if isinstance(type_._unwrapped_dialect_impl(self.dialect), ARRAY):
+            raise FilterError(
+                "a search cannot filter by in_() with a list of arrays: compare with "
+                "each of them, or_(column == [1, 2], column == [3])"
+            )
+        return str(self.process(_as_array(parameter, type_, position)))
 
 
 def _as_array(

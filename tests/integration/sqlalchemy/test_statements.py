@@ -25,6 +25,7 @@ from sqlalchemy import (
     select,
     text,
     true,
+    tuple_,
     union_all,
     update,
 )
@@ -472,3 +473,18 @@ def test_what_is_refused(session: Session) -> None:
             since().where(Article.id.in_(bindparam("ids", expanding=True))),
             {"ids": [1]},
         )
+
+
+@pytest.mark.parametrize("in_", ["in_", "not_in"])
+def test_lists_of_arrays_are_refused(session: Session, in_: str) -> None:
+    """By themselves, and in tuples; the error says what to write instead."""
+    nested = [["a"], ["b", "c,d"]]
+    for criterion in (
+        getattr(Article.labels, in_)(nested),
+        getattr(tuple_(Article.id, Article.labels), in_)([(1, ["a"])]),
+    ):
+        statement = search(Article.body_embedding, QUERY, k=2).where(criterion)
+        with pytest.raises(FilterError, match=r"list of arrays: .* each of them"):
+            session.execute(statement)
+        with pytest.raises(FilterError, match=r"list of arrays: .* each of them"):
+            search_batch(session, [statement])
