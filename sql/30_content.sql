@@ -56,6 +56,25 @@ COMMENT ON FUNCTION pgembed._content_columns(regclass, text) IS
 'The columns that a content definition reads; an error when one does not exist.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._computed_from(source regclass, columns text[])
+RETURNS text[]
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN ARRAY(
+    SELECT DISTINCT r.attname::text
+    FROM pg_catalog.pg_attribute AS a
+    INNER JOIN pg_catalog.pg_attrdef AS g ON g.adrelid = a.attrelid AND g.adnum = a.attnum
+    INNER JOIN pg_catalog.pg_depend AS d
+        ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = g.oid
+        AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = a.attrelid
+    INNER JOIN pg_catalog.pg_attribute AS r ON r.attrelid = d.refobjid AND r.attnum = d.refobjsubid
+    WHERE a.attrelid = source AND a.attname = ANY (columns) AND a.attgenerated <> ''
+        AND r.attnum <> a.attnum
+);
+COMMENT ON FUNCTION pgembed._computed_from(regclass, text[]) IS
+'The columns that those among these columns which are generated are computed from.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._column_text(alias text, column_name text)
 RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE

@@ -42,9 +42,10 @@ BEGIN
     IF chunk_tokens IS NULL THEN
         e.target := source;
         e.target_column := coalesce(target_column, pgembed._shorten(stem, 53) || '_embedding');
-        IF e.target_column = ANY (content_columns) THEN
+        IF e.target_column = ANY (content_columns || pgembed._computed_from(source, content_columns)) THEN
             RAISE EXCEPTION 'column % would be its own content', quote_ident(e.target_column)
                 USING ERRCODE = 'invalid_parameter_value',
+                DETAIL = 'The content is that column, or a generated column that is computed from it.',
                 HINT = 'Choose another column: target_column => ''...''.';
         END IF;
         PERFORM pgembed._add_vector_column(source, e.target_column, vector_type);

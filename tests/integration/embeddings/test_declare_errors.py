@@ -220,6 +220,21 @@ def test_column_as_its_own_content(scratch: Connection) -> None:
         declare(scratch, "docs", "{body} {v}", target_column="v")
 
 
+def test_content_that_is_computed_from_the_column(scratch: Connection) -> None:
+    """Each vector would change the content that it is of, for ever."""
+    documents(scratch)
+    rows(
+        scratch,
+        "ALTER TABLE docs ADD v vector(3), ADD w vector(3);"
+        "ALTER TABLE docs ADD t text GENERATED ALWAYS AS "
+        "(body || coalesce(left(v::text, 4), '')) STORED",
+    )
+    for content in ("t", "{title} {t}"):
+        with refused(scratch, "22023", message="its own content", hint="target_column"):
+            declare(scratch, "docs", content, target_column="v")
+    declare(scratch, "docs", "t", target_column="w")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
