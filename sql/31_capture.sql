@@ -76,7 +76,7 @@ RETURN format(
     SET pgembed_changed_at = CASE WHEN j.pgembed_available_at IS NOT NULL
             THEN coalesce(j.pgembed_changed_at, j.pgembed_available_at) END,
         pgembed_available_at = now(),
-        pgembed_version = j.pgembed_version + 1,
+        pgembed_version = j.pgembed_version %% 2147483647 + 1,
         pgembed_attempts = 0,
         pgembed_error = NULL
     WHERE %s;$sql$,

@@ -73,7 +73,7 @@ BEGIN
     IF merged IS NULL THEN
         RETURN '{}';
     END IF;
-    EXECUTE format('UPDATE %1$s AS o SET pgembed_version = o.pgembed_version + 1, '
+    EXECUTE format('UPDATE %1$s AS o SET pgembed_version = o.pgembed_version %% 2147483647 + 1, '
         'pgembed_available_at = now(), pgembed_attempts = 0, pgembed_error = NULL '
         'FROM %1$s AS j WHERE %2$s', job, twins) USING lease, merged;
     EXECUTE format('DELETE FROM %1$s AS j USING %1$s AS o WHERE %2$s '

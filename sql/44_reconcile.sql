@@ -206,7 +206,7 @@ DECLARE
     job text := pgembed._job_table(e.id);
     twin text := pgembed._key_match(e.source, 'o', 't');
 BEGIN
-    EXECUTE format('UPDATE %1$s AS t SET pgembed_version = t.pgembed_version + 1, '
+    EXECUTE format('UPDATE %1$s AS t SET pgembed_version = t.pgembed_version %% 2147483647 + 1, '
         'pgembed_available_at = now(), pgembed_attempts = 0, pgembed_error = NULL '
         'WHERE EXISTS (SELECT FROM %1$s AS o WHERE o.ctid <> t.ctid AND %2$s)', job, twin);
     EXECUTE format('DELETE FROM %1$s AS t '
@@ -246,7 +246,7 @@ DECLARE
     stale bigint;
 BEGIN
     EXECUTE format('UPDATE %1$s AS d SET pgembed_available_at = now(), pgembed_changed_at = NULL, '
-        'pgembed_version = d.pgembed_version + 1, pgembed_attempts = 0 '
+        'pgembed_version = d.pgembed_version %% 2147483647 + 1, pgembed_attempts = 0 '
         'WHERE d.ctid = ANY (ARRAY(SELECT j.ctid FROM %1$s AS j INNER JOIN %2$s AS s ON %3$s '
         'WHERE j.pgembed_available_at IS NULL AND j.pgembed_error IS NULL '
         'AND (j.pgembed_fingerprint IS DISTINCT FROM md5(%4$s)::uuid '

@@ -232,6 +232,21 @@ def test_the_queue_is_bounded_by_the_rows(
     converge(drained, worker)
 
 
+def test_versions_begin_again(drained: Connection, worker: SqlWorker) -> None:
+    for name, job in zip(NAMES, ("pgembed.job_1", "pgembed.job_2"), strict=True):
+        last = f"UPDATE {job} SET pgembed_version = 2147483647"
+        twin = f"INSERT INTO {job} (id) VALUES (1); {last}"
+        reconcile = f"SELECT pgembed.reconcile('{name}')"
+        for change in (
+            f"{last}; UPDATE docs SET body = body || ' x'",
+            f"{last}, pgembed_fingerprint = NULL; {reconcile}",
+            twin,
+            f"{twin}; {reconcile}",
+        ):
+            drained.execute(change.encode())
+            converge(drained, worker)
+
+
 @pytest.mark.parametrize(
     "change",
     ["UPDATE docs SET body = 'z'", "UPDATE docs SET id = -id", "DELETE FROM docs"],
