@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgembed.batch.metric import ZERO
-from pgembed.batch.rows import TidArray, fetch
+from pgembed.batch.rows import Tables, TidArray, fetch, unpack
 from pgembed.batch.workload import INFINITE, Workload
 from pgembed.errors import SettingError, VectorError
 from pgembed.postgres.connection import Connection, fetch_one
@@ -65,7 +65,7 @@ def read_queries(
     )
     rows = [row for row in rows if row[2] is not None or row[3] is not None]
     vectors = _vectors(name, [row[2:4] for row in rows], dimensions, embed)
-    places = _places([row[0] for row in rows])
+    places = Tables().ids(0, unpack(b"".join(row[0] for row in rows)))
     _check(connection, quoted, vectors, places, distance)
     workload = Workload.of(
         vectors,
@@ -182,8 +182,3 @@ def _check(
                 [TidArray(places[is_wrong][:1])],
             )
             raise VectorError(f"query {found!r} in {quoted} {reason}")
-
-
-def _places(tids: list[bytes]) -> NDArray[np.uint64]:
-    raw = np.frombuffer(b"".join(tids), [("block", ">u4"), ("offset", ">u2")])
-    return np.asarray((raw["block"].astype(np.uint64) << np.uint64(16)) | raw["offset"])
