@@ -84,12 +84,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     keys text[] := pgembed._key_columns(source);
-    chunk_table text;
+    chunk_table text := pgembed._in_schema_of(source, name || '_chunk');
 BEGIN
-    SELECT format('%I.%I', n.nspname, name || '_chunk') INTO chunk_table
-    FROM pg_catalog.pg_class AS c
-    INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.oid = source;
     IF to_regclass(chunk_table) IS NOT NULL OR keys && ARRAY['chunk', 'content', 'embedding'] THEN
         RAISE EXCEPTION 'the chunk table % cannot be created', chunk_table
             USING ERRCODE = 'duplicate_table',

@@ -3,6 +3,15 @@
 -- Greedy by benefit per byte over the filters seen and their parts, after SIEVE
 -- (PVLDB 18(11)); costs are those of the planner.
 
+CREATE OR REPLACE FUNCTION pgembed._value_pattern(reference text, number text)
+RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN format(E'pgembed\\._value\\(\\(%s\\)\\[%s\\], NULL::((?:[^")]|"(?:[^"]|"")*")+)\\)', reference, number);
+COMMENT ON FUNCTION pgembed._value_pattern(text, text) IS
+'A regular expression for the calls by which a compiled filter reads values of this number, itself an expression; the last group is the type.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._filter_literal(source regclass, filter jsonb)
 RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL UNSAFE STRICT
@@ -17,7 +26,7 @@ BEGIN
     FOR i IN 1..cardinality(c.arguments) LOOP
         written := regexp_replace(replace(written, format('((%s)[%s])::', token, i),
                 quote_literal(c.arguments[i]) || '::'),
-            format(E'pgembed\\._value\\(\\(%s\\)\\[%s\\], NULL::((?:[^")]|"(?:[^"]|"")*")+)\\)', token, i),
+            pgembed._value_pattern(token, i::text),
             replace(quote_literal(c.arguments[i]), E'\\', E'\\\\') || E'::\\1', 'g');
     END LOOP;
     RETURN written;
@@ -381,13 +390,8 @@ BEGIN
     ELSIF budget_mb < 0 OR budget_mb = 'NaN' THEN
         RAISE EXCEPTION 'the budget is % MB, but must not be negative', budget_mb
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave it out for the size of an index over all rows.';
-    ELSIF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
-        RAISE EXCEPTION 'k is %, but must be from 1 to 10000', coalesce(k::text, 'NULL')
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say how many rows the searches ask for.';
-    ELSIF recall IS NULL OR NOT recall BETWEEN 0 AND 1 THEN
-        RAISE EXCEPTION 'recall is %, but must be from 0 to 1', coalesce(recall::text, 'NULL')
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say which recall the searches ask for, such as 0.99.';
     END IF;
+    PERFORM pgembed._check_arguments(k, NULL, 'auto', recall);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._check_advice(pgembed.embedding, float8, integer, float8) IS

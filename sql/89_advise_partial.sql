@@ -11,8 +11,7 @@ DECLARE
 BEGIN
     RETURN NOT EXISTS (
         -- Values of immutable types, and labels of enums, are always read alike.
-        SELECT FROM regexp_matches(c.condition, format(
-            E'pgembed\\._value\\(\\(%s\\)\\[(\\d+)\\], NULL::((?:[^")]|"(?:[^"]|"")*")+)\\)', token), 'g') AS m
+        SELECT FROM regexp_matches(c.condition, pgembed._value_pattern(token, E'(\\d+)'), 'g') AS m
         INNER JOIN pg_catalog.pg_type AS t ON t.oid = m[2]::regtype
         LEFT JOIN pg_catalog.pg_type AS element ON element.oid = t.typelem AND t.typcategory = 'A'
         INNER JOIN pg_catalog.pg_proc AS i ON i.oid = coalesce(element.typinput, t.typinput)
