@@ -277,15 +277,13 @@ COMMENT ON FUNCTION pgembed._queue_attached(pgembed.embedding) IS
 'Queue the rows that changed in partitions while these were detached.';
 
 
-CREATE OR REPLACE FUNCTION pgembed.reconcile(name text)
-RETURNS bigint
+CREATE OR REPLACE FUNCTION pgembed._repair_capture(name text)
+RETURNS pgembed.embedding
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     e pgembed.embedding := pgembed._find_kept(name);
-    queued bigint;
-    triggers oid[];
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', e.source);
     PERFORM pgembed._check_present(e);
@@ -295,8 +293,24 @@ BEGIN
     -- Columns that others took the place of are known to the old trigger alone.
     PERFORM pgembed._revoke_source(e, w) FROM pgembed._worker_roles() AS w WHERE pgembed._watches_wrongly(e);
     PERFORM pgembed._create_capture(e);
-    triggers := pgembed._partition_triggers(e);
     PERFORM pgembed._grant_source(o) FROM pgembed.embedding AS o WHERE o.source = e.source;
+    RETURN e;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._repair_capture(text) IS
+'The part of reconcile that may lock writers out, when there are triggers to repair: called first, in a transaction of its own, it lets them wait for a moment instead of until all rows are compared.';
+
+
+CREATE OR REPLACE FUNCTION pgembed.reconcile(name text)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    e pgembed.embedding := pgembed._repair_capture(name);
+    queued bigint;
+    triggers oid[] := pgembed._partition_triggers(e);
+BEGIN
     PERFORM pgembed._delete_leftovers(e);
     PERFORM pgembed._delete_twins(e);
     queued := pgembed._add_missing_jobs(e) + pgembed._queue_stale(e, e.source);
@@ -310,4 +324,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.reconcile(text) IS
-'Compare every row with what was embedded last and queue those that differ, repair the triggers, delete what was left over, follow the key''s new names and types: after a restore, when triggers were disabled, or when changes fire none, such as SET EXPRESSION of a generated column. Returns the rows queued.';
+'Compare every row with what was embedded last and queue those that differ, repair the triggers, delete what was left over, follow the key''s new names and types: after a restore, when triggers were disabled, or when changes fire none, such as SET EXPRESSION of a generated column. When triggers have to be repaired, writers wait until the transaction ends, with pgembed embedding reconcile for a moment. Returns the rows queued.';

@@ -144,7 +144,7 @@ BEGIN
         '_create_trigger _create_truncate_trigger _delete_twins _drop_former_functions _failures _find_kept '
         '_find_model _follow_key _follow_key_types _follow_row_security _forget_all _forget_partition _give_chunks _has_keys _index_name '
         '_is_built_in _is_leaf _is_leakproof _is_moved_out _key_changed _key_definitions _key_object _may_capture '
-        '_most_dimensions _open_to_hidden _rate _rename_keys _retype_keys _routines _shorten _state '
+        '_most_dimensions _open_to_hidden _rate _rename_keys _repair_capture _retype_keys _routines _shorten _state '
         '_status _trigger_functions _wake_trigger') AS r
     UNION
     SELECT r FROM pgembed._shared_routines() AS r;

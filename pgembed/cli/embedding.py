@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -96,47 +97,49 @@ def status(name: str, dsn: str | None, as_json: bool, failures: bool) -> None:
     output.show(rows, as_json=as_json, empty="no failures")
 
 
-def _simple(function: str, done: str, help_text: str) -> click.Command:
+def _simple(functions: Sequence[str], done: str, help_text: str) -> click.Command:
     @click.command(help=help_text)
     @click.argument("name")
     @options.dsn
     def command(name: str, dsn: str | None) -> None:
         with connect(options.settings(dsn=dsn).dsn, purpose="embedding") as connection:
-            (count,) = fetch_one(
-                connection, f"SELECT pgembed.{function}(%s)".encode(), [name]
-            )
+            for function in functions:
+                (count,) = fetch_one(
+                    connection, f"SELECT pgembed.{function}(%s)".encode(), [name]
+                )
         click.echo(done.format(name=name, count=count))
 
     return command
 
 
-for verb, function, done, help_text in (
+for verb, functions, done, help_text in (
     (
         "retry",
-        "retry_failed",
+        ["retry_failed"],
         "{count} rows of {name} are tried again",
         "Give the rows that failed their attempts again.",
     ),
     (
         "reconcile",
-        "reconcile",
+        # Two transactions: while rows are compared, writers go on.
+        ["_repair_capture", "reconcile"],
         "{count} rows of {name} were queued",
         "Queue every row whose vector may not be true; after a restore, say.",
     ),
     (
         "pause",
-        "pause_embedding",
+        ["pause_embedding"],
         "paused {name}",
         "Let the workers leave an embedding alone.",
     ),
     (
         "resume",
-        "resume_embedding",
+        ["resume_embedding"],
         "resumed {name}",
         "Let the workers go on with an embedding.",
     ),
 ):
-    embedding.add_command(_simple(function, done, help_text), verb)
+    embedding.add_command(_simple(functions, done, help_text), verb)
 
 
 @embedding.command()

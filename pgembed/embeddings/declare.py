@@ -143,7 +143,11 @@ def retry_failed(connection: Connection, name: str) -> int:
 
 
 def reconcile(connection: Connection, name: str) -> int:
-    """Queue every row that differs from what was embedded last; return how many."""
+    """Queue every row that differs from what was embedded last; return how many.
+
+    On a connection in autocommit, writers wait for no more than the repair of triggers.
+    """
+    _call(connection, "SELECT pgembed._repair_capture(%s)", name)
     return int(_call(connection, "SELECT pgembed.reconcile(%s)", name))
 
 

@@ -14,10 +14,12 @@ import click
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgembed.cli.errors import explain
 from pgembed.cli.main import pgembed
+from pgembed.embeddings import declare
+from pgembed.postgres.connection import connect
 from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
 
@@ -188,6 +190,31 @@ def test_embedding_verbs(run: Run, docs: Connection, verb: str, said: str) -> No
     """Each verb says what it did."""
     result = run("embedding", verb, "docs_body")
     assert result.stdout.strip() == said, result.output
+
+
+def by_command(dsn: str) -> None:
+    arguments = ["embedding", "reconcile", "docs_body", "--dsn", dsn]
+    CliRunner().invoke(pgembed, arguments, catch_exceptions=False)
+
+
+def by_function(dsn: str) -> None:
+    with connect(dsn) as connection:
+        declare.reconcile(connection, "docs_body")
+
+
+@pytest.mark.parametrize("reconcile", [by_command, by_function])
+def test_reconciling_locks_writers_out_for_a_moment(
+    docs: Connection, dsn: str, reconcile: Callable[[str], None]
+) -> None:
+    """The repair of triggers is committed before rows are compared."""
+    states = "SELECT tgname, tgenabled FROM pg_trigger WHERE tgname ~ '^pgembed'"
+    before = sorted(docs.execute(states))
+    docs.execute("ALTER TABLE docs DISABLE TRIGGER ALL")
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE pgembed.job_1 IN SHARE MODE")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            reconcile(make_conninfo(dsn, options="-c lock_timeout=200ms"))
+    assert sorted(docs.execute(states)) == before
 
 
 def test_waiting_without_a_worker(run: Run, docs: Connection) -> None:
