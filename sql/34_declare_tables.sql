@@ -177,6 +177,9 @@ BEGIN
         EXECUTE format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', e.target);
     ELSIF pgembed._open_to_hidden(e) OR pgembed._closed_to_all(e) THEN
         EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', e.target);
+        IF guarded THEN
+            RETURN;
+        END IF;
         -- The subquery reads the source as whoever reads the chunks. OFFSET has it look the key of
         -- each chunk up: else a search through an index would first read all keys of the source.
         EXECUTE format('CREATE POLICY pgembed_source ON %1$s FOR SELECT '

@@ -136,6 +136,18 @@ def test_a_policy_that_was_dropped_comes_back(
     assert hidden_from_readers(connection) == []
 
 
+def test_security_that_was_switched_off_comes_back(
+    docs: Connection, ursula: Connection, connection: Connection
+) -> None:
+    docs.execute(POLICY)
+    declare(docs)
+    SqlWorker(connection).drain()
+    docs.execute("ALTER TABLE docs_body_chunk DISABLE ROW LEVEL SECURITY")
+    assert len(rows(ursula, CHUNKS)) == 2
+    docs.execute("SELECT pgembed.reconcile('docs_body')")
+    assert rows(ursula, CHUNKS) == [(1, "a cat")]
+
+
 @pytest.mark.parametrize("name", ["s", "s.id"])
 def test_a_chunk_table_of_any_name(
     docs: Connection, ursula: Connection, connection: Connection, name: str
