@@ -68,10 +68,12 @@ AS $$
     UPDATE pgembed.worker AS w
     SET idle = $2, seen_at = now(), watching_until = CASE
         WHEN $2 THEN '-infinity' ELSE clock_timestamp() + interval '2500 milliseconds' END
-    WHERE w.id = worker;
+    WHERE w.id = worker
+        -- Writers read over every version of the row, and an old transaction keeps them all.
+        AND ($2 OR w.idle OR EXISTS (SELECT FROM pgembed.worker AS o WHERE o.idle AND o.id <> worker));
 $$;
 COMMENT ON FUNCTION pgembed._set_idle(uuid, boolean) IS
-'Whether the worker waits for a notification; it looks for work once more after saying so. Otherwise it looks again and again, and says so every second as long as it does.';
+'Whether the worker waits for a notification; it looks for work once more after saying so. Otherwise it looks again and again, and says so every second as long as it does; that is recorded while others wait, since nobody else is notified.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._unregister_worker(worker uuid)

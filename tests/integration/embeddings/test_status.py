@@ -182,6 +182,27 @@ def test_workers(scratch: Connection) -> None:
     assert rows(scratch, "SELECT * FROM pgembed.workers") == []
 
 
+def test_a_busy_worker_says_so_while_another_waits(
+    db: Connection, worker: SqlWorker
+) -> None:
+    """Each version of its row is one more to read for every captured write."""
+
+    def says_so() -> bool:
+        version = "SELECT ctid::text FROM pgembed.worker WHERE id = %s"
+        before = value(db, version, worker.id)
+        rows(db, "SELECT pgembed._set_idle(%s, false)", worker.id)
+        return bool(value(db, version, worker.id) != before)
+
+    other = SqlWorker(db)
+    rows(db, "SELECT pgembed._set_idle(%s, true)", worker.id)
+    assert [says_so(), says_so()] == [True, False]
+    rows(db, "SELECT pgembed._set_idle(%s, true)", other.id)
+    assert [says_so(), says_so()] == [True, True]
+    assert value(db, "SELECT pgembed._is_watched()")
+    rows(db, "SELECT pgembed._set_idle(%s, false)", other.id)
+    assert not says_so()
+
+
 def test_only_a_worker_that_waits_is_notified(
     db: Connection, worker: SqlWorker
 ) -> None:
