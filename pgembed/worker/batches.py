@@ -99,7 +99,7 @@ class Batches:
             _log.info("batch %d is %s", posted.id, posted.state)
 
     def _is_done(self) -> bool:
-        return not self._link.run(batches.is_any_open)
+        return not self._link.run(batches.is_any_open, beginning=True)
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -109,13 +109,14 @@ class Batches:
     def _claim(self) -> Posted | None:
         worker = self._identity.id
         return self._link.run(
-            lambda c: batches.claim(c, worker, self._lease, attempts=MOST_ATTEMPTS)
+            lambda c: batches.claim(c, worker, self._lease, attempts=MOST_ATTEMPTS),
+            beginning=True,
         )
 
     def _wait(self) -> None:
         until = time.monotonic() + self._settings.poll_seconds
         while time.monotonic() < until and not self._stopping:
-            if self._link.run(_notified):
+            if self._link.run(_notified, beginning=True):
                 return
 
     def _carry_out(self, posted: Posted) -> None:

@@ -23,7 +23,7 @@ import psycopg
 from pgembed import logs
 from pgembed.errors import PgembedError
 from pgembed.settings import Settings
-from pgembed.worker.lifetime import Lifetime
+from pgembed.worker.lifetime import Lifetime, Stopped
 from pgembed.worker.spawn import read_line
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ def main(role: str, level: str) -> int:
     with contextlib.suppress(OSError):
         os.nice(NICENESS[role])
     try:
-        _work(role, settings, lifetime)
+        with contextlib.suppress(Stopped):
+            _work(role, settings, lifetime)
     except (PgembedError, psycopg.Error) as error:
         _log.error("%s", error)
         return 1

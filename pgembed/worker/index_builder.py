@@ -68,14 +68,14 @@ class IndexBuilder:
             if self._closed.is_set():
                 return
             self._retry_failed()
-            for job in self._link.run(indexing.waiting):
+            for job in self._link.run(indexing.waiting, beginning=True):
                 if self._later.due(job.embedding):
                     self._build(job)
             # It may clear what close has set: that is why the loop asks again.
             self._wanted.clear()
 
     def _retry_failed(self) -> None:
-        for job in self._link.run(indexing.failed):
+        for job in self._link.run(indexing.failed, beginning=True):
             if self._retries.due(job.embedding):
                 self._record(job, "waiting", None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -14,7 +15,7 @@ from pgembed.embeddings import workers
 from pgembed.embeddings.queue import Claim, Queue
 from pgembed.embeddings.workers import Role
 from pgembed.worker import crash_points
-from pgembed.worker.lifetime import Lifetime
+from pgembed.worker.lifetime import Lifetime, Stopped
 from pgembed.worker.link import Link
 
 _log = logging.getLogger(__name__)
@@ -68,8 +69,11 @@ class Identity:
             self.id = link.run(lambda c: workers.register(c, self._role))
 
     def leave(self, link: Link) -> None:
-        """Take the process off the list."""
-        link.run(lambda c: workers.unregister(c, self.id))
+        """Take the process off the list; tried once, for it is forgotten by itself."""
+        link.close()  # what it has may be lost
+        link.hurry()
+        with contextlib.suppress(Stopped):
+            link.run(lambda c: workers.unregister(c, self.id))
 
 
 class Heart:
@@ -102,8 +106,9 @@ class Heart:
                 self._renew(lease)
 
     def finish(self) -> None:
-        """Stop beating."""
+        """Stop beating, also where the database does not answer."""
         self._finished.set()
+        self._link.hurry()
 
     def _renew(self, lease: Lease) -> None:
         claim = lease.claim

@@ -45,23 +45,30 @@ class Link:
         self._finishing = finishing
         self._connection: Connection | None = None
         self._pause = threading.Event()
+        self._hurried = threading.Event()
 
-    def run(self, action: Callable[[Connection], T]) -> T:
+    def run(self, action: Callable[[Connection], T], *, beginning: bool = False) -> T:
         """Return what *action* returns; try again after every transient failure.
 
-        *action* must be one statement that may be repeated. Raises Stopped when the
-        worker stops meanwhile, and whatever *action* raises that is not transient.
+        *action* must be one statement that may be repeated. *beginning*: it looks for
+        new work, and ends when the worker stops, whatever the link is for. Raises
+        Stopped when the worker stops meanwhile, and whatever *action* raises that is
+        not transient.
         """
         attempt = 0
         while True:
-            self._require_time(attempt)
+            self._require_time(attempt, beginning=beginning)
             try:
                 return action(self.connection())
             except (psycopg.Error, ConnectError) as error:
                 if not _may_pass(error):
                     raise
                 attempt += 1
-                self._recover(error, attempt)
+                self._recover(error, attempt, beginning=beginning)
+
+    def hurry(self) -> None:
+        """Try nothing again from now on, not even what is under way."""
+        self._hurried.set()
 
     def connection(self) -> Connection:
         """Return the connection, opened anew when it was lost."""
@@ -82,21 +89,25 @@ class Link:
                 self._connection.close()
             self._connection = None
 
-    def _require_time(self, attempt: int) -> None:
-        if self._must_end() and (attempt > 0 or self._lifetime.over):
+    def _require_time(self, attempt: int, *, beginning: bool) -> None:
+        if self._must_end(beginning=beginning) and (attempt > 0 or self._lifetime.over):
             raise Stopped
 
-    def _recover(self, error: psycopg.Error | ConnectError, attempt: int) -> None:
+    def _recover(
+        self, error: psycopg.Error | ConnectError, attempt: int, *, beginning: bool
+    ) -> None:
         pause = backoff(attempt, cap=_LONGEST_PAUSE)
         _log.warning("%s; trying again in %.1f s", _brief(error), pause)
         if self._connection is not None and self._connection.broken:
             self.close()
-        while pause > 0 and not self._must_end():
+        while pause > 0 and not self._must_end(beginning=beginning):
             self._pause.wait(min(pause, _SLICE))
             pause -= _SLICE
 
-    def _must_end(self) -> bool:
-        if self._finishing:
+    def _must_end(self, *, beginning: bool) -> bool:
+        if self._hurried.is_set():
+            return True
+        if self._finishing and not beginning:
             return self._lifetime.dead
         return self._lifetime.stopping
 

@@ -19,12 +19,15 @@ def present(
 ) -> Iterator[tuple[Identity, Threads]]:
     """Register the process for a block, which ends quietly when it is Stopped.
 
-    Closes *link*. Raises WorkerError when one of the threads has failed.
+    Closes *link*. Raises Stopped when that comes before the process is registered, and
+    WorkerError when one of the threads has failed.
     """
     heart_link = Link(settings.dsn, "heartbeat", lifetime, finishing=True)
     threads = Threads(lifetime)
+    registered = False
     try:
         identity = Identity(role, link)
+        registered = True
         heart = Heart(
             identity, heart_link, lifetime, lease_seconds=settings.lease_seconds
         )
@@ -36,7 +39,8 @@ def present(
             beating.join()
             identity.leave(heart_link)
     except Stopped:
-        pass
+        if not registered:
+            raise
     finally:
         link.close()
         heart_link.close()

@@ -46,6 +46,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._stalled = False
+        self._refusing = False
         self._before: bytes | None = None
         self._after: bytes | None = None
         self.cut = threading.Event()
@@ -79,6 +80,11 @@ class Proxy:
                 self._forget(session)
             dropped, self._sessions = len(self._sessions), set()
         return dropped
+
+    def refuse(self) -> None:
+        """Close all connections, and every new one: the server is gone."""
+        self._refusing = True
+        self.drop()
 
     def stall(self) -> None:
         """Pass nothing on, and keep every connection open."""
@@ -115,6 +121,9 @@ class Proxy:
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
+        if self._refusing:
+            client.close()
+            return
         server = socket.socket(socket.AF_UNIX)
         try:
             server.connect(self._target)

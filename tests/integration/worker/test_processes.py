@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,13 @@ from pgembed.errors import ConnectError, WorkerError
 from pgembed.postgres.connection import fetch_all, fetch_one
 from pgembed.worker.supervisor import run_worker
 from tests.harness import tiny_models
+from tests.harness.proxy import proxy
 from tests.integration.worker.running import (
+    DEADLINE,
     Connection,
     add_good,
     add_tiny,
+    answering,
     assert_current,
     child_process,
     create_docs,
@@ -86,6 +91,36 @@ def test_a_process_told_to_stop_ends_what_it_began(
         """,
     )
     assert ready == (True,)
+
+
+@pytest.mark.parametrize("role", ["calls", "batches"])
+def test_a_process_told_to_stop_before_it_could_register(
+    role: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with child_process(role, "host=/nonexistent dbname=x") as process:
+        wait_until(lambda: "did not answer" in capfd.readouterr().err)
+        process.terminate()
+        assert process.wait(30) == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("role", [embedding, answering])
+def test_an_idle_worker_ends_at_once_when_the_database_is_gone(
+    dsn: str,
+    connection: Connection,
+    caplog: pytest.LogCaptureFixture,
+    role: Callable[..., contextlib.AbstractContextManager[None]],
+) -> None:
+    beats = """
+        SELECT 1 FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'pgembed heartbeat'
+    """
+    with proxy(dsn) as between, contextlib.ExitStack() as stack:
+        given = {"lease_seconds": 1.0, "drain_seconds": 4 * DEADLINE}
+        stack.enter_context(role(between.dsn, **given))
+        wait_until(lambda: fetch_one(connection, beats))
+        between.refuse()
+        wait_until(lambda: "heartbeat" in {each.threadName for each in caplog.records})
 
 
 def test_children_end_with_their_supervisor(dsn: str, connection: Connection) -> None:
