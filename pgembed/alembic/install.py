@@ -28,6 +28,16 @@ BEGIN
     END IF;
 END
 $$;"""
+REFUSAL_IF_THERE = """\
+DO $$
+BEGIN
+    IF pg_catalog.to_regnamespace('pgembed') IS NOT NULL THEN
+        RAISE EXCEPTION 'pgembed is already here, and this script installs it'
+            USING HINT = 'Leave op.install_pgembed() out of the migration, or migrate '
+                'without --sql: there it upgrades pgembed, or does nothing.';
+    END IF;
+END
+$$;"""
 _SHOWN = 5  # names in a message
 
 # fileConfig(), which env.py calls, silences loggers below others than Alembic's.
@@ -110,12 +120,16 @@ def _borrowed(operations: Operations) -> Iterator[psycopg.Connection[Any]]:
 
 
 def script(vector_schema: str, dblink_schema: str | None) -> str:
-    """Return the SQL that installs pgembed into a database without it."""
+    """Return the SQL that installs pgembed into a database without it.
+
+    It refuses one that has pgembed: no look at the database tells what is missing.
+    """
     schemas = {"vector": vector_schema}
     if dblink_schema is not None:
         schemas["dblink"] = dblink_schema
     transport: Transport = "none" if dblink_schema is None else "dblink"
     parts = [
+        REFUSAL_IF_THERE,
         text.create_extensions(schemas),
         "CREATE SCHEMA pgembed;",
         text.contents(Resources.found(), schemas, transport),

@@ -172,7 +172,10 @@ class InstallPgembedOp(MigrateOperation):
         """Install pgembed, or upgrade it, as 'pgembed install' does.
 
         The schemas of the extensions are found in the database; offline (``--sql``)
-        they are those given here, and *dblink_schema* None does without dblink.
+        they are those given here, and *dblink_schema* None does without dblink. Such
+        a script raises where pgembed is already, and it registers no model: until
+        'pgembed model add', op.create_embedding() fails, so that this operation
+        belongs into a migration of its own, before the first embedding.
         """
         operations.invoke(cls(vector_schema, dblink_schema))
 

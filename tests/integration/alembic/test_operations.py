@@ -170,6 +170,18 @@ def test_install_offline(empty_dsn: str, tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_install_offline_where_it_is(engine: Engine, tmp_path: Path) -> None:
+    """Nothing is changed, and the error says what to do."""
+    project = Project(tmp_path / "migrations", engine)
+    project.write(1, TABLE + "\n    op.install_pgembed()", "pass")
+    with pytest.raises(psycopg.errors.RaiseException, match="already here") as raised:
+        run_script(engine, project.script())
+    hint = raised.value.diag.message_hint
+    assert hint is not None
+    assert "Leave op.install_pgembed() out" in hint
+    assert not any("docs" in row[1] for row in project.catalog())
+
+
 def test_install_offline_equals_install_online(
     empty_dsn: str, engine: Engine, tmp_path: Path
 ) -> None:
