@@ -163,9 +163,13 @@ def wait_for(name: str, dsn: str | None) -> None:
     """Wait, with a progress bar, until no row of an embedding is pending."""
     with connect(options.settings(dsn=dsn).dsn, purpose="embedding") as connection:
         connection.execute("SELECT pgembed._find_embedding(%s)", [name])
-        if not fetch_one(
-            connection, "SELECT EXISTS (SELECT FROM pgembed.workers WHERE live)"
-        )[0]:
+        pending, attended = fetch_one(
+            connection,
+            "SELECT s.pending, EXISTS (SELECT FROM pgembed.workers WHERE live) "
+            "FROM pgembed.embedding_status AS s WHERE s.name = %s",
+            [name],
+        )
+        if pending != 0 and not attended:
             raise EmbeddingError(
                 "no worker is running: start one with 'pgembed worker'"
             )

@@ -223,6 +223,13 @@ def test_waiting_without_a_worker(run: Run, docs: Connection) -> None:
     assert "pgembed worker" in str(result.exception)
 
 
+def test_waiting_for_nothing(run: Run, docs: Connection) -> None:
+    """It takes no worker."""
+    docs.execute("UPDATE pgembed.embedding SET enqueued = true")
+    result = run("embedding", "wait", "docs_body")
+    assert result.exit_code == 0, result.output
+
+
 def test_waiting_for_rows_that_one_may_not_count(dsn: str, docs: Connection) -> None:
     """Waiting would be for ever."""
     docs.execute("SELECT pgembed._register_worker('embed', 'here', 1, '0.1.0')")
