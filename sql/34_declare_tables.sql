@@ -203,7 +203,9 @@ DECLARE
     stem text := 'job_' || e.id;
 BEGIN
     -- A dump of the schema alone brings the table, and not the row of the embedding that it was of.
-    EXECUTE format('DROP TABLE IF EXISTS %s', job);
+    IF to_regclass(job) IS NOT NULL THEN
+        EXECUTE format('DROP TABLE %s', job);
+    END IF;
     EXECUTE format('CREATE TABLE %s (%s) INHERITS (pgembed.job)', job, pgembed._key_definitions(e.source));
     -- A publication FOR ALL TABLES forbids to update a table whose rows it cannot tell apart.
     EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', job);

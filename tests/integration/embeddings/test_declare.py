@@ -174,3 +174,12 @@ def test_declaring_does_not_read_the_table(
     assert pending(scratch, "docs_body") == 0
     assert status(scratch, "docs_body")["pending"] == 2
     assert scratch_worker.work() == {"docs_body": 2}
+
+
+def test_a_declaration_is_silent(db: Connection) -> None:
+    """It tells nobody of tables that are not there yet."""
+    documents(db)
+    said: list[str | None] = []
+    db.add_notice_handler(lambda notice: said.append(notice.message_primary))
+    declare(db, "docs", "body")
+    assert said == []
