@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
-from sqlalchemy import Connection, Row, Select
+from sqlalchemy import ClauseElement, Connection, Row, Select
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncSession,
@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from pgembed.batch.execute import Options, Progress
 from pgembed.batch.limits import thread_count
+from pgembed.errors import SettingError
 from pgembed.settings import memory_bytes
 from pgembed.sqlalchemy.answers import Answers
 from pgembed.sqlalchemy.asked import Asked, Nearest, read
@@ -113,6 +114,7 @@ def search_batch(
     """
     if isinstance(session, scoped_session | async_scoped_session):
         session = session.registry()
+    _require(session, statements)
     options = Options(
         0.99,
         memory_bytes(memory),
@@ -126,6 +128,20 @@ def search_batch(
     if isinstance(session, AsyncSession | AsyncConnection):
         return session.run_sync(_search_batch, statements, settings)
     return _search_batch(session, statements, settings)
+
+
+def _require(session: Any, statements: Any) -> None:
+    """Raise SettingError for what only looks like the arguments of search_batch."""
+    if not isinstance(session, Session | Connection | AsyncSession | AsyncConnection):
+        raise SettingError(
+            f"search_batch() runs in a Session or on a Connection, and {session!r} is "
+            "neither: open one, such as with Session(engine) as session"
+        )
+    if isinstance(statements, ClauseElement):
+        raise SettingError(
+            "search_batch() takes a list of statements, and one statement was given: "
+            "pass [statement], or execute it by itself"
+        )
 
 
 def _search_batch(

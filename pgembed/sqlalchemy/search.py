@@ -33,6 +33,7 @@ from pgembed.errors import EmbeddingError, VectorError
 from pgembed.sqlalchemy.call import SearchCall, Signature
 from pgembed.sqlalchemy.chunks import Chunks
 from pgembed.sqlalchemy.declaration import INFO, Declaration
+from pgembed.sqlalchemy.json_filter import checked
 from pgembed.sqlalchemy.made import Made
 from pgembed.sqlalchemy.vectors import VectorText, as_vector, query_vector
 
@@ -83,7 +84,8 @@ def search(
     distance. *filter* is pgembed's JSON filter, safe to take from a user.
     *mode* and *recall* are those of pgembed.search.
 
-    Raises EmbeddingError when *embedding* is not one; FilterError, when the statement
+    Raises EmbeddingError when *embedding* is not one; FilterError for a *filter* with
+    values that JSON has not (pass dates and decimals as text) and, when the statement
     is compiled, for criteria that cannot take part.
     """
     target = _target(embedding, name)
@@ -146,7 +148,7 @@ def _common(
     if recall != RECALL:
         arguments["recall"] = literal(recall, _FLOAT)
     if filter_ is not None:
-        arguments["filter"] = literal(filter_, _JSON)
+        arguments["filter"] = literal(checked(filter_), _JSON)
     return arguments
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gc
 import random
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -565,6 +567,41 @@ def test_bounds_without_an_order(session: Session, bound: float | None) -> None:
     ]
     found = search_batch(session, statements)
     assert [pairs(rows) for rows in found] == [singly(session, s) for s in statements]
+
+
+def test_arguments_that_only_look_right(session: Session, engine: Engine) -> None:
+    """An engine for a session, and a statement for a list of them."""
+    plain = search(Article.body_embedding, QUERY)
+    with pytest.raises(SettingError, match=r"pass \[statement\]"):
+        search_batch(session, plain)  # type: ignore[call-overload]
+    with pytest.raises(SettingError, match=r"Engine\(.* with Session\(engine\)"):
+        search_batch(engine, [plain])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"year": {"gt": Decimal("1.10")}}, r"year.gt with Decimal\('1.10'\)"),
+        ({"or": [{"id": 1}, {"year": [datetime.date(2020, 1, 1)]}]}, "or.year with"),
+        ({"year": float("nan")}, "year with nan"),
+        ({"year": {1, 2}}, r"year with \{1, 2\}"),
+        ({("year",): 1}, "is no JSON: keys must be"),
+    ],
+)
+def test_filters_with_values_that_json_has_not(given: Any, why: str) -> None:
+    with pytest.raises(FilterError, match=why):
+        search(Article.body_embedding, QUERY, filter=given)
+
+
+def test_a_filter_with_a_number_as_text(session: Session) -> None:
+    """As the error of a Decimal advises."""
+    text_, number = (
+        search(Article.body_embedding, QUERY, filter={"year": {"gt": value}})
+        for value in (str(Decimal(2000)), 2000)
+    )
+    assert pairs(session.execute(text_)) == pairs(session.execute(number)) != []
+    found = search_batch(session, [text_, number])
+    assert pairs(found[0]) == pairs(found[1])
 
 
 def test_errors_of_the_driver(session: Session) -> None:
