@@ -347,6 +347,28 @@ def test_the_index_is_built_when_the_rows_are_done(
     assert found == [(method, True)]
 
 
+def test_a_worker_that_cannot_build_an_index_yet_stops_and_goes_on(
+    dsn: str, connection: Connection, connect: Connect, tmp_path: Path
+) -> None:
+    add_good(connection, tmp_path)
+    connection.execute(
+        "CREATE TABLE docs (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)"
+    )
+    declare(connection, "docs", index="hnsw")
+
+    def state() -> str:
+        return str(status(connection)["index_state"])
+
+    user = connect(dsn, purpose="user", autocommit=False)
+    user.execute("LOCK TABLE docs IN ROW EXCLUSIVE MODE")
+    with embedding(dsn):
+        wait_until(lambda: state() == "building")
+    assert state() == "waiting"
+    user.rollback()
+    embed_all(dsn)
+    assert state() == "ready"
+
+
 def test_an_index_that_cannot_be_built_is_reported(
     dsn: str, connection: Connection, tmp_path: Path
 ) -> None:
