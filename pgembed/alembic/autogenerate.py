@@ -9,7 +9,7 @@ from typing import Any
 from alembic.autogenerate import comparators
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
-from sqlalchemy import Table
+from sqlalchemy import Connection, Table
 
 from pgembed.alembic import vector_indexes
 from pgembed.alembic.inventory import Inventory, Place
@@ -40,18 +40,47 @@ def register() -> None:
 
 
 def _hide(context: AutogenContext, upgrade: ops.UpgradeOps, schemas: Schemas) -> None:
-    """Keep Alembic from reading pgembed's own schema."""
+    """Keep Alembic from comparing, and logging as removed, what pgembed made."""
     schemas.discard("pgembed")
+    connection = _postgresql(context)
+    if connection is None:
+        return
+    inventory = Inventory.of(connection)
+
+    def include(item: Any, name: str, kind: str, reflected: bool, other: Any) -> bool:
+        return not (reflected and other is None and _made(item, name, kind, inventory))
+
+    context._object_filters = [*context._object_filters, include]
+
+
+def _made(item: Any, name: str, kind: str, inventory: Inventory) -> bool:
+    """Whether what Alembic found in the database is pgembed's."""
+    table: Table = item if kind == "table" else item.table
+    place: Place = (table.schema, table.name)
+    if kind == "column":
+        return (place, name) in inventory.columns
+    if kind == "index":
+        return (table.schema, name) in inventory.indexes
+    return kind == "table" and place in inventory.tables
+
+
+def _postgresql(context: AutogenContext) -> Connection | None:
+    """Return the connection, if it is PostgreSQL's."""
+    connection = context.connection
+    if connection is None or connection.dialect.name != "postgresql":
+        return None
+    return connection
 
 
 def _compare(
     context: AutogenContext, upgrade: ops.UpgradeOps, schemas: Schemas
 ) -> None:
-    if context.connection is None or context.connection.dialect.name != "postgresql":
+    connection = _postgresql(context)
+    if connection is None:
         return
     render_vectors(context)
-    inventory = Inventory.of(context.connection)
-    default = context.connection.dialect.default_schema_name
+    inventory = Inventory.of(connection)
+    default = connection.dialect.default_schema_name
     tables = [
         table
         for table in context.sorted_tables
