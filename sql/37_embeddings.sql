@@ -29,8 +29,6 @@ DECLARE
     source_exists boolean := pgembed._exists(e.source);
 BEGIN
     IF e.kind = 'kept' AND source_exists THEN
-        -- Others may read and write while this waits for the end of an index build.
-        EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', e.source);
         EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', e.source);
     END IF;
     PERFORM pgembed._check_present(e);

@@ -337,11 +337,10 @@ def test_vectors_survive_another_content(project: Project) -> None:
 
 def test_a_column_that_gets_another_type(project: Project) -> None:
     """Between the two statements of the README."""
-    ours = "FROM pgembed.embedding AS e WHERE source = 'docs'::regclass"
     steps = (
-        f'op.execute("SELECT pgembed._drop_capture(e) {ours}")',
+        'op.execute("DROP TRIGGER pgembed_1_update ON docs")',
         'op.alter_column("docs", "id", type_=sa.BigInteger())',
-        f'op.execute("SELECT pgembed.reconcile(name) {ours}")',
+        "op.execute(\"SELECT pgembed.reconcile('docs_body')\")",
     )
     project.write(1, f"{TABLE}\n    {CREATE}", "pass")
     project.write(2, "\n    ".join(("import sqlalchemy as sa", *steps)), "pass")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import psycopg
 import pytest
 
@@ -16,7 +14,7 @@ from tests.harness.sql_worker import (
     rows,
     value,
 )
-from tests.integration.embeddings.support import declare, documents, wait_for_lock
+from tests.integration.embeddings.support import declare, documents
 
 PARTITIONED = """
     CREATE TABLE docs (id int, year int, body text, PRIMARY KEY (id, year))
@@ -155,38 +153,6 @@ def test_an_unfinished_index_goes_with_its_embedding(
     rows(db, "SELECT pgembed.drop_embedding('docs_body')")
     # The parent's holds nothing.
     assert vector_indexes(db) == left
-
-
-def test_whoever_reads_does_not_wait_for_a_build_with_a_drop(
-    db: Connection, worker: SqlWorker, dsn: str
-) -> None:
-    documents(db, "one", "two")
-    declare(db, "docs", "body")
-    worker.drain()
-    (create,) = statements(db)
-    with (
-        connect(dsn, purpose="writer") as writer,
-        connect(dsn, purpose="index") as builder,
-        connect(dsn, purpose="drop") as dropper,
-        ThreadPoolExecutor(2) as pool,
-    ):
-        with writer.transaction():
-            writer.execute("UPDATE docs SET price = 1")
-            building = pool.submit(rows, builder, create)
-            wait_for_lock(db, builder, building)
-            drop = "SELECT pgembed.drop_embedding('docs_body')"
-            dropping = pool.submit(rows, dropper, drop)
-            wait_for_lock(db, dropper, dropping)
-            db.execute("SET lock_timeout = '2s'")
-            db.execute("SELECT FROM docs")
-        # Where each waits for the other, PostgreSQL ends one of them.
-        ended = [building.exception(), dropping.exception()]
-    assert {type(e) for e in ended if e} <= {psycopg.errors.DeadlockDetected}
-    assert None in ended
-    if ended[1]:
-        rows(db, drop)
-    assert all(valid for _, valid in vector_indexes(db))
-    assert value(db, "SELECT count(*) FROM pgembed.embedding") == 0
 
 
 @pytest.mark.parametrize("setup", [None, PARTITIONED], ids=["plain", "partitioned"])
