@@ -120,6 +120,7 @@ def test_up_serves_until_interrupted(folder: Path) -> None:
         dsn = process.stdout.readline().strip()
         assert dsn.startswith("postgresql://")
         with connect(dsn, purpose="test") as connection:
+            connection.execute("SET pgembed.call_timeout = '60s'")
             (dimensions,) = fetch_one(
                 connection, "SELECT vector_dims(pgembed.embed('minilm', 'a text'))"
             )
