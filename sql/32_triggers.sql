@@ -63,8 +63,9 @@ BEGIN
         'CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER %s'
         'SET search_path = pg_catalog, pg_temp AS %L',
         signature,
-        -- A plan that was made while the queue was nearly empty is kept while it fills.
-        CASE WHEN event IN ('update', 'delete') THEN 'SET enable_seqscan = off ' ELSE '' END,
+        -- A plan that was made while the queue was nearly empty is kept while it fills. The price
+        -- that a scan which must be sequential has then would have JIT compile it for each row.
+        CASE WHEN event IN ('update', 'delete') THEN 'SET enable_seqscan = off SET jit = off ' ELSE '' END,
         body
     );
     EXECUTE format('COMMENT ON FUNCTION %s IS %L', signature,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.conftest import Connect
+from tests.harness.models import register_model
+from tests.harness.server import Databases
 from tests.harness.sql_worker import (
     Connection,
     SqlWorker,
@@ -322,3 +327,20 @@ def test_long_content(db: Connection, worker: SqlWorker, storage: str) -> None:
         assert pending(db, "docs_body") == queued, change
         assert pending(db, "cut") == queued, change
         converge(db, worker)
+
+
+def test_no_change_is_worth_compiling(full_server: Databases, connect: Connect) -> None:
+    """Scans that are priced to be avoided would have JIT compile each of these."""
+    with full_server.database(full_server.installed_template("dblink")) as name:
+        connection = connect(full_server.dsn(name), purpose="test")
+        connection.execute("SET jit = on")
+        register_model(connection)
+        documents(connection, "one", "two")
+        declare(connection, "docs", "body")
+        declare(connection, "docs", "body", name="cut", chunk_tokens=8)
+        for change in ("UPDATE docs SET body = 'x'", "DELETE FROM docs"):
+            rows(connection, change)
+        # The library comes with the first statement that is compiled.
+        maps = Path(f"/proc/{connection.info.backend_pid}/maps").read_text()
+        assert "llvmjit" not in maps
+        connection.close()
