@@ -210,6 +210,8 @@ BEGIN
 EXCEPTION
     WHEN undefined_table OR undefined_function OR lock_not_available OR transaction_rollback THEN
         RETURN false;
+    WHEN insufficient_resources OR operator_intervention OR system_error THEN
+        RAISE;  -- the server's, and nothing about this embedding
     WHEN OTHERS THEN
         -- Of this embedding's tables, types or triggers: the others go on.
         PERFORM pgembed._block(embedding, SQLERRM);

@@ -199,7 +199,10 @@ class SqlWorker:
 
     def drain(self) -> None:
         """Work until nothing can be claimed."""
-        due = "SELECT name, ready FROM pgembed._work() WHERE next_at <= now()"
+        due = (
+            "SELECT name, ready FROM pgembed._work() "
+            "WHERE next_at OPERATOR(pg_catalog.<=) pg_catalog.now()"
+        )
         for _ in range(_ROUNDS):
             found = rows(self.connection, due)
             if not found:
