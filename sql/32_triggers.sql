@@ -147,9 +147,11 @@ BEGIN
         INNER JOIN pg_catalog.pg_proc AS p ON p.oid = g.tgfoid
         WHERE g.tgrelid = relation AND g.tgname = trigger_name
             AND p.pronamespace = 'pgembed'::regnamespace AND p.proname = function
+            AND (g.tgtype & 2 <> 0) = (event = 'truncate')  -- BEFORE
     ) THEN
-        EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION pgembed.%I()',
-            trigger_name, CASE event WHEN 'wake' THEN 'insert' ELSE event END, relation, manner, function);
+        EXECUTE format('CREATE OR REPLACE TRIGGER %I %s ON %s %s EXECUTE FUNCTION pgembed.%I()', trigger_name,
+            CASE event WHEN 'wake' THEN 'AFTER INSERT' WHEN 'truncate' THEN 'BEFORE TRUNCATE' ELSE 'AFTER ' || event END,
+            relation, manner, function);
     END IF;
 END;
 $$;
@@ -218,20 +220,11 @@ COMMENT ON FUNCTION pgembed._create_capture(pgembed.embedding) IS
 
 CREATE OR REPLACE FUNCTION pgembed._create_truncate_trigger(e pgembed.embedding, relation regclass)
 RETURNS void
-LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-BEGIN
-    IF NOT EXISTS (
-        SELECT
-        FROM pg_catalog.pg_trigger AS g
-        WHERE g.tgrelid = relation AND g.tgfoid = pgembed._trigger_routine(e, 'truncate')
-            AND g.tgtype & 2 <> 0  -- BEFORE
-    ) THEN
-        EXECUTE format('CREATE OR REPLACE TRIGGER %I BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION pgembed.%I()',
-            pgembed._trigger_name(e.id, 'truncate'), relation, pgembed._trigger_function(e, 'truncate'));
-    END IF;
-END;
+    SELECT pgembed._create_trigger(e, relation, 'truncate', 'FOR EACH STATEMENT',
+        pgembed._trigger_function(e, 'truncate'));
 $$;
 COMMENT ON FUNCTION pgembed._create_truncate_trigger(pgembed.embedding, regclass) IS
 'Create the TRUNCATE trigger of the source, or of a partition: statement triggers are not inherited. The source''s comes first, so that those of its partitions find nothing left to do.';

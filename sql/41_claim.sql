@@ -310,10 +310,13 @@ DECLARE
     unknown tid[];
     locked tid[];
 BEGIN
+    IF e.target <> e.source THEN
+        RETURN;
+    END IF;
     EXECUTE format('SELECT array_agg(j.ctid) FROM %s AS j WHERE j.ctid = ANY ($1) '
         'AND j.pgembed_available_at IS NULL AND j.pgembed_fingerprint IS NULL', job)
         INTO unknown USING jobs;
-    IF unknown IS NULL OR e.target <> e.source THEN
+    IF unknown IS NULL THEN
         RETURN;
     END IF;
     IF pgembed._try_lock(e.source, 'ROW EXCLUSIVE') AND pgembed._fits(e) THEN
