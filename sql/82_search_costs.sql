@@ -62,14 +62,17 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    read_pages float8;
+    s record := pgembed._table_size(e.source);
+    read_pages float8 := s.pages;
 BEGIN
-    SELECT s.rows, s.pages, s.rows, s.pages, s.pages INTO rows, pages, vectors, vector_pages, read_pages
-    FROM pgembed._table_size(e.source) AS s;
+    rows := s.rows;
+    pages := s.pages;
     IF e.target <> e.source THEN
-        SELECT s.rows, s.pages, read_pages + s.pages INTO vectors, vector_pages, read_pages
-        FROM pgembed._table_size(e.target) AS s;
+        s := pgembed._table_size(e.target);
+        read_pages := read_pages + s.pages;
     END IF;
+    vectors := s.rows;
+    vector_pages := s.pages;
     exact_settings := CASE WHEN read_pages * 8192 <= pg_size_bytes(current_setting('effective_cache_size')) / 2
         THEN pgembed._memory_settings() ELSE '{}' END;
 END;

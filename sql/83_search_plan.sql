@@ -29,11 +29,12 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 AS $$
 DECLARE
     before pg_catalog.text[] := pgembed._apply_settings(settings);
-    estimates pg_catalog.text[] := pg_catalog.regexp_match(
-        pgembed._estimate(probe, query, k, arguments), E'\\.\\.(\\S+) rows=(\\S+) width=\\d+\\)');
+    -- Plan (cost=START..TOTAL rows=ROWS width=BYTES)
+    estimates pg_catalog.text := pg_catalog.split_part(
+        pgembed._estimate(probe, query, k, arguments), '(cost=', 2);
 BEGIN
-    rows := estimates[2];
-    planner_cost := estimates[1];
+    rows := pg_catalog.split_part(pg_catalog.split_part(estimates, ' rows=', 2), ' ', 1);
+    planner_cost := pg_catalog.split_part(pg_catalog.split_part(estimates, '..', 2), ' ', 1);
     PERFORM pgembed._apply_settings(before);
 END;
 $$;
