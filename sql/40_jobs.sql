@@ -239,19 +239,22 @@ AS $$
 DECLARE
     e record;
     job regclass;
-    tended integer;
+    tended integer[] := '{}';
 BEGIN
-    -- One at a time: the locks of the first must not be held while a large one is enqueued.
+    -- The locks of the first must not be held while a large one is enqueued.
     FOR e IN
-        SELECT n.id
+        SELECT n.id, c.relkind = 'p' OR c.relpages > 1000 AS large
         FROM pgembed.embedding AS n
+        LEFT JOIN pg_catalog.pg_class AS c ON c.oid = n.source
         WHERE n.kind = 'kept'
             AND ((NOT n.paused AND n.blocked IS NULL) OR NOT pgembed._exists(n.source))
         ORDER BY n.id
     LOOP
+        EXIT WHEN tended <> '{}'
+            AND (e.large OR clock_timestamp() > statement_timestamp() + interval '0.5 seconds');
         IF pgembed._tend(e.id) THEN
-            tended := e.id;
-            EXIT;
+            tended := tended || e.id;
+            EXIT WHEN e.large;
         END IF;
     END LOOP;
     FOR e IN
@@ -269,7 +272,7 @@ BEGIN
             '(SELECT min(pgembed_available_at) FROM %1$s)',
             job
         ) INTO ready, next_at;
-        IF e.id = tended THEN
+        IF e.id = ANY (tended) THEN
             -- There may be more to be done than jobs say.
             next_at := now();
         END IF;

@@ -262,6 +262,28 @@ def test_enqueuing_does_not_stop_the_write_back_of_others(
     assert_converged(db, name)
 
 
+def test_small_tables_are_enqueued_together_and_a_large_one_alone(
+    scratch: Connection, scratch_worker: SqlWorker
+) -> None:
+    for name in ("north", "south", "large", "west"):
+        scratch.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, body text)".encode())
+        scratch.execute(f"INSERT INTO {name} VALUES (1, 'x')".encode())
+        declare(scratch, name, "body")
+    scratch.execute(
+        "UPDATE pg_catalog.pg_class SET relpages = 1001 WHERE relname = 'large'"
+    )
+    enqueued = "SELECT name FROM pgembed.embedding WHERE enqueued ORDER BY id"
+    looks = []
+    for _ in range(3):
+        scratch_worker.work()
+        looks.append([name for (name,) in rows(scratch, enqueued)])
+    assert looks == [
+        ["north_body", "south_body"],
+        ["north_body", "south_body", "large_body"],
+        ["north_body", "south_body", "large_body", "west_body"],
+    ]
+
+
 def test_a_pause_that_is_not_committed_stops_nobody(
     db: Connection, worker: SqlWorker, user: Connection, name: str
 ) -> None:
