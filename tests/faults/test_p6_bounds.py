@@ -94,6 +94,7 @@ def test_memory_has_a_ceiling(dsn: str, connection: Connection, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_memory_of_calls_has_a_ceiling(
     dsn: str, connection: Connection, connect: Connect, tmp_path: Path
 ) -> None:
