@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     from pgembed.batch.search import knn_join, search_batch
 
 __version__ = "0.1.0"
+
+# ONNX Runtime and the hub's client report to their makers, errors of the model's
+# included, unless they find this when they are imported. Who has set it keeps it.
+for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_variable, "1")
 
 __all__ = [
     "BatchResult",

@@ -18,8 +18,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import onnxruntime
-
 from pgembed.models.encoding import TextEncoder
 from pgembed.models.registry import store_model
 from pgembed.models.session import Model
@@ -66,6 +64,8 @@ def filled(texts: Iterable[str], count: int) -> list[str]:
 
 def bare_model() -> Model:
     """Return MiniLM in a session as ONNX Runtime makes it: on all cores."""
+    import onnxruntime  # after pgembed, which keeps it from reporting
+
     found = minilm_candidate()
     session = onnxruntime.InferenceSession(
         found.files["model.onnx"], providers=["CPUExecutionProvider"]

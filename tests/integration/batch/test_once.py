@@ -90,6 +90,23 @@ def test_what_a_batch_leaves_to_embed_is_embedded(
     assert_current(connection, model)
 
 
+def test_no_process_leaves_anything_to_report(
+    dsn: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime would keep in the home what it has to tell its makers."""
+    add_good(connection, tmp_path)
+    create_docs(connection, "a cat", "the dog")
+    batch = post(connection, "knn_join('docs_body', 'results')")
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for variable in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    run_once(dsn, tmp_path)
+    assert batch_of(connection, batch)["state"] == "done"
+    assert list(home.rglob("*onnxruntime*")) == []
+
+
 def test_the_batch_of_a_dead_worker_is_waited_for(
     dsn: str, connection: Connection, tmp_path: Path
 ) -> None:
