@@ -17,16 +17,29 @@ from pgembed.settings import Settings
 UNIT = Path(__file__).parents[2] / "docker" / "pgembed-worker.service"
 
 
-def test_the_unit_fits_the_command() -> None:
+def read_service() -> configparser.SectionProxy:
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read_string(UNIT.read_text())
-    service = unit["Service"]
+    return unit["Service"]
+
+
+def test_the_unit_fits_the_command() -> None:
+    service = read_service()
     program, command, *arguments = shlex.split(service["ExecStart"])
     assert (Path(program).name, command) == ("pgembed", "worker")
     context = worker.make_context("worker", arguments)
     assert context.params["log_format"] == "json"
     assert int(service["TimeoutStopSec"]) > Settings().drain_seconds
+
+
+def test_models_and_layouts_lie_where_the_unit_may_write() -> None:
+    service = read_service()
+    environ = dict(each.split("=", 1) for each in shlex.split(service["Environment"]))
+    writable = Path("/var/cache", service["CacheDirectory"])
+    layouts = Settings.load(environ).cache_dir.parent
+    for folder in (layouts, Path(environ["NUMBA_CACHE_DIR"])):
+        assert folder.is_relative_to(writable)
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
