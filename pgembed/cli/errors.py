@@ -29,7 +29,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, _MISSING) and _OURS.search(str(diagnosis.message_primary)):
         hint = (
             "pgembed is not installed in this database, or an older version of it is: "
-            "run 'pgembed install' with the same DSN."
+            "run 'pgembed install' with the same DSN or, where pgembed is an "
+            "extension, ALTER EXTENSION pgembed UPDATE; 'pgembed doctor' tells."
         )
     lines = [diagnosis.message_primary, diagnosis.message_detail, hint]
     return "\n".join(line for line in lines if line)

