@@ -173,6 +173,12 @@ def stay_idle(connection: Connection) -> None:
     connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
+def take_time(connection: Connection) -> None:
+    """Let the open transaction, one of ours, outlast transaction_timeout."""
+    if connection.info.server_version >= 170_000:  # which has that setting
+        connection.execute("SET LOCAL transaction_timeout = 0")
+
+
 def require_idle(connection: Connection, purpose: str) -> None:
     """Raise PgembedError unless *connection* is open and outside any transaction."""
     if connection.closed:

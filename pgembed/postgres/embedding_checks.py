@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from psycopg import Error, errors, sql
 
 from pgembed.postgres.capture_checks import Embedding, check_capture
-from pgembed.postgres.connection import Connection, fetch_all, fetch_one
+from pgembed.postgres.connection import Connection, fetch_all, fetch_one, take_time
 from pgembed.postgres.findings import Finding, error, ok, warning
 
 _STALE = "5 minutes"
@@ -42,6 +42,7 @@ def _findings(connection: Connection, embedding: Embedding) -> list[Finding]:
         return [_locked(embedding, f"process {holder}")]
     try:
         with connection.transaction():
+            take_time(connection)
             connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
             return list(_check(connection, embedding))
     except errors.LockNotAvailable:

@@ -381,6 +381,21 @@ def test_a_call_is_timed(
     assert "pgembed worker" in finding.remedy
 
 
+def test_a_call_takes_longer_than_transactions_may(
+    dsn: str, connection: Connection, connect: Connect, tmp_path: Path
+) -> None:
+    if connection.info.server_version < 170_000:
+        pytest.skip("transaction_timeout came with PostgreSQL 17")
+    add_good(connection, tmp_path)
+    name = connection.info.dbname
+    limit = f"ALTER DATABASE {name} SET transaction_timeout = '1s'"
+    connection.execute(limit.encode())
+    findings = verify(connect(dsn))
+    [call] = [f for f in findings if f.subject == "call"]
+    assert "no worker answered" in call.message
+    assert findings[-1].subject == "settings"
+
+
 def test_workers_that_are_superusers(
     dsn: str, connection: Connection, connect: Connect
 ) -> None:
