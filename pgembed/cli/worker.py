@@ -51,7 +51,9 @@ def worker(once: bool, **arguments: str | int | float | Path | None) -> None:
 
     With --once all rows that wait are embedded, then all posted batches are carried
     out, until there is neither; no calls are answered. The exit status is 1 when an
-    embedding had to be left, because no worker can go on with it.
+    embedding had to be left, because no worker can go on with it, and when it was told
+    to stop before all was done. An index that could not be built, or whose build gave
+    way to others, leaves it 0: 'pgembed status' shows which wait or failed.
     """
     from pgembed.worker.supervisor import run_worker
 

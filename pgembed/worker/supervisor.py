@@ -52,7 +52,8 @@ def run_worker(
     *started* is set once nothing keeps the worker from starting.
     The processes log to standard error; with *quiet* only what goes wrong.
     Raises ConnectError or WorkerError when the worker cannot start, and WorkerError
-    when a *once* process fails again and again, or had to leave an embedding alone.
+    when a *once* process fails again and again, had to leave an embedding alone, or
+    was told to stop before all was done.
     """
     check(settings)
     supervisor = Supervisor(settings, quiet=quiet)
@@ -80,7 +81,10 @@ def _work_off(
     while True:
         supervisor.run(["once"] * settings.processes, stop, environment)
         if supervisor.stopping:
-            return
+            raise WorkerError(
+                "told to stop before all was done: rows or posted batches may still "
+                "wait; run it again"
+            )
         with connect(settings.dsn, purpose="check") as connection:
             if not posted.is_any_open(connection):
                 _check_nothing_is_left(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_the_batch_of_a_dead_worker_is_waited_for(
     assert (row["state"], row["attempts"], row["rows"]) == ("done", 2, 2)
 
 
-def test_told_to_stop_it_hands_its_batch_back(
+def test_told_to_stop_it_hands_its_batch_back_and_says_so(
     dsn: str, connection: Connection, connect: Connect, tmp_path: Path
 ) -> None:
     add_good(connection, tmp_path)
@@ -129,21 +130,19 @@ def test_told_to_stop_it_hands_its_batch_back(
     )
     other = connect(dsn)
     stop = threading.Event()
-    thread = threading.Thread(
-        target=run_worker,
-        args=(settings_for(dsn),),
-        kwargs={"once": True, "stop": stop, "quiet": True},
-    )
-    with other.transaction():
+    with ThreadPoolExecutor(1) as pool, other.transaction():
         other.execute("LOCK TABLE results IN ACCESS EXCLUSIVE MODE")
         batch = post(connection, "knn_join('docs_body', 'results')")
-        thread.start()
+        working = pool.submit(
+            run_worker, settings_for(dsn), once=True, stop=stop, quiet=True
+        )
         try:
             wait_until(lambda: waits_for_a_lock(connection))
         finally:
             stop.set()
-            thread.join(60)
-        assert not thread.is_alive()
+            error = working.exception(60)
+    assert isinstance(error, WorkerError)
+    assert "told to stop before all was done" in str(error)
     row = batch_of(connection, batch)
     assert (row["state"], row["attempts"]) == ("waiting", 0)
 
