@@ -1,6 +1,20 @@
 -- Layouts: what batches search. Building and dropping them is Python's work, since the
 -- files are on its host; here is what can be known of them from SQL.
 
+CREATE OR REPLACE FUNCTION pgembed._database_name()
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT concat(s.system_identifier, '-', d.oid)
+        FROM pg_control_system() AS s, pg_catalog.pg_database AS d WHERE d.datname = current_database());
+END;
+$$;
+COMMENT ON FUNCTION pgembed._database_name() IS
+'What tells this database from all others, those of other servers included; a standby''s is that of its primary.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._layout_fault(e pgembed.embedding, origin jsonb)
 RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE CALLED ON NULL INPUT
@@ -11,6 +25,9 @@ DECLARE
     filenodes jsonb;
     passed bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint - (origin ->> 'transaction')::bigint;
 BEGIN
+    IF origin ->> 'database' IS DISTINCT FROM pgembed._database_name() THEN
+        RETURN 'it was built in another database';
+    END IF;
     SELECT coalesce(jsonb_agg(
         jsonb_build_array(a.attnum, a.atttypid::bigint, a.attcollation::bigint) ORDER BY t.place, u.place), '[]')
     INTO columns

@@ -78,7 +78,7 @@ BEGIN
     RETURN QUERY
     SELECT r FROM pgembed._routines(
         'search_batch knn_join build_layout drop_layout await_batch cancel_batch '
-        '_batch_table _finish_batch _kept_settings _layout_changes _layout_fault _memory_bytes _post_batch '
+        '_batch_table _database_name _finish_batch _kept_settings _layout_changes _layout_fault _memory_bytes _post_batch '
         '_results_table') AS r;
 END;
 $$;
@@ -236,7 +236,7 @@ BEGIN
     RETURN QUERY
     SELECT r FROM pgembed._routines(
         '_accept_protocol _answer _begin_index _call_lock _check_lengths _claim '
-        '_claim_batch _claim_size _clear_unknown _commit_lazily _complete _complete_chunks '
+        '_claim_batch _claim_size _clear_unknown _commit_lazily _complete _complete_chunks _database_name '
         '_delete_claimed_leftovers _end_batch _end_jobs _enqueue_all _expire_calls _fail '
         '_fail_left_out _fail_unreadable _hand_back_stale _heartbeat _hold _index_work _kept_embedding '
         '_leave_vectors _lock_jobs _lock_sources _may_write _merge_twins _new_lease _open_embedding _pick _read_claimed '

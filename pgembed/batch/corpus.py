@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -149,14 +150,15 @@ def find_layout(
     copied = [source.vector, *source.keys]
     statement = f"SELECT {', '.join(copied)} FROM {source.target} LIMIT 0"  # noqa: S608
     fetch(connection, statement)
-    tables = found.origin["tables"]
-    if found.origin["dimensions"] != source.dimensions or found.origin[
-        "columns"
-    ] != freshness.columns(connection, tables, copied):
-        return "it was built for another column, or for another key"
-    if not freshness.still_holds(connection, found.origin):
-        return "the table was rewritten since it was built"
-    known = codes.known(connection, source, tables, found.codes)
+    (fault,) = fetch_one(
+        connection,
+        "SELECT pgembed._layout_fault(e, %s::pg_catalog.jsonb) "
+        "FROM pgembed.embedding AS e WHERE e.id = %s",
+        [json.dumps(found.origin), source.embedding],
+    )
+    if fault is not None:
+        return str(fault)
+    known = codes.known(connection, source, found.origin["tables"], found.codes)
     return dataclasses.replace(found, codes=known)
 
 

@@ -2,9 +2,11 @@
 
 Place (ctid) and xmin together name a version of a row, unless the table was rewritten
 (VACUUM FULL, CLUSTER, TRUNCATE: another filenode), the server went back in time (a
-restored backup: another timeline), or two billion transactions passed. A crash may
-hand out again the numbers of transactions that had not reached the disk; so a layout
-counts only once all it has seen is there.
+restored backup: another timeline), or two billion transactions passed. A dump takes
+what is known of a layout to another database, where all these numbers may come again.
+Whether any of this happened, pgembed._layout_fault says. A crash may hand out again
+the numbers of transactions that had not reached the disk; so a layout counts only
+once all it has seen is there.
 """
 
 from __future__ import annotations
@@ -16,18 +18,13 @@ from typing import Any
 from pgembed.errors import PgembedError
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 
-_MOST_TRANSACTIONS = 1 << 31
 _FLUSH_SECONDS = 10.0
 
 
 def database_name(connection: Connection) -> str:
     """Return what tells this database from all others."""
-    row = fetch_one(
-        connection,
-        "SELECT s.system_identifier, d.oid FROM pg_catalog.pg_control_system() AS s, "
-        "pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database()",
-    )
-    return f"{row[0]}-{row[1]}"
+    (name,) = fetch_one(connection, "SELECT pgembed._database_name()")
+    return str(name)
 
 
 def origin(connection: Connection, oids: Sequence[int]) -> dict[str, Any]:
@@ -46,6 +43,7 @@ def origin(connection: Connection, oids: Sequence[int]) -> dict[str, Any]:
         [list(oids)],
     )
     return {
+        "database": database_name(connection),
         "timeline": row[0],
         "transaction": row[1],
         "tables": list(oids),
@@ -74,17 +72,6 @@ def columns(
         [list(oids), list(names)],
     )
     return [list(row) for row in rows]
-
-
-def still_holds(connection: Connection, then: dict[str, Any]) -> bool:
-    """Whether places and xmins from *then* still name the same versions."""
-    now = origin(connection, then["tables"])
-    passed = now["transaction"] - then["transaction"]
-    return bool(
-        now["timeline"] == then["timeline"]
-        and now["filenodes"] == then["filenodes"]
-        and 0 <= passed < _MOST_TRANSACTIONS
-    )
 
 
 def written_position(connection: Connection) -> str | None:

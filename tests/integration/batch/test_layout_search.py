@@ -28,6 +28,7 @@ from pgembed.errors import PgembedError, VectorError
 from pgembed.postgres.connection import fetch_one
 from tests.conftest import Connect
 from tests.harness.roles import ordinary_role
+from tests.harness.server import Databases
 from tests.integration.batch.oracle import nearest, same
 from tests.integration.search.support import (
     Connection,
@@ -203,6 +204,33 @@ def test_a_rewritten_table_is_read_again(
     connection.execute("CLUSTER p USING p_n")
     report = check(connection, name, Points(2).take(20), tmp_path)
     assert report.layout.startswith("not used")
+
+
+def test_a_copy_of_the_database_does_not_use_its_layout(
+    server: Databases,
+    dsn: str,
+    connect: Connect,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does one restored from a dump: the same numbers may mean other rows there."""
+    monkeypatch.setenv("PGEMBED_CACHE_DIR", str(tmp_path / "models"))
+    original = connect(dsn)
+    name = create(original)
+    build_layout(original, name)
+    original.close()
+    with server.database(str(conninfo_to_dict(dsn)["dbname"])) as database:
+        copy = connect(server.dsn(database))
+        assert advice(copy).startswith("rebuild: it was built in another database")
+        for expected in (False, True):
+            report = search_batch(
+                copy, name, Points(2).take(6), few_by_sql=False
+            ).report
+            used = report.layout != "not used: it was built in another database"
+            assert used == expected
+            build_layout(copy, name)
+        assert advice(copy) == "current"
+        copy.close()
 
 
 @pytest.mark.parametrize(
