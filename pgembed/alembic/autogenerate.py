@@ -55,13 +55,15 @@ def _hide(context: AutogenContext, upgrade: ops.UpgradeOps, schemas: Schemas) ->
 
 def _made(item: Any, name: str, kind: str, inventory: Inventory) -> bool:
     """Whether what Alembic found in the database is pgembed's."""
+    if kind not in ("table", "column", "index"):  # of another plugin, with its items
+        return False
     table: Table = item if kind == "table" else item.table
     place: Place = (table.schema, table.name)
     if kind == "column":
         return (place, name) in inventory.columns
     if kind == "index":
         return (table.schema, name) in inventory.indexes
-    return kind == "table" and place in inventory.tables
+    return place in inventory.tables
 
 
 def _postgresql(context: AutogenContext) -> Connection | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import alembic
 import pytest
+from alembic.autogenerate import compare
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import (
     Column,
@@ -315,6 +316,24 @@ def test_what_pgembed_made_is_not_called_removed(
     caplog.set_level(logging.INFO, "alembic.autogenerate")
     assert project.differences(made()) == []
     assert "Detected" not in caplog.text
+
+
+def test_filters_that_another_plugin_asks(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its items are none of SQLAlchemy's: they have no table."""
+    comparators = compare.comparators.branch()
+    monkeypatch.setattr(compare, "comparators", comparators)
+    included: list[bool] = []
+
+    @comparators.dispatch_for("schema")
+    def ask(context: Any, *_: object) -> None:
+        for kind in ("function", "extension"):
+            kept = context.run_object_filters(object(), "f", kind, True, None)
+            included.append(kept)
+
+    assert project.differences(nothing()) == []
+    assert included == [True, True]
 
 
 def test_one_name_in_two_schemas(project: Project) -> None:
