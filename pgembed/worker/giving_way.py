@@ -29,7 +29,8 @@ _RELATIONS = """
 
 # Builds by the name of their session, because a pooler hides its number. They wait for
 # each other, on two embeddings of one table: if they gave way, none would end. A VACUUM
-# that waits holds up nobody else: only a build that waits itself gives way to it.
+# that waits holds up nobody else: only a build that waits itself gives way to it. Its
+# locks say that: pg_stat_activity hides what the session of another role waits for.
 _WAITING = """
     SELECT other.pid, coalesce(other.usename::text, 'autovacuum')
     FROM pg_catalog.pg_locks AS waiting
@@ -44,7 +45,10 @@ _WAITING = """
         AND other.application_name <> %(builds)s
         AND builder.pid = ANY (pg_catalog.pg_blocking_pids(other.pid))
         AND (waiting.mode <> 'ShareUpdateExclusiveLock'
-            OR builder.wait_event_type = 'Lock')
+            OR EXISTS (
+                SELECT FROM pg_catalog.pg_locks AS own
+                WHERE own.pid = builder.pid AND NOT own.granted
+            ))
     LIMIT 1
 """
 

@@ -102,6 +102,27 @@ def test_membership_in_the_owner_lets_it_build(
     assert status(connection)["index_state"] == "ready"
 
 
+def test_its_build_as_the_owner_gives_way(
+    roles: Roles, docs: str, connection: Connection, connect: Connect
+) -> None:
+    """What a session of another role waits for, the worker sees in its locks alone."""
+    migration = connect(roles.dsn("olga"), autocommit=False)
+    migration.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    migration.execute("SELECT FROM olga.docs")
+    # The server looks once for a deadlock: a second after a wait began.
+    builds = """
+        SELECT FROM pg_stat_activity AS a INNER JOIN pg_locks AS l USING (pid)
+        WHERE a.application_name = 'pgembed index' AND a.usename = 'olga'
+            AND l.waitstart < clock_timestamp() - interval '1.2 seconds'
+    """
+    with embedding(roles.dsn("walter")):
+        wait_until(lambda: fetch_all(connection, builds))
+        # For the same lock that a VACUUM takes.
+        migration.execute("ALTER TABLE olga.docs ALTER body SET STATISTICS 50")
+        migration.commit()
+        wait_until(lambda: status(connection)["index_state"] == "waiting")
+
+
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_it_may_touch_no_more_than_the_columns(
     roles: Roles,
