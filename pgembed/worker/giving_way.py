@@ -30,7 +30,8 @@ _RELATIONS = """
 # Builds by the name of their session, because a pooler hides its number. They wait for
 # each other, on two embeddings of one table: if they gave way, none would end. A VACUUM
 # that waits holds up nobody else: only a build that waits itself gives way to it. Its
-# locks say that: pg_stat_activity hides what the session of another role waits for.
+# locks say that: pg_stat_activity hides what the session of another role waits for. A
+# database that is a copy of another has tables of the same numbers.
 _WAITING = """
     SELECT other.pid, coalesce(other.usename::text, 'autovacuum')
     FROM pg_catalog.pg_locks AS waiting
@@ -40,6 +41,10 @@ _WAITING = """
     INNER JOIN pg_catalog.pg_stat_activity AS builder ON builder.pid = held.pid
     INNER JOIN pg_catalog.pg_stat_activity AS other ON other.pid = waiting.pid
     WHERE NOT waiting.granted AND waiting.locktype = 'relation'
+        AND waiting.database = (
+            SELECT d.oid FROM pg_catalog.pg_database AS d
+            WHERE d.datname = pg_catalog.current_database()
+        )
         AND waiting.relation = ANY (%(relations)s::oid[])
         AND builder.application_name = %(builds)s
         AND other.application_name <> %(builds)s

@@ -11,13 +11,16 @@ import pytest
 from pgembed.postgres.connection import fetch_one
 from pgembed.worker import index_builder
 from pgembed.worker.giving_way import PURPOSE, waiting
+from pgembed.worker.lifetime import Lifetime
 from tests.conftest import Connect
+from tests.harness.server import Databases
 from tests.integration.worker.running import (
     Connection,
     add_good,
     create_docs,
     embed_all,
     embedding,
+    in_thread,
     status,
     wait_until,
 )
@@ -66,6 +69,11 @@ def old(dsn: str, connect: Connect) -> Iterator[Connection]:
 
 def set_state(connection: Connection, state: str) -> None:
     connection.execute("UPDATE pgembed.embedding SET index_state = %s", [state])
+
+
+def lock(session: Connection) -> None:
+    with session.transaction():
+        session.execute("LOCK pgembed.model")
 
 
 def builds(connection: Connection, event: str = "virtualxid") -> list[int]:
@@ -170,3 +178,25 @@ def test_builds_do_not_give_way_to_each_other(
         old.rollback()
         query = "SELECT bool_and(index_state = 'ready') FROM pgembed.embedding"
         wait_until(lambda: fetch_one(connection, query)[0])
+
+
+def test_who_waits_in_another_database_is_left_out(
+    server: Databases, connect: Connect
+) -> None:
+    """Copies of one database have tables of the same numbers."""
+    template = server.installed_template()
+    with server.database(template) as here, server.database(template) as there:
+        watch = connect(server.dsn(here))
+        build = connect(server.dsn(there), purpose=PURPOSE, autocommit=False)
+        build.execute("LOCK pgembed.model")
+        user = connect(server.dsn(there))
+        other = connect(server.dsn(there))
+        relation = fetch_one(user, "SELECT 'pgembed.model'::regclass::oid")
+        same = fetch_one(watch, "SELECT 'pgembed.model'::regclass::oid")
+        assert relation == same
+        with in_thread(lambda: lock(user), Lifetime(0)):
+            try:
+                wait_until(lambda: waiting(other, list(relation)))
+                assert waiting(watch, list(same)) is None
+            finally:
+                build.rollback()
