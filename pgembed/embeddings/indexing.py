@@ -14,6 +14,9 @@ from pgembed.postgres.connection import Connection, fetch_all, fetch_one
 
 State = Literal["waiting", "ready", "failed"]
 
+SHORTEST_PATIENCE = 0.2
+"""Seconds that a statement may hold up the writers of a partitioned table."""
+
 _CONCURRENTLY = ("CREATE INDEX CONCURRENTLY ", "DROP INDEX CONCURRENTLY ")
 
 
@@ -72,28 +75,35 @@ def stranger_owner(connection: Connection, job: IndexJob) -> str | None:
     return row and str(row[0])
 
 
-def build(connection: Connection, job: IndexJob) -> bool:
+def build(
+    connection: Connection, job: IndexJob, patience: float = SHORTEST_PATIENCE
+) -> bool:
     """Build the index of an embedding, whose building has begun.
 
-    False when transactions that use the table left a statement no room: try again
-    later, and what is done by then is left out. Needs an autocommit connection of its
-    own, of a role that may. Raises psycopg.Error when a statement fails; the caller
-    records that over another connection.
+    False when transactions that use the table left a statement no room for *patience*
+    seconds: try again later, and what is done by then is left out. Needs an autocommit
+    connection of its own, of a role that may. Raises psycopg.Error when a statement
+    fails; the caller records that over another connection.
     """
     with _patient(connection):
         for statement in statements(connection, job):
             if statement.startswith(_CONCURRENTLY):
                 connection.execute(statement)
-            elif not _executed_soon(connection, statement):
+            elif not _executed_soon(connection, statement, patience):
                 return False
     return True
 
 
-def _executed_soon(connection: Connection, statement: LiteralString) -> bool:
+def _executed_soon(
+    connection: Connection, statement: LiteralString, patience: float
+) -> bool:
     # Who waits for such a lock holds up everybody who comes after: readers, too.
     try:
         with connection.transaction():
-            connection.execute("SET LOCAL lock_timeout = '200ms'")
+            connection.execute(
+                "SELECT pg_catalog.set_config('lock_timeout', %s, true)",
+                (f"{patience * 1000:.0f}ms",),
+            )
             connection.execute(statement)
     except errors.LockNotAvailable:
         return False

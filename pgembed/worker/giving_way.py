@@ -31,13 +31,15 @@ _RELATIONS = """
 # each other, on two embeddings of one table: if they gave way, none would end. A VACUUM
 # that waits holds up nobody else: only a build that waits itself gives way to it. Its
 # locks say that: pg_stat_activity hides what the session of another role waits for. A
-# database that is a copy of another has tables of the same numbers.
+# database that is a copy of another has tables of the same numbers. Locks that
+# CONCURRENTLY does not take are asked for with a timeout: that lets others through.
 _WAITING = """
     SELECT other.pid, coalesce(other.usename::text, 'autovacuum')
     FROM pg_catalog.pg_locks AS waiting
     INNER JOIN pg_catalog.pg_locks AS held
         ON held.locktype = 'relation' AND held.database = waiting.database
         AND held.relation = waiting.relation
+        AND (held.granted OR held.mode = 'ShareUpdateExclusiveLock')
     INNER JOIN pg_catalog.pg_stat_activity AS builder ON builder.pid = held.pid
     INNER JOIN pg_catalog.pg_stat_activity AS other ON other.pid = waiting.pid
     WHERE NOT waiting.granted AND waiting.locktype = 'relation'

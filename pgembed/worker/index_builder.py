@@ -22,9 +22,11 @@ from pgembed.worker.retries import Retries
 from pgembed.worker.sessions import connect_as
 
 _log = logging.getLogger(__name__)
-# Each try at a table that is in use holds up its writers for a fifth of a second.
-_PAUSE = 5.0
 _SHORTEST_DELAY = 10.0
+# A try at a partitioned table holds up its users for as long as it waits. It outwaits
+# transactions that overlap once it has more patience than they take. Applications wait
+# some seconds before they give up.
+_LONGEST_PATIENCE = 5.0
 
 
 class IndexBuilder:
@@ -39,6 +41,7 @@ class IndexBuilder:
         self._lifetime = lifetime
         self._retries = Retries(base=60, cap=3600)
         self._later = Retries(base=_SHORTEST_DELAY, cap=600)
+        self._patience: dict[int, float] = {}
         self._wanted = threading.Event()
         self._closed = threading.Event()
         self._connection: Connection | None = None
@@ -89,10 +92,7 @@ class IndexBuilder:
                     self._session(own, job) as self._connection,
                     giving_way(self._dsn, self._lifetime, self._connection, job),
                 ):
-                    built = self._persist(self._connection, job)
-                if not built:
-                    self._record(job, "waiting", None)
-                    return
+                    self._try(self._connection, job)
         except GaveWay as way:
             self._put_off(job, way)
         except (psycopg.Error, ConnectError, WorkerError) as error:
@@ -106,13 +106,13 @@ class IndexBuilder:
         finally:
             self._connection = None
 
-    def _persist(self, connection: Connection, job: IndexJob) -> bool:
-        """Build however many tries that takes; False when told to close before."""
-        while not self._closed.is_set():
-            if indexing.build(connection, job):
-                return True
-            self._closed.wait(_PAUSE)
-        return False
+    def _try(self, connection: Connection, job: IndexJob) -> None:
+        """Build, with more patience after each time that it was not enough."""
+        patience = self._patience.get(job.embedding, indexing.SHORTEST_PATIENCE)
+        if not indexing.build(connection, job, patience):
+            self._patience[job.embedding] = min(2 * patience, _LONGEST_PATIENCE)
+            raise GaveWay(f"transactions that use the table longer than {patience:g} s")
+        self._patience.pop(job.embedding, None)
 
     @contextlib.contextmanager
     def _session(self, own: Connection, job: IndexJob) -> Iterator[Connection]:

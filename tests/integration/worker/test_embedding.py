@@ -362,7 +362,7 @@ def test_a_worker_that_cannot_build_an_index_yet_stops_and_goes_on(
     user = connect(dsn, purpose="user", autocommit=False)
     user.execute("LOCK TABLE docs IN ROW EXCLUSIVE MODE")
     with embedding(dsn):
-        wait_until(lambda: state() == "building")
+        wait_until(lambda: "gave way" in status(connection)["state"])
     assert state() == "waiting"
     user.rollback()
     embed_all(dsn)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from tests.integration.worker.running import (
     Connection,
     add_good,
     create_docs,
+    declare,
     embed_all,
     embedding,
     in_thread,
@@ -71,9 +75,9 @@ def set_state(connection: Connection, state: str) -> None:
     connection.execute("UPDATE pgembed.embedding SET index_state = %s", [state])
 
 
-def lock(session: Connection) -> None:
+def lock(session: Connection, mode: str = "ACCESS EXCLUSIVE") -> None:
     with session.transaction():
-        session.execute("LOCK pgembed.model")
+        session.execute(f"LOCK pgembed.model IN {mode} MODE".encode())
 
 
 def builds(connection: Connection, event: str = "virtualxid") -> list[int]:
@@ -159,6 +163,48 @@ def test_a_partition_is_altered(
         wait_until(lambda: status(connection)["index_state"] == "ready")
 
 
+def test_a_partitioned_table_that_is_in_use_keeps_no_other_waiting(
+    dsn: str, connection: Connection, user: Connection, tmp_path: Path
+) -> None:
+    add_good(connection, tmp_path)
+    connection.execute(PARTITIONED.encode())
+    connection.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    for table in ("docs", "other"):
+        declare(connection, table, index="hnsw")
+    user.execute("LOCK TABLE docs IN ROW EXCLUSIVE MODE")
+    with embedding(dsn):
+        wait_until(lambda: status(connection, "other_body")["index_state"] == "ready")
+        reason = "index: its building gave way to transactions that use the table"
+        wait_until(lambda: reason in status(connection)["state"])
+        user.rollback()
+        wait_until(lambda: status(connection)["index_state"] == "ready")
+
+
+def test_a_partitioned_table_whose_writers_overlap(
+    dsn: str, connection: Connection, connect: Connect, tmp_path: Path
+) -> None:
+    """In the end a build is more patient than their transactions are long."""
+    add_good(connection, tmp_path)
+    connection.execute(PARTITIONED.encode())
+    declare(connection, "docs", index="hnsw")
+    built = threading.Event()
+
+    def write() -> None:
+        session = connect(dsn, autocommit=False)
+        while not built.is_set():
+            session.execute("LOCK TABLE ONLY docs IN ROW EXCLUSIVE MODE")
+            time.sleep(1.2)
+            session.commit()
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(in_thread(write, Lifetime(0)))
+            time.sleep(0.6)
+        stack.callback(built.set)
+        stack.enter_context(embedding(dsn))
+        wait_until(lambda: status(connection)["index_state"] == "ready")
+
+
 @pytest.mark.usefixtures("embedded")
 def test_builds_do_not_give_way_to_each_other(
     dsn: str, connection: Connection, user: Connection, old: Connection
@@ -200,3 +246,36 @@ def test_who_waits_in_another_database_is_left_out(
                 assert waiting(watch, list(same)) is None
             finally:
                 build.rollback()
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "wanted", "found"),
+    [
+        ("ROW EXCLUSIVE", "SHARE", "ROW EXCLUSIVE", False),
+        ("SHARE", "SHARE UPDATE EXCLUSIVE", "SHARE", True),
+    ],
+    ids=["with a timeout", "without end"],
+)
+def test_who_waits_behind_the_request_of_a_build(
+    dsn: str, connection: Connection, connect: Connect, held: str, asked: str,
+    wanted: str, found: bool,
+) -> None:  # fmt: skip
+    """Only behind one that nothing else would end."""
+    holder = connect(dsn, autocommit=False)
+    build = connect(dsn, purpose=PURPOSE)
+    writer = connect(dsn)
+    (relation,) = fetch_one(connection, "SELECT 'pgembed.model'::regclass::oid")
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = %s"
+
+    def queued(count: int) -> bool:
+        return bool(fetch_one(connection, query, [relation])[0] == count)
+
+    with contextlib.ExitStack() as stack:
+        holder.execute(f"LOCK pgembed.model IN {held} MODE".encode())
+        stack.enter_context(in_thread(lambda: lock(build, asked), Lifetime(0)))
+        stack.callback(holder.rollback)
+        wait_until(lambda: queued(1))
+        stack.enter_context(in_thread(lambda: lock(writer, wanted), Lifetime(0)))
+        stack.callback(holder.rollback)
+        wait_until(lambda: queued(2))
+        assert (waiting(connection, [relation]) is not None) == found
