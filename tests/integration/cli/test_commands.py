@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -116,6 +117,23 @@ def test_status_as_json(run: Run, docs: Connection) -> None:
     """Programs read JSON."""
     (row,) = json.loads(run("status", "--json").stdout)
     assert (row["name"], row["rows"], row["pending"]) == ("docs_body", 2, 2)
+
+
+def test_interrupted_while_it_is_imported(tmp_path: Path) -> None:
+    """Ctrl-C gives no traceback, however early it comes."""
+    (tmp_path / "psycopg.py").write_text(
+        "import signal, time; signal.raise_signal(signal.SIGINT); time.sleep(60)"
+    )
+    root = Path(__file__).parents[3]
+    path = os.pathsep.join(map(str, (tmp_path, root)))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pgembed", "status"],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "\nAborted!\n")
 
 
 def test_status_is_watched_until_interrupted(dsn: str, docs: Connection) -> None:
