@@ -100,7 +100,7 @@ def check_clock(connection: Connection) -> Iterator[Finding]:
     """Whether this host's clock is the server's."""
     before = time.time()
     (theirs,) = fetch_one(
-        connection, "SELECT extract(epoch FROM pg_catalog.clock_timestamp())::float8"
+        connection, "SELECT extract(epoch FROM pg_catalog.clock_timestamp())"
     )
     after = time.time()
     skew = float(theirs) - (before + after) / 2

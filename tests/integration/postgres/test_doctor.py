@@ -417,6 +417,13 @@ def test_a_clock_that_is_off(
     assert re.search("(3600|3599|3601) s ahead of", finding.message)
 
 
+def test_a_clock_is_read_whatever_digits_floats_are_shown_with(
+    connection: Connection,
+) -> None:
+    connection.execute("SET extra_float_digits = -15")
+    assert only(connection, "clock").level == "ok"
+
+
 def test_a_queue_that_nobody_works_on(docs: Connection) -> None:
     docs.execute("INSERT INTO docs VALUES (1, 'x')")
     docs.execute("UPDATE pgembed.embedding SET enqueued = true")
