@@ -90,6 +90,15 @@ COMMENT ON FUNCTION pgembed._check_option(text, text, text[]) IS
 'The value of an option, when it is one of those allowed.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._declaration_lock()
+RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN hashtextextended('pgembed.create_embedding', 0);
+COMMENT ON FUNCTION pgembed._declaration_lock() IS
+'The key of the advisory lock that a transaction takes with its first declaration: declarations have to see each other, and a job table locks the one that it inherits from in any case.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._check_name(name text, longest integer)
 RETURNS text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -103,7 +112,7 @@ BEGIN
             coalesce(quote_literal(left(name, 100)), 'NULL'), longest
             USING ERRCODE = 'invalid_name', HINT = 'Choose another: name => ''...''.';
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtextextended('pgembed.create_embedding', 0));
+    PERFORM pg_advisory_xact_lock(pgembed._declaration_lock());
     SELECT e.* INTO taken FROM pgembed.embedding AS e WHERE e.name = _check_name.name;
     IF NOT FOUND THEN
         RETURN name;

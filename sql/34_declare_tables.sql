@@ -15,6 +15,37 @@ COMMENT ON FUNCTION pgembed._operator_class(text, text) IS
 'The name of pgvector''s operator class that serves a distance on a storage.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._lock_to_declare(source regclass, lock_mode text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    LOOP
+        BEGIN
+            EXECUTE format('LOCK TABLE %s IN %s MODE', source, lock_mode);
+            IF pg_try_advisory_xact_lock(pgembed._declaration_lock()) THEN
+                RETURN;
+            END IF;
+            RAISE SQLSTATE 'PE001';
+        EXCEPTION
+            WHEN SQLSTATE 'PE001' THEN NULL;  -- The table is let go of.
+            WHEN insufficient_privilege THEN
+                RETURN;  -- What is to be done with the table will say what is missing.
+        END;
+        BEGIN
+            PERFORM pg_advisory_xact_lock(pgembed._declaration_lock());
+            RAISE SQLSTATE 'PE001';
+        EXCEPTION
+            WHEN SQLSTATE 'PE001' THEN NULL;  -- So is the other lock, which was waited for.
+        END;
+    END LOOP;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._lock_to_declare(regclass, text) IS
+'Lock a table, and other declarations out. While it waits for one of both, it does not hold the other: another transaction may have declared something and then ask for this table, or the reverse.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._add_vector_column(source regclass, column_name text, vector_type text)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE

@@ -48,14 +48,17 @@ BEGIN
                 DETAIL = 'The content is that column, or a generated column that is computed from it.',
                 HINT = 'Choose another column: target_column => ''...''.';
         END IF;
-        PERFORM pgembed._add_vector_column(source, e.target_column, vector_type);
     END IF;
-    -- The column first: who waits for its table must not hold up other declarations.
+    PERFORM pgembed._lock_to_declare(source, CASE
+        WHEN e.target_column <> ALL (pgembed._columns(source)) THEN 'ACCESS EXCLUSIVE'
+        ELSE 'SHARE ROW EXCLUSIVE' END);
     name := pgembed._check_name(
         coalesce(name, (SELECT c.relname || '_' || stem FROM pg_class AS c WHERE c.oid = source)),
         CASE WHEN chunk_tokens IS NULL THEN 63 ELSE 57 END
     );
-    IF chunk_tokens IS NOT NULL THEN
+    IF chunk_tokens IS NULL THEN
+        PERFORM pgembed._add_vector_column(source, e.target_column, vector_type);
+    ELSE
         e.target := pgembed._create_chunk_table(source, name, vector_type);
         e.target_column := 'embedding';
     END IF;

@@ -142,9 +142,9 @@ BEGIN
         '_add_vector_column _adopted_type _capturing_routines _change_condition _check_chunking _check_declared '
         '_check_free _check_indexable _check_key _check_name _check_new_keys _check_source '
         '_closed_to_all _computed_from _content_columns _create_capture _create_chunk_table '
-        '_create_trigger _create_truncate_trigger _delete_twins _drop_former_functions _failures _find_kept '
+        '_create_trigger _create_truncate_trigger _declaration_lock _delete_twins _drop_former_functions _failures _find_kept '
         '_find_model _follow_key _follow_key_types _follow_row_security _forget_all _forget_partition _give_chunks _has_keys _index_name '
-        '_is_built_in _is_leaf _is_leakproof _is_moved_out _key_changed _key_definitions _key_object _may_capture '
+        '_is_built_in _is_leaf _is_leakproof _is_moved_out _key_changed _key_definitions _key_object _lock_to_declare _may_capture '
         '_most_dimensions _open_to_hidden _rate _rename_keys _repair_capture _retype_keys _routines _shorten _state '
         '_status _trigger_functions _wake_trigger') AS r
     UNION

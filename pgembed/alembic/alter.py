@@ -79,6 +79,7 @@ DECLARE
     );
     again record;
 BEGIN
+    PERFORM pgembed._lock_to_declare(e.source, 'ACCESS EXCLUSIVE');
     PERFORM pgembed.drop_embedding(e.name, drop_vectors => {drop_vectors});
     PERFORM pgembed.create_embedding(e.source, {content}, {model}, name => e.name,
         target_column => CASE WHEN {chunk_tokens} IS NULL THEN {target_column} END,

@@ -53,6 +53,14 @@ def after(db: Connection, other: Connection) -> While:
     return run
 
 
+def altered(name: str, **changes: str) -> str:
+    """Return what op.alter_embedding executes."""
+    dialect = make_url("postgresql+psycopg://").get_dialect()()
+    return str(AlterEmbedding(name, changes).compile(dialect=dialect)).replace(
+        "%%", "%"
+    )
+
+
 UPGRADE = (
     "SELECT pgembed.drop_embedding('docs_body', true);"
     "SELECT pgembed.create_embedding('docs', 'body', 'tiny')"
@@ -92,11 +100,7 @@ def test_altering_an_embedding_that_is_declared_anew(
 ) -> None:
     documents(db, "one")
     declare(db, "docs", "body")
-    alter = AlterEmbedding("docs_body", {"index": index})
-    statement = str(
-        alter.compile(dialect=make_url("postgresql+psycopg://").get_dialect()())
-    ).replace("%%", "%")
-    error = after(UPGRADE, statement)
+    error = after(UPGRADE, altered("docs_body", index=index))
     assert error is not None
     assert error.message_primary == "the embedding 'docs_body' was dropped meanwhile"
 
@@ -167,3 +171,48 @@ def test_one_column_at_once(
     )
     worker.drain()
     assert_converged(db, "docs_body")
+
+
+ELSEWHERE = [
+    "SELECT pgembed.create_embedding('docs', 'body', 'tiny')",
+    "SELECT pgembed.create_embedding('docs', 'body', 'tiny', target_column => 'v')",
+    "SELECT pgembed.create_embedding('docs', 'body', 'tiny', chunk_tokens => 8)",
+    "SELECT pgembed.adopt_vectors('docs', 'v')",
+    altered("former", content="title"),
+]
+
+
+@pytest.mark.parametrize(
+    ("declared_first", "second"),
+    # Adopting waits for no table.
+    [(True, s) for s in ELSEWHERE]
+    + [(False, s) for s in ELSEWHERE if "adopt" not in s],
+)
+def test_a_declaration_elsewhere(
+    db: Connection,
+    worker: SqlWorker,
+    other: Connection,
+    declared_first: bool,
+    second: str,
+) -> None:
+    """Declaring and changing another table, while something is declared for that."""
+    rows(
+        db,
+        "CREATE TABLE docs (id int PRIMARY KEY, title text, body text, v vector(3));"
+        "CREATE TABLE notes (id int PRIMARY KEY, body text)",
+    )
+    declare(db, "docs", "body", name="former", target_column="former")
+    steps = [
+        "SELECT pgembed.create_embedding('notes', 'body', 'tiny')",
+        "ALTER TABLE docs ADD COLUMN price int",
+    ]
+    with ThreadPoolExecutor(1) as pool:
+        with db.transaction():
+            rows(db, steps[0 if declared_first else 1])
+            future = pool.submit(rows, other, second)
+            wait_for_lock(db, other, future)
+            rows(db, steps[1 if declared_first else 0])
+        future.result()
+    assert value(db, "SELECT count(*) FROM pgembed.embedding") == (
+        2 if "former" in second else 3
+    )
