@@ -242,6 +242,8 @@ BEGIN
                 RAISE WARNING 'the failures of % are left out: another transaction has locked its queue',
                     quote_literal(e.name)
                     USING HINT = 'Look again when that transaction has ended.';
+            WHEN undefined_table THEN
+                NULL;  -- That transaction dropped the embedding.
         END;
     END LOOP;
 END;

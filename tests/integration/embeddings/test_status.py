@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 
 from tests.conftest import Connect
 from tests.harness.sql_worker import Connection, SqlWorker, rows, value
-from tests.integration.embeddings.support import declare, documents, status
+from tests.integration.embeddings.support import (
+    declare,
+    documents,
+    status,
+    wait_for_lock,
+)
 
 
 def numbers(connection: Connection, name: str) -> tuple[int, int, int, int]:
@@ -124,6 +131,24 @@ def test_failures_in_a_queue_that_is_locked_hide_no_others(
     left_out = "another transaction has locked its queue"
     assert said == [f"the failures of 'first' are left out: {left_out}"]
     assert len(rows(db, "SELECT embedding FROM pgembed.failures")) == 2
+
+
+def test_failures_while_an_embedding_is_dropped_hide_no_others(
+    dsn: str, db: Connection, worker: SqlWorker, connect: Connect
+) -> None:
+    documents(db, "one")
+    for name in ("first", "second"):
+        declare(db, "docs", "body", name=name, chunk_tokens=8)
+        worker.work()
+        assert worker.fail(worker.claim(name), max_attempts=1) == 1
+    dropper = connect(dsn, autocommit=False)
+    dropper.execute("SELECT pgembed.drop_embedding('first')")
+    with ThreadPoolExecutor(1) as pool:
+        shown = pool.submit(rows, db, "SELECT embedding FROM pgembed.failures")
+        with contextlib.suppress(AssertionError):  # It does not wait for long.
+            wait_for_lock(dropper, db, shown)
+        dropper.commit()
+        assert shown.result() == [("second",)]
 
 
 @pytest.mark.parametrize("lock", ["LOCK TABLE docs", "TRUNCATE docs"])
