@@ -286,6 +286,9 @@ DECLARE
     e pgembed.embedding := pgembed._find_kept(name);
 BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', e.source);
+    -- PostgreSQL lets no two transactions replace one function, or grant on one column. After the
+    -- table, which a migration may have locked before it reconciles.
+    PERFORM pg_advisory_xact_lock(hashtextextended('pgembed.reconcile ' || e.source::oid, 0));
     PERFORM pgembed._check_present(e);
     e := pgembed._follow_key(e);
     PERFORM pgembed._follow_key_types(e);

@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 
 from pgembed.alembic.alter import AlterEmbedding
 from pgembed.postgres.connection import connect
+from tests.harness.roles import ordinary_role
 from tests.harness.sql_worker import (
     Connection,
     SqlWorker,
@@ -125,6 +126,23 @@ def test_dropping_twice_at_once(db: Connection, after: While) -> None:
     error = after(drop, drop)
     assert error is not None
     assert error.message_primary == "the embedding 'docs_body' was dropped meanwhile"
+
+
+@pytest.mark.parametrize("second", ["docs_body", "docs_title"])
+def test_reconciling_twice_at_once(
+    dsn: str, db: Connection, worker: SqlWorker, after: While, second: str
+) -> None:
+    """One embedding, or two of a table, where a role may read columns for both."""
+    documents(db, "one")
+    declare(db, "docs", "body")
+    declare(db, "docs", "title")
+    reconcile = "SELECT pgembed.reconcile('{}')"
+    with ordinary_role(dsn, may_create=False) as role_dsn:
+        role = make_url(role_dsn).username
+        rows(db, f"SELECT pgembed.grant_worker('{role}')")
+        assert after(reconcile.format("docs_body"), reconcile.format(second)) is None
+    worker.drain()
+    assert_converged(db, second)
 
 
 @pytest.mark.parametrize("options", ["", ", chunk_tokens => 8"])
