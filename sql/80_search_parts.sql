@@ -249,3 +249,26 @@ END;
 $$;
 COMMENT ON FUNCTION pgembed._table_size(regclass) IS
 'About how many rows and pages a table has, from its statistics.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._exact_text(value anyelement)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+SET extra_float_digits = 1
+AS $$
+BEGIN
+    RETURN format('%s', value);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._exact_text(anyelement) IS
+'A value as the text that is read as the very same value: with all digits of the floats in it, whatever extra_float_digits the caller has.';
+
+
+-- Parameters whose type the driver leaves open are of this one.
+CREATE OR REPLACE FUNCTION pgembed._exact_text(value text)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
+RETURN value;
+COMMENT ON FUNCTION pgembed._exact_text(text) IS
+'A text as it is.';

@@ -33,7 +33,7 @@ BEGIN
         '_check_hybrid _check_json_order _check_option _check_query _check_searched _column_list _column_text '
         '_column_type _columns _comparison _compile_filter _content_expression _cost _default_cost _distance_expression '
         '_distance_operator _document_words _estimate _exact_cost _exact_statement '
-        '_exists _fault _filter_column '
+        '_exact_text _exists _fault _filter_column '
         '_filter_comparison _filter_contains _filter_in _filter_json _filter_json_part '
         '_filter_list _filter_node _filter_operand _filter_pattern _filter_shape _filter_term '
         '_filter_value _find_embedding _frequent_value _has_partial_index _hybrid_statement _index_condition '

@@ -8,7 +8,9 @@ same condition, which is evaluated once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -267,14 +269,28 @@ class Join:
         asking = self.asking
         values = [asking.computed(i, e) for i, e in enumerate(expressions)]
         groups = [1, *range(3, 3 + len(values))]
-        return fetch(
-            self.connection,
-            f"SELECT {asking.row}.tableoid::pg_catalog.int8, pg_catalog.string_agg("
-            f"pg_catalog.tidsend({asking.row}.ctid), ''::pg_catalog.bytea), "
-            f"{', '.join(values)} {asking.rows(computed=expressions)} "
-            f"GROUP BY {', '.join(map(str, groups))}",
-            parameters,
-        )
+        with _exact_floats(self.connection):
+            return fetch(
+                self.connection,
+                f"SELECT {asking.row}.tableoid::pg_catalog.int8, pg_catalog.string_agg("
+                f"pg_catalog.tidsend({asking.row}.ctid), ''::pg_catalog.bytea), "
+                f"{', '.join(values)} {asking.rows(computed=expressions)} "
+                f"GROUP BY {', '.join(map(str, groups))}",
+                parameters,
+            )
+
+
+@contextlib.contextmanager
+def _exact_floats(connection: Connection) -> Iterator[None]:
+    """Have texts of floats all their digits, whatever extra_float_digits is.
+
+    An error in the block ends the transaction, or savepoint, which restores it.
+    """
+    name, change = "extra_float_digits", "SELECT pg_catalog.set_config($1, $2, true)"
+    ((before,),) = fetch(connection, "SELECT pg_catalog.current_setting($1)", [name])
+    fetch(connection, change, [name, "1"])
+    yield
+    fetch(connection, change, [name, before])
 
 
 def _check(source: Source, asking: Source) -> None:

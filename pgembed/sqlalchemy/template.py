@@ -8,17 +8,24 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    JSON,
     BindParameter,
+    Boolean,
     ColumnElement,
+    Date,
+    DateTime,
     Float,
+    Integer,
     Interval,
     LargeBinary,
     Numeric,
     Select,
     String,
     Table,
+    Time,
     TupleType,
     TypeDecorator,
+    Uuid,
     literal_column,
 )
 from sqlalchemy.dialects.postgresql import INTERVAL
@@ -36,6 +43,9 @@ _SENT_AS = (
     (Interval | INTERVAL, "INTERVAL"),
     (LargeBinary, "BYTEA"),
 )
+
+# Of others, extra_float_digits may decide how many digits their text has.
+_WITHOUT_FLOATS = (Boolean, Date, DateTime, Integer, JSON, String, Time, Uuid)
 
 _HOLE = "\x00{}\x00"
 
@@ -86,8 +96,11 @@ class Template:
             # By number: a WITH stands before what was compiled earlier.
             text = text.replace(_HOLE.format(number), f"%{number + 1}$L{typed}")
             if not cast:
-                twin = compiler.process(_twin(parameter, compiler), **options)
-                value = f"CAST({twin} AS TEXT)"
+                value = compiler.process(_twin(parameter, compiler), **options)
+            if not literal and _may_hold_floats(parameter.type, compiler.dialect):
+                value = f"pgembed._exact_text({value})"
+            elif not cast:
+                value = f"CAST({value} AS TEXT)"
             values.append(value)
         template = compiler.render_literal_value(text, String())
         return f"pg_catalog.format({template}, {', '.join(values)})"
@@ -114,6 +127,13 @@ def _sent_as(parameter: BindParameter[Any], compiler: SQLCompiler) -> str:
     names = (name for kind, name in _SENT_AS if isinstance(type_, kind))
     name = next(names, None)
     return "" if name is None else f"::{name}"
+
+
+def _may_hold_floats(type_: Any, dialect: Any) -> bool:
+    type_ = type_._unwrapped_dialect_impl(dialect)
+    if isinstance(type_, ARRAY):
+        return _may_hold_floats(type_.item_type, dialect)
+    return not isinstance(type_, _WITHOUT_FLOATS)
 
 
 def _twin(parameter: BindParameter[Any], compiler: SQLCompiler) -> BindParameter[Any]:

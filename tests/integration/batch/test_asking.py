@@ -194,6 +194,36 @@ def test_other_numbers_keep_their_digits(
     assert {related.keys[i, 0] for i in np.flatnonzero(related.counts)} == found
 
 
+@pytest.mark.parametrize("digits", ["0", "-15"])
+@pytest.mark.parametrize("column", ["ratio", "small", "many"])
+def test_floats_are_compared_as_they_are(
+    connection: Connection, digits: str, column: str
+) -> None:
+    """Also where the session writes fewer digits than they have."""
+    connection.execute(
+        """
+        CREATE TABLE t (id int PRIMARY KEY, v vector(2), ratio float8, small real,
+            many float8[]);
+        INSERT INTO t SELECT i, ARRAY[i, 1]::vector, 0.3 + 1e-16 * (i / 2), 1.0 / 3,
+            ARRAY[0.3 + 1e-16 * (i / 2)] FROM generate_series(0, 3) AS i
+        """
+    )
+    name = adopt(connection, "t")
+    wanted = [3] * 4 if column == "small" else [1] * 4
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute(
+            "SELECT set_config('extra_float_digits', %s, false)", [digits]
+        )
+        for conditions in (
+            {"filter": {column: {"asking": column}}},
+            {"predicate": f"{column} = {{{column}}}"},
+        ):
+            related = pgembed.knn_join(connection, name, **conditions).related
+            assert related.counts.tolist() == wanted
+        assert fetch_all(connection, "SHOW extra_float_digits") == [(digits,)]
+
+
 @pytest.mark.parametrize("given", [{"n": {"asking": "n"}}, {"meta.x": {"asking": "n"}}])
 def test_only_joins_have_a_row_that_asks(
     shared: Connection, kinds: str, given: dict[str, Any]
