@@ -255,7 +255,7 @@ BEGIN
         k, recall,
         -- The filter as text: workers read jsonb's numbers as floats.
         pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object('predicate', predicate,
-            'filter', filter OPERATOR(pg_catalog.#>>) '{}')),
+            'filter', filter::pg_catalog.text)),
         pgembed._kept_settings(settings), memory);
 END;
 $$;

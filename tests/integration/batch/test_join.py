@@ -393,6 +393,20 @@ def test_posted_from_sql(
     assert agree(found, expected)
 
 
+@pytest.mark.parametrize("written", ["null", '"{}"'])
+def test_a_posted_filter_that_is_none(
+    dsn: str, connection: Connection, items: str, written: str
+) -> None:
+    """Not even where JSON's null, or the text within a string, would be one."""
+    with pytest.raises(FilterError) as refused:
+        pgembed.knn_join(connection, items, filter=written)
+    with answering(dsn):
+        call = "knn_join('items_v', 'r', 5, filter => %s)"
+        row = ended(connection, post(connection, call, written))
+    assert row["state"] == "failed"
+    assert str(refused.value).splitlines()[0] in row["error"]
+
+
 @pytest.mark.parametrize(
     "hostile",
     [
