@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import psycopg
 from psycopg.pq import Format, TransactionStatus
 
 from pgembed.errors import EmbeddingError, PgembedError
@@ -90,10 +91,22 @@ class Source:
 _FIELDS = tuple(field.name for field in dataclasses.fields(Source))
 
 
+@contextlib.contextmanager
+def _misfits() -> Iterator[None]:
+    """Raise EmbeddingError for an embedding that no longer fits its table."""
+    try:
+        yield
+    except psycopg.errors.ObjectNotInPrerequisiteState as error:
+        lines = [error.diag.message_primary, error.diag.message_hint]
+        raise EmbeddingError("\n".join(line for line in lines if line)) from None
+
+
+@_misfits()
 def describe(connection: Connection, name: str) -> Source:
     """Look up an embedding.
 
-    Raises EmbeddingError when its source was dropped or when it stores bits.
+    Raises EmbeddingError when its source was dropped, when its key or its vectors are
+    not where they were, and when it stores bits.
     """
     row = fetch_one(
         connection,
@@ -101,7 +114,9 @@ def describe(connection: Connection, name: str) -> Source:
         SELECT e.id, e.name, e.distance, e.dimensions,
             pg_catalog.format('%%I.%%I', n.nspname, c.relname),
             pg_catalog.quote_ident(c.relname),
-            pg_catalog.format('%%I.%%I', m.nspname, t.relname),
+            pg_catalog.concat(
+                pg_catalog.quote_ident(m.nspname), '.',
+                pg_catalog.quote_ident(t.relname)),
             pg_catalog.quote_ident(e.target_column),
             ARRAY(SELECT pg_catalog.quote_ident(k)
                 FROM pg_catalog.unnest(e.key_columns) AS k),
@@ -127,18 +142,24 @@ def describe(connection: Connection, name: str) -> Source:
                     AND a.atttypid IN (20::oid, 21::oid, 23::oid)
                 FROM pg_catalog.pg_attribute AS a
                 WHERE a.attrelid = e.source::oid AND a.attname = e.key_columns[1]),
-            e.storage
+            e.storage,
+            CASE WHEN t.oid IS NULL
+                    OR e.target_column
+                        OPERATOR(pg_catalog.<>) ALL (pgembed._columns(e.target))
+                    OR NOT e.key_columns
+                        OPERATOR(pg_catalog.<@) pgembed._columns(e.source)
+                THEN pgembed._check_fits(e) END
         FROM pgembed._find_embedding(%s) AS e
         INNER JOIN pg_catalog.pg_class AS c ON c.oid = e.source::oid
         INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-        INNER JOIN pg_catalog.pg_class AS t ON t.oid = e.target::oid
-        INNER JOIN pg_catalog.pg_namespace AS m ON m.oid = t.relnamespace
+        LEFT JOIN pg_catalog.pg_class AS t ON t.oid = e.target::oid
+        LEFT JOIN pg_catalog.pg_namespace AS m ON m.oid = t.relnamespace
         """,
         [name],
     )
     if row is None:
         raise EmbeddingError(f"the source of embedding {name!r} was dropped")
-    fields = dict(zip(_FIELDS, row, strict=True))
+    fields = dict(zip(_FIELDS, row[:-1], strict=True))
     if fields["storage"] == "bit":
         raise EmbeddingError(
             f"embedding {name!r} stores bits, which batches do not search yet: "
