@@ -250,15 +250,25 @@ COMMENT ON FUNCTION pgembed._begin_index(integer, uuid) IS
 'Take on the building of an index; true for one worker at a time, and for none while a user holds the embedding''s row.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._set_index_state(embedding integer, state text, error text)
-RETURNS void
-LANGUAGE sql VOLATILE PARALLEL UNSAFE
+CREATE OR REPLACE FUNCTION pgembed._set_index_state(
+    embedding integer, state text, error text, worker uuid DEFAULT NULL
+)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
+    PERFORM FROM pgembed.embedding AS e WHERE e.id = embedding FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN NOT EXISTS (SELECT FROM pgembed.embedding AS e WHERE e.id = embedding);
+    END IF;
     UPDATE pgembed.embedding AS e
     SET index_state = state, index_error = error, index_worker = NULL
     -- Another index may have been asked for meanwhile, or none.
-    WHERE e.id = embedding AND e.index_state <> 'none' AND (e.index_state = 'building' OR state <> 'ready');
+    WHERE e.id = embedding AND e.index_state <> 'none' AND (e.index_state = 'building' OR state <> 'ready')
+        AND (worker IS NULL OR e.index_worker = worker);
+    RETURN true;
+END;
 $$;
-COMMENT ON FUNCTION pgembed._set_index_state(integer, text, text) IS
-'Record how the building of an index ended, if it is still the one that is wanted.';
+COMMENT ON FUNCTION pgembed._set_index_state(integer, text, text, uuid) IS
+'Record how the building of an index ended, if it is still the one that is wanted, and that worker''s when one is given. False while a user holds the embedding''s row: to be recorded later.';

@@ -44,13 +44,19 @@ def failed(connection: Connection) -> list[IndexJob]:
 
 
 def set_state(
-    connection: Connection, job: IndexJob, state: State, error: str | None = None
-) -> None:
-    """Record how the building ended, or that it is to be tried again."""
-    connection.execute(
-        "SELECT pgembed._set_index_state(%s::int, %s, %s)",
-        (job.embedding, state, error),
-    )
+    connection: Connection,
+    job: IndexJob,
+    state: State,
+    error: str | None = None,
+    worker: UUID | None = None,
+) -> bool:
+    """Record how the building ended, or that it is to be tried again.
+
+    With *worker* only if it is still the one that builds. False while a user holds the
+    embedding's row: nothing is recorded then.
+    """
+    query = "SELECT pgembed._set_index_state(%s::int, %s, %s, %s)"
+    return bool(fetch_one(connection, query, (job.embedding, state, error, worker))[0])
 
 
 def begin(connection: Connection, job: IndexJob, worker: UUID) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 
@@ -41,7 +41,9 @@ class IndexBuilder:
         self._lifetime = lifetime
         self._retries = Retries(base=60, cap=3600)
         self._later = Retries(base=_SHORTEST_DELAY, cap=600)
+        self._builds_as = identity.id  # which may become another during a build
         self._patience: dict[int, float] = {}
+        self._unrecorded: dict[int, Callable[[Connection], bool]] = {}
         self._wanted = threading.Event()
         self._closed = threading.Event()
         self._connection: Connection | None = None
@@ -70,6 +72,7 @@ class IndexBuilder:
             self._wanted.wait()
             if self._closed.is_set():
                 return
+            self._record_again()
             self._retry_failed()
             for job in self._link.run(indexing.waiting, beginning=True):
                 if self._later.due(job.embedding):
@@ -84,9 +87,10 @@ class IndexBuilder:
 
     def _build(self, job: IndexJob) -> None:
         started = time.monotonic()
+        self._builds_as = self._identity.id
         try:
             with connect(self._dsn, purpose=PURPOSE) as own:
-                if not indexing.begin(own, job, self._identity.id):
+                if not indexing.begin(own, job, self._builds_as):
                     return
                 with (
                     self._session(own, job) as self._connection,
@@ -160,4 +164,16 @@ class IndexBuilder:
         self._record(job, "failed", message)
 
     def _record(self, job: IndexJob, state: State, error: str | None) -> None:
-        self._link.run(lambda c: indexing.set_state(c, job, state, error))
+        worker = self._builds_as
+
+        def later(connection: Connection) -> bool:  # others may build by then
+            return indexing.set_state(connection, job, state, error, worker)
+
+        if not self._link.run(lambda c: indexing.set_state(c, job, state, error)):
+            _log.info("%s: a transaction holds its row; recorded later", job.name)
+            self._unrecorded[job.embedding] = later
+
+    def _record_again(self) -> None:
+        for embedding, record in list(self._unrecorded.items()):
+            if self._link.run(record):
+                del self._unrecorded[embedding]

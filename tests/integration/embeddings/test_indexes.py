@@ -296,6 +296,34 @@ def test_another_index_is_wanted_meanwhile(
     assert value(db, state) == wanted
 
 
+def test_the_end_of_a_build_while_a_user_holds_the_row(
+    db: Connection, worker: SqlWorker, dsn: str
+) -> None:
+    documents(db)
+    declare(db, "docs", "body")
+    worker.drain()
+
+    def record(state: str, builder: SqlWorker | None = None) -> bool:
+        call = "SELECT pgembed._set_index_state(1, %s, NULL, %s)"
+        return bool(value(db, call, state, builder and builder.id))
+
+    state = "SELECT index_state FROM pgembed.embedding"
+    assert value(db, "SELECT pgembed._begin_index(1, %s)", worker.id)
+    with connect(dsn, purpose="user", autocommit=False) as user:
+        user.execute("SELECT pgembed.pause_embedding('docs_body')")
+        assert not record("ready", worker)
+        assert value(db, state) == "building"
+        user.commit()
+    # Another has begun to build since then: its end is to come.
+    assert record("ready", SqlWorker(db))
+    assert value(db, state) == "building"
+    assert record("ready", worker)
+    assert value(db, state) == "ready"
+    assert record("ready", worker)
+    rows(db, "SELECT pgembed.drop_embedding('docs_body')")
+    assert record("ready")
+
+
 def test_transactions_may_take_no_time(db: Connection, worker: SqlWorker) -> None:
     """An index build takes longer than an application's transactions may."""
     if db.info.server_version < 170000:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pgembed.postgres.connection import fetch_one
+from pgembed.postgres.connection import fetch_all, fetch_one
 from pgembed.worker import index_builder
 from pgembed.worker.giving_way import PURPOSE, waiting
 from pgembed.worker.lifetime import Lifetime
@@ -161,6 +161,44 @@ def test_a_partition_is_altered(
         wait_until(lambda: builds(connection))
         old.rollback()
         wait_until(lambda: status(connection)["index_state"] == "ready")
+
+
+@pytest.mark.usefixtures("embedded")
+def test_the_end_of_a_build_waits_for_no_user(
+    dsn: str, connection: Connection, user: Connection, old: Connection
+) -> None:
+    """One who holds the embedding's row: another index is built meanwhile."""
+    connection.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    set_state(connection, "waiting")
+
+    def states() -> list[str]:
+        query = "SELECT index_state FROM pgembed.embedding ORDER BY id"
+        return [state for (state,) in fetch_all(connection, query)]
+
+    with embedding(dsn):
+        wait_until(lambda: builds(connection))
+        user.execute("SELECT pgembed.pause_embedding('docs_body')")
+        declare(connection, "other", index="hnsw")
+        old.rollback()
+        wait_until(lambda: states() == ["building", "ready"])
+        user.commit()
+        wait_until(lambda: states() == ["ready", "ready"])
+
+
+@pytest.mark.usefixtures("embedded")
+def test_a_worker_told_to_stop_waits_for_no_user(
+    dsn: str, connection: Connection, user: Connection, old: Connection
+) -> None:
+    set_state(connection, "waiting")
+    with embedding(dsn):
+        wait_until(lambda: builds(connection))
+        user.execute("SELECT pgembed.pause_embedding('docs_body')")
+        told = time.monotonic()
+    assert time.monotonic() - told < 5
+    user.rollback()
+    old.rollback()
+    embed_all(dsn)
+    assert status(connection)["index_state"] == "ready"
 
 
 def test_a_partitioned_table_that_is_in_use_keeps_no_other_waiting(
