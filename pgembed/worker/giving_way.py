@@ -81,6 +81,7 @@ def giving_way(
                 yield
             finally:
                 watch.over.set()
+                link.hurry()  # it may be waiting for a connection
                 thread.join()
         except errors.DeadlockDetected as error:
             raise GaveWay(f"what it was deadlocked with: {error}") from None

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from pgembed.embeddings.indexing import IndexJob
+from pgembed.errors import ConnectError
 from pgembed.postgres.connection import fetch_all, fetch_one
-from pgembed.worker import index_builder
-from pgembed.worker.giving_way import PURPOSE, waiting
+from pgembed.worker import index_builder, link
+from pgembed.worker.giving_way import PURPOSE, giving_way, waiting
 from pgembed.worker.lifetime import Lifetime
 from tests.conftest import Connect
 from tests.harness.server import Databases
 from tests.integration.worker.running import (
+    DEADLINE,
     Connection,
     add_good,
     create_docs,
@@ -317,3 +320,29 @@ def test_who_waits_behind_the_request_of_a_build(
         stack.callback(holder.rollback)
         wait_until(lambda: queued(2))
         assert (waiting(connection, [relation]) is not None) == found
+
+
+@pytest.mark.usefixtures("embedded")
+def test_the_end_of_a_build_waits_for_no_connection(
+    dsn: str, connection: Connection, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the watch, which was cut off and does not come in again."""
+    refused = threading.Event()
+
+    def refuse(*_: object, **__: object) -> Connection:
+        refused.set()
+        raise ConnectError("too many connections already")
+
+    end = """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name = 'pgembed index watch' AND datname = current_database()
+    """
+    build, lifetime = connect(dsn, purpose=PURPOSE), Lifetime(0)
+    with giving_way(dsn, lifetime, build, IndexJob(1, "docs_body")):
+        monkeypatch.setattr(link, "connect", refuse)
+        connection.execute(end)
+        assert refused.wait(DEADLINE)
+        late = threading.Timer(5, lifetime.stop)
+        late.start()
+    late.cancel()
+    assert not lifetime.stopping
