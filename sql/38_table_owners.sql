@@ -294,28 +294,37 @@ COMMENT ON TRIGGER follow_old_embedding ON pgembed.embedding IS 'The job table a
 
 
 -- What workers need on users' tables is granted by whoever owns these.
-CREATE OR REPLACE FUNCTION pgembed._source_privileges(e pgembed.embedding)
+CREATE OR REPLACE FUNCTION pgembed._missing_privileges(e pgembed.embedding, worker regrole)
 RETURNS TABLE (relation regclass, privileges text)
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT e.source, format(
-        'SELECT (%s), UPDATE (%I)',
-        (
-            SELECT string_agg(DISTINCT quote_ident(c), ', ')
-            FROM unnest(e.key_columns || e.content_columns
-                || CASE WHEN e.target = e.source THEN ARRAY[e.target_column] ELSE '{}' END) AS c
-        ),
+    SELECT e.source, format('%s (%s)', w.privilege, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum))
+    FROM (
+        SELECT 'SELECT', e.key_columns || e.content_columns
+            || CASE WHEN e.target = e.source THEN ARRAY[e.target_column] ELSE '{}' END
+            -- Columns that were renamed, for a while perhaps.
+            || CASE WHEN pgembed._fault(e) IS NULL THEN '{}' ELSE pgembed._watched_columns(e) END
+        UNION ALL
         -- To lock a row takes UPDATE on some column, also where no column of it is written.
-        CASE WHEN e.target = e.source THEN e.target_column ELSE e.content_columns[1] END
+        SELECT 'UPDATE', ARRAY[CASE WHEN e.target = e.source THEN e.target_column ELSE e.content_columns[1] END]
+    ) AS w (privilege, columns)
+    INNER JOIN pg_catalog.pg_attribute AS a
+        ON a.attrelid = e.source AND a.attname = ANY (w.columns) AND NOT a.attisdropped
+    WHERE NOT EXISTS (
+        SELECT FROM aclexplode(a.attacl) AS x WHERE x.grantee = worker AND x.privilege_type = w.privilege
     )
-    WHERE pgembed._fault(e) IS NULL
+    GROUP BY w.privilege
     UNION ALL
-    SELECT e.target, 'SELECT, INSERT, DELETE'
-    WHERE e.target <> e.source AND pgembed._exists(e.target);
+    SELECT e.target, w.privilege
+    FROM pg_catalog.pg_class AS c
+    CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) AS w (privilege)
+    WHERE c.oid = e.target AND e.target <> e.source AND NOT EXISTS (
+        SELECT FROM aclexplode(c.relacl) AS x WHERE x.grantee = worker AND x.privilege_type = w.privilege
+    );
 $$;
-COMMENT ON FUNCTION pgembed._source_privileges(pgembed.embedding) IS
-'SQL: what a worker has to be granted on the tables of an embedding.';
+COMMENT ON FUNCTION pgembed._missing_privileges(pgembed.embedding, regrole) IS
+'SQL: what a worker''s role is yet to be granted on the tables of an embedding, as far as their columns exist. Not what it has: a transaction that grants it anew would be in the way of others.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._grant_schema(relation regclass, worker regrole)
@@ -352,12 +361,14 @@ DECLARE
 BEGIN
     FOR granted IN
         SELECT p.*, w AS worker
-        FROM pgembed._source_privileges(e) AS p, pgembed._worker_roles() AS w
+        FROM pgembed._worker_roles() AS w, pgembed._missing_privileges(e, w) AS p
         WHERE e.kind = 'kept'
     LOOP
         EXECUTE format('GRANT %s ON %s TO %s', granted.privileges, granted.relation, granted.worker);
-        PERFORM pgembed._grant_schema(granted.relation, granted.worker);
     END LOOP;
+    PERFORM pgembed._grant_schema(r, w)
+    FROM pgembed._worker_roles() AS w, unnest(ARRAY[e.source, e.target]) AS r
+    WHERE e.kind = 'kept' AND pgembed._exists(r);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._grant_source(pgembed.embedding) IS

@@ -120,8 +120,8 @@ BEGIN
         '_drop_unfinished_indexes _forget_embedding '
         '_fits _former_owner _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _held_privileges _in_schema_of '
         '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
-        '_key_list _key_match _live _operator_class _owner _owns _partition_triggers _queue_attached _queue_depths _queue_stale '
-        '_refuse_stranger _retyped_keys _revoke_source _source_privileges _template_expression '
+        '_key_list _key_match _live _missing_privileges _operator_class _owner _owns _partition_triggers _queue_attached _queue_depths _queue_stale '
+        '_refuse_stranger _retyped_keys _revoke_source _template_expression '
         '_template_tokens _trigger_function _trigger_name _trigger_routine _try_lock _try_lock_by_plan _vector_type _wake '
         '_watched_columns _watches_wrongly _with_partitions _worker_roles _check_embedding _block') AS r;
 END;

@@ -128,21 +128,43 @@ def test_dropping_twice_at_once(db: Connection, after: While) -> None:
     assert error.message_primary == "the embedding 'docs_body' was dropped meanwhile"
 
 
-@pytest.mark.parametrize("second", ["docs_body", "docs_title"])
-def test_reconciling_twice_at_once(
-    dsn: str, db: Connection, worker: SqlWorker, after: While, second: str
-) -> None:
-    """One embedding, or two of a table, where a role may read columns for both."""
+@pytest.fixture
+def _granted(dsn: str, db: Connection, worker: SqlWorker) -> Iterator[None]:
+    """Declare two embeddings of a table, on which a role of workers has its rights."""
     documents(db, "one")
     declare(db, "docs", "body")
     declare(db, "docs", "title")
-    reconcile = "SELECT pgembed.reconcile('{}')"
     with ordinary_role(dsn, may_create=False) as role_dsn:
-        role = make_url(role_dsn).username
-        rows(db, f"SELECT pgembed.grant_worker('{role}')")
-        assert after(reconcile.format("docs_body"), reconcile.format(second)) is None
+        rows(db, f"SELECT pgembed.grant_worker('{make_url(role_dsn).username}')")
+        yield
+
+
+@pytest.mark.usefixtures("_granted")
+@pytest.mark.parametrize("second", ["docs_body", "docs_title"])
+def test_reconciling_twice_at_once(
+    db: Connection, worker: SqlWorker, after: While, second: str
+) -> None:
+    reconcile = "SELECT pgembed.reconcile('{}')"
+    assert after(reconcile.format("docs_body"), reconcile.format(second)) is None
     worker.drain()
     assert_converged(db, second)
+
+
+@pytest.mark.usefixtures("_granted")
+def test_reconciling_and_declaring_at_once(
+    db: Connection, worker: SqlWorker, other: Connection
+) -> None:
+    """What workers are granted already is not granted anew: neither waits."""
+    reconcile = "SELECT pgembed.reconcile('docs_body')"
+    other.execute("SET lock_timeout = '5s'")
+    with db.transaction():
+        rows(db, reconcile)
+        declare(other, "docs", "price", name="first", chunk_tokens=8)
+    with db.transaction():
+        declare(db, "docs", "price", name="second", chunk_tokens=8)
+        rows(other, reconcile)
+    worker.drain()
+    assert_converged(db, "docs_body")
 
 
 @pytest.mark.parametrize("options", ["", ", chunk_tokens => 8"])

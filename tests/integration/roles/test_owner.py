@@ -611,6 +611,30 @@ def test_what_workers_hold_of_columns_that_were_replaced_is_taken_back(
     assert value(connection, HELD) == 0
 
 
+@pytest.mark.parametrize("renamed", ["title", "body"])
+def test_what_another_embedding_needs_stays_while_a_column_is_renamed(
+    olga: Connection, walter: Connection, connection: Connection, renamed: str
+) -> None:
+    """It needs it again when the column has its name back."""
+    create_docs(olga)
+    olga.execute("ALTER TABLE docs ADD title text")
+    olga.execute(
+        "SELECT pgembed.create_embedding("
+        "'docs', '{title}: {body}', 'tiny', name => 'both')"
+    )
+    before = value(connection, HELD)
+    declare(olga)
+    olga.execute(f"ALTER TABLE docs RENAME {renamed} TO former".encode())
+    olga.execute("SELECT pgembed.drop_embedding('docs_body', true)")
+    assert value(connection, HELD) == before
+    connection.execute("SELECT pgembed.revoke_all('pgembed_worker')")
+    connection.execute("SELECT pgembed.create_roles()")
+    assert value(connection, HELD) == before
+    olga.execute(f"ALTER TABLE docs RENAME former TO {renamed}".encode())
+    drain(walter)
+    assert_converged(connection, "both")
+
+
 def test_what_workers_were_granted_for_other_reasons_stays(
     olga: Connection, connection: Connection
 ) -> None:
