@@ -46,6 +46,17 @@ class _Term:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Operand:
+    """A column that a filter names."""
+
+    expression: str
+    path: list[str] | None
+    json: bool
+    object: bool
+    """Whether to_jsonb() may make an object of it that is no JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
 class _Number:
     """A number as it is written, which a float need not hold."""
 
@@ -57,10 +68,10 @@ _Parts = list[str | _Term]
 
 
 class RowTexts:
-    """SQL for the texts that conditions have for a row of *asking*."""
+    """SQL for the texts that conditions on *source* have for a row of *asking*."""
 
-    def __init__(self, connection: Connection, asking: Source) -> None:
-        self.connection, self.asking = connection, asking
+    def __init__(self, connection: Connection, source: Source, asking: Source) -> None:
+        self.connection, self.source, self.asking = connection, source, asking
         self.parameters: list[Any] = []
         """What the expressions refer to, as $1 and so on."""
 
@@ -119,10 +130,11 @@ class RowTexts:
         return f"{self._parameter(text)}::pg_catalog.text"
 
     def _term(self, term: _Term) -> str:
-        expression, path = self._operand(term)
+        operand = self._operand(self.asking, term.asking, "of the row that asks: ")
+        document = f"pg_catalog.to_jsonb({self._readable(operand, term)})"
         value = (
-            f"pgembed._json_value(pg_catalog.to_jsonb({expression}), "
-            f"{self._parameter(path or [])}::pg_catalog._text)::pg_catalog.text"
+            f"pgembed._json_value({document}, "
+            f"{self._parameter(operand.path or [])}::pg_catalog._text)::pg_catalog.text"
         )
         before = f"{{{json.dumps(term.column)}: {{{json.dumps(term.operator)}: "
         parts = [self._text(before), value, self._text("}}")]
@@ -130,15 +142,27 @@ class RowTexts:
         unknown = self._text(_ALL if term.negated else _NONE)
         return f"coalesce({concatenated}, {unknown})"
 
-    def _operand(self, term: _Term) -> tuple[str, list[str] | None]:
-        with refusals("of the row that asks: "):
-            found: tuple[str, list[str] | None] = fetch_one(
+    def _readable(self, operand: _Operand, term: _Term) -> str:
+        """Return what a column of the row that asks is in JSON.
+
+        A row, or an hstore, is an object there, as which only JSON can be compared.
+        """
+        if operand.object and not self._operand(self.source, term.column, "").json:
+            return f"{operand.expression}::pg_catalog.text"
+        return operand.expression
+
+    def _operand(self, table: Source, column: str, where: str) -> _Operand:
+        with refusals(where):
+            found = fetch_one(
                 self.connection,
-                "SELECT expression, path FROM pgembed._filter_operand("
-                "%s::pg_catalog.text::pg_catalog.regclass, %s, %s)",
-                [self.asking.relation, term.asking, self.asking.alias],
+                "SELECT o.expression, o.path, o.kind IN (114::oid, 3802::oid), "
+                "t.typcategory IN ('C', 'U') AND o.kind NOT IN (114::oid, 3802::oid) "
+                "FROM pgembed._filter_operand("
+                "%s::pg_catalog.text::pg_catalog.regclass, %s, %s) AS o "
+                "INNER JOIN pg_catalog.pg_type AS t ON t.oid = o.kind",
+                [table.relation, column, table.alias],
             )
-        return found
+        return _Operand(*found)
 
 
 def _joined(expressions: Iterator[str] | Sequence[str]) -> str:

@@ -237,7 +237,7 @@ class Join:
         """Return the distinct conditions, and for each row (q,) which is its own."""
         text = canonical(self.filter)
         members = np.zeros(len(ids), np.int64)
-        texts = RowTexts(self.connection, self.asking)
+        texts = RowTexts(self.connection, self.source, self.asking)
         by_row = {
             name: expression
             for name, expression in (

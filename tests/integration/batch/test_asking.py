@@ -243,6 +243,41 @@ def test_only_joins_have_a_row_that_asks(
         )
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"pair": {"asking": "pair"}}, [2, 2, 0, 2, 0]),
+        ({"stock": {"asking": "stock"}}, [2, 0, 2, 0, 2]),
+        ({"stock": {"asking": {"contains": "stock"}}}, [2, 3, 2, 0, 2]),
+        ({"tag": {"asking": "pair"}}, [0, 0, 0, 0, 1]),
+        # As documents they are objects.
+        ({"meta": {"asking": "pair"}}, [1, 1, 0, 1, 0]),
+        ({"meta": {"asking": {"contains": "stock"}}}, [0, 3, 0, 0, 0]),
+    ],
+)
+def test_rows_and_hstore(
+    connection: Connection, given: dict[str, Any], found: list[int]
+) -> None:
+    connection.execute(
+        """
+        CREATE EXTENSION hstore;
+        CREATE TYPE pair AS (a int, b text);
+        CREATE DOMAIN stock AS hstore;
+        CREATE TABLE t (id int PRIMARY KEY, v vector(2), pair pair, stock stock,
+            tag text, meta jsonb);
+        INSERT INTO t VALUES
+            (1, '[1,1]', '(1,"x ""y"", z")', 'a=>1, b=>"x "', '', '{}'),
+            (2, '[1,2]', '(1,"x ""y"", z")', '', '(2,)', '{}'),
+            (3, '[1,3]', NULL, 'a=>1, b=>"x "', '', '{"a": 1, "b": "x \\"y\\", z"}'),
+            (4, '[1,4]', '(1,"x ""y"", z")', NULL, '', '[]'),
+            (5, '[1,5]', '(2,)', 'a=>1, b=>"x "', '', '{}')
+        """
+    )
+    name = adopt(connection, "t")
+    related = pgembed.knn_join(connection, name, filter=given, recall=1.0).related
+    assert related.counts.tolist() == found
+
+
 def test_many_references(shared: Connection, kinds: str) -> None:
     """More than a function of PostgreSQL's takes arguments."""
     many = {"or": [{"n": {"asking": "n"}}] * 150}
