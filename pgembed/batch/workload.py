@@ -190,17 +190,18 @@ def canonical(given: Any) -> str | None:
         return None
     try:
         return _canonical_text(given) if isinstance(given, str) else _dumped(given)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise FilterError(
-            f"the filter {_shown(given)} is no JSON: {error}; write it like "
+            f"the filter {shown(given)} is no JSON: {error}; write it like "
             '{"price": {"lt": 100}}'
         ) from None
 
 
-def _shown(given: Any) -> str:
+def shown(given: Any) -> str:
+    """Return what an error calls a value: its repr, or its type where that has none."""
     try:
         return repr(given)
-    except ValueError:  # a number of thousands of digits, which has none
+    except (ValueError, RecursionError):  # thousands of digits, or one in another
         return f"({type(given).__name__})"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
+from pgembed.batch.workload import shown
 from pgembed.errors import FilterError
 
 
@@ -16,22 +18,28 @@ def checked(given: Any) -> Any:
     """
     try:
         json.dumps(given, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FilterError(_reason(given, error)) from None
+    return given
+
+
+def _reason(given: Any, error: Exception) -> str:
+    with contextlib.suppress(RecursionError):  # it may be in itself
         for path, value in _leaves(given, ()):
             if not _is_plain(value):
-                raise FilterError(
+                return (
                     f"the filter compares {'.'.join(path) or 'a column'} with "
-                    f"{value!r}, for which JSON has no value: pass it as text, "
-                    "str(value), which is read as the column's type"
-                ) from None
-        raise FilterError(f"the filter {given!r} is no JSON: {error}") from None
-    return given
+                    f"{shown(value)}, for which JSON has no value: pass it as text, "
+                    "which is read as the column's type"
+                )
+    return f"the filter {shown(given)} is no JSON: {error}"
 
 
 def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(value, dict):
         for key, each in value.items():
-            yield from _leaves(each, (*path, str(key)))
+            name = key if isinstance(key, str) else shown(key)
+            yield from _leaves(each, (*path, name))
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _leaves(each, path)

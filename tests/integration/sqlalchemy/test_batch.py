@@ -52,6 +52,11 @@ from tests.integration.sqlalchemy.models import Article, Author, Base, Tag
 from tests.integration.sqlalchemy.test_search import CRITERIA, QUERY, Change
 
 draw = random.Random(3)
+ENDLESS: dict[str, Any] = {"year": 1}
+ENDLESS["and"] = [ENDLESS]
+DEEP: dict[str, Any] = {}
+for _ in range(100_000):
+    DEEP = {"not": DEEP}
 QUERIES = [[draw.gauss(0, 1) for _ in range(3)] for _ in range(12)]
 
 
@@ -586,6 +591,10 @@ def test_arguments_that_only_look_right(session: Session, engine: Engine) -> Non
         ({"year": float("nan")}, "year with nan"),
         ({"year": {1, 2}}, r"year with \{1, 2\}"),
         ({("year",): 1}, "is no JSON: keys must be"),
+        ({"id": 10**5000}, r"compares id with \(int\), .* pass it as text"),
+        ({10**5000: 1}, r"filter \(dict\) is no JSON"),
+        (ENDLESS, "is no JSON: Circular"),
+        (DEEP, r"filter \(dict\) is no JSON: maximum recursion"),
     ],
 )
 def test_filters_with_values_that_json_has_not(given: Any, why: str) -> None:

@@ -55,6 +55,7 @@ def test_no_queries() -> None:
         ({"predicates": ["a"] * 4}, SettingError, "4 predicates for 3"),
         ({"filters": ["{", None, None]}, FilterError, "no JSON"),
         ({"filters": [{"a": object()}] * 3}, FilterError, "no JSON"),
+        ({"filters": "[" * 100_000}, FilterError, "no JSON: maximum recursion"),
         ({"predicates": " \n"}, FilterError, "follows WHERE"),
         ({"k": 0}, SettingError, "must be from 1 to 10000"),
         ({"k": [1, 2]}, SettingError, "one per query"),
