@@ -213,6 +213,12 @@ EXCEPTION
     WHEN insufficient_resources OR operator_intervention OR system_error THEN
         RAISE;  -- the server's, and nothing about this embedding
     WHEN OTHERS THEN
+        -- What DDL beside it does to any statement is over the next time. PostgreSQL says these in English alone.
+        IF SQLSTATE = 'XX000'
+            AND SQLERRM ~ '^(tuple concurrently|cache lookup failed for|could not open relation with OID) '
+        THEN
+            RETURN false;
+        END IF;
         -- Of this embedding's tables, types or triggers: the others go on.
         PERFORM pgembed._block(embedding, SQLERRM);
         RETURN false;

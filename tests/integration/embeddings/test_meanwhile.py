@@ -256,3 +256,19 @@ def test_a_declaration_elsewhere(
     assert value(db, "SELECT count(*) FROM pgembed.embedding") == (
         2 if "former" in second else 3
     )
+
+
+def test_rights_that_are_granted_meanwhile(
+    db: Connection, worker: SqlWorker, after: While
+) -> None:
+    """A trigger's function cannot be replaced then: that is for the next look."""
+    documents(db, "one")
+    name = declare(db, "docs", "body")
+    worker.drain()
+    db.execute("ALTER TABLE docs DROP body CASCADE")
+    db.execute("ALTER TABLE docs ADD body text DEFAULT 'two'")
+    grant = "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgembed TO CURRENT_USER"
+    assert after(grant, "SELECT FROM pgembed._work()") is None
+    assert value(db, "SELECT blocked FROM pgembed.embedding") is None
+    worker.drain()
+    assert_converged(db, name)
