@@ -382,6 +382,27 @@ def test_keys_are_refused_to_those_who_may_not_read_them(
         theirs.close()
 
 
+@pytest.mark.parametrize("few_by_sql", [True, False])
+def test_rights_on_columns_are_enough_with_those_on_versions(
+    connection: Connection, dsn: str, connect: Connect, few_by_sql: bool
+) -> None:
+    name = create(connection)
+    with ordinary_role(dsn, may_create=False) as role:
+        user = conninfo_to_dict(role)["user"]
+        connection.execute(unsafe(f"SELECT pgembed.grant_batch('{user}')"))
+        connection.execute(unsafe(f"GRANT SELECT (id, v) ON p TO {user}"))
+        theirs = connect(role)
+        queries = Points(2).take(60)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            search_batch(theirs, name, queries, few_by_sql=few_by_sql)
+        connection.execute(
+            unsafe(f"GRANT SELECT (ctid, xmin, tableoid) ON p TO {user}")
+        )
+        answer = search_batch(theirs, name, queries, few_by_sql=few_by_sql)
+        assert answer.counts.tolist() == [10] * 60
+        theirs.close()
+
+
 def advice(connection: Connection) -> str:
     """Return what the only layout is said to need."""
     row = connection.execute("SELECT advice FROM pgembed.layouts").fetchone()
