@@ -35,7 +35,13 @@ BEGIN
         END;
         BEGIN
             PERFORM pg_advisory_xact_lock(pgembed._declaration_lock());
-            RAISE SQLSTATE 'PE001';
+            -- Its turn has come: if this were let go of again, of many that wait none would get on.
+            BEGIN
+                EXECUTE format('LOCK TABLE %s IN %s MODE NOWAIT', source, lock_mode);
+                RETURN;
+            EXCEPTION
+                WHEN lock_not_available THEN RAISE SQLSTATE 'PE001';
+            END;
         EXCEPTION
             WHEN SQLSTATE 'PE001' THEN NULL;  -- So is the other lock, which was waited for.
         END;

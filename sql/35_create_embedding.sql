@@ -49,6 +49,7 @@ BEGIN
                 HINT = 'Choose another column: target_column => ''...''.';
         END IF;
     END IF;
+    PERFORM pgembed._refuse_stranger(source);
     PERFORM pgembed._lock_to_declare(source, CASE
         WHEN e.target_column <> ALL (pgembed._columns(source)) THEN 'ACCESS EXCLUSIVE'
         ELSE 'SHARE ROW EXCLUSIVE' END);

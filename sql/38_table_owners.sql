@@ -307,7 +307,10 @@ AS $$
             || CASE WHEN pgembed._fault(e) IS NULL THEN '{}' ELSE pgembed._watched_columns(e) END
         UNION ALL
         -- To lock a row takes UPDATE on some column, also where no column of it is written.
-        SELECT 'UPDATE', ARRAY[CASE WHEN e.target = e.source THEN e.target_column ELSE e.content_columns[1] END]
+        SELECT 'UPDATE', CASE
+            WHEN e.target = e.source THEN ARRAY[e.target_column]
+            WHEN e.content_columns[1] = ANY (pgembed._columns(e.source)) THEN e.content_columns[1:1]
+            ELSE ARRAY(SELECT unnest(pgembed._watched_columns(e)) EXCEPT SELECT unnest(e.key_columns)) END
     ) AS w (privilege, columns)
     INNER JOIN pg_catalog.pg_attribute AS a
         ON a.attrelid = e.source AND a.attname = ANY (w.columns) AND NOT a.attisdropped

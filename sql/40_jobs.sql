@@ -195,6 +195,13 @@ BEGIN
         IF NOT FOUND THEN
             RETURN false;
         END IF;
+        -- Who reads them is not waited for: he may ask for a table that was locked before this.
+        IF EXISTS (
+            SELECT FROM unnest(ARRAY[to_regclass(pgembed._job_table(e.id)), e.target]) AS r
+            WHERE pgembed._exists(r) AND NOT pgembed._try_lock(r, 'ACCESS EXCLUSIVE')
+        ) THEN
+            RETURN false;
+        END IF;
         PERFORM pgembed._forget_embedding(e.name);
         RETURN true;
     END IF;

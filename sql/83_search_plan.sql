@@ -29,12 +29,11 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
 AS $$
 DECLARE
     before pg_catalog.text[] := pgembed._apply_settings(settings);
-    -- Plan (cost=START..TOTAL rows=ROWS width=BYTES)
-    estimates pg_catalog.text := pg_catalog.split_part(
-        pgembed._estimate(probe, query, k, arguments), '(cost=', 2);
+    estimates pg_catalog.text[] := pg_catalog.regexp_match(
+        pgembed._estimate(probe, query, k, arguments), E'\\.\\.(\\S+) rows=(\\S+) width=\\d+\\)');
 BEGIN
-    rows := pg_catalog.split_part(pg_catalog.split_part(estimates, ' rows=', 2), ' ', 1);
-    planner_cost := pg_catalog.split_part(pg_catalog.split_part(estimates, '..', 2), ' ', 1);
+    rows := estimates[2];
+    planner_cost := estimates[1];
     PERFORM pgembed._apply_settings(before);
 END;
 $$;

@@ -25,7 +25,9 @@ DECLARE
     filenodes jsonb;
     passed bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint - (origin ->> 'transaction')::bigint;
 BEGIN
-    IF origin ->> 'database' IS DISTINCT FROM pgembed._database_name() THEN
+    IF NOT origin ? 'database' THEN
+        RETURN 'it was built by an earlier version of pgembed';
+    ELSIF origin ->> 'database' IS DISTINCT FROM pgembed._database_name() THEN
         RETURN 'it was built in another database';
     END IF;
     SELECT coalesce(jsonb_agg(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import resource
 import shutil
 import tempfile
@@ -380,6 +381,26 @@ def test_keys_are_refused_to_those_who_may_not_read_them(
         answer = search_batch(theirs, name, Points(2).take(60), layouts=tmp_path)
         assert answer.counts.tolist() == [10] * 60
         theirs.close()
+
+
+def test_a_layout_that_does_not_say_of_which_database_it_is(
+    connection: Connection, tmp_path: Path
+) -> None:
+    name = create(connection)
+    build_layout(connection, name, root=tmp_path)
+    connection.execute(
+        "UPDATE pgembed.layout SET description = description #- '{origin,database}'"
+    )
+    [file] = tmp_path.rglob("layout.json")
+    description = json.loads(file.read_text())
+    del description["origin"]["database"]
+    file.write_text(json.dumps(description))
+    reason = "it was built by an earlier version of pgembed"
+    assert advice(connection).startswith(f"rebuild: {reason}")
+    report = search_batch(
+        connection, name, Points(2).take(6), layouts=tmp_path, few_by_sql=False
+    ).report
+    assert report.layout == f"not used: {reason}"
 
 
 @pytest.mark.parametrize("few_by_sql", [True, False])

@@ -284,6 +284,25 @@ def test_small_tables_are_enqueued_together_and_a_large_one_alone(
     ]
 
 
+@pytest.mark.parametrize("chunk_tokens", [None, 8])
+def test_the_queue_of_a_dropped_table_that_a_user_reads(
+    db: Connection, worker: SqlWorker, user: Connection, chunk_tokens: int | None
+) -> None:
+    """It is forgotten later, and what came before it is not held meanwhile."""
+    db.execute("CREATE TABLE other (id int PRIMARY KEY, body text)")
+    db.execute("INSERT INTO other VALUES (1, 'x')")
+    declare(db, "other", "body")
+    documents(db, "one")
+    declare(db, "docs", "body", chunk_tokens=chunk_tokens)
+    db.execute("DROP TABLE docs")
+    user.execute("SELECT FROM pgembed.job_2")
+    assert worker.work() == {"other_body": 1}
+    user.execute("ALTER TABLE other ADD price int")
+    user.commit()
+    worker.work()
+    assert rows(db, "SELECT name FROM pgembed.embedding") == [("other_body",)]
+
+
 def test_a_pause_that_is_not_committed_stops_nobody(
     db: Connection, worker: SqlWorker, user: Connection, name: str
 ) -> None:

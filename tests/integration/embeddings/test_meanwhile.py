@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -256,6 +257,30 @@ def test_a_declaration_elsewhere(
     assert value(db, "SELECT count(*) FROM pgembed.embedding") == (
         2 if "former" in second else 3
     )
+
+
+def test_many_declarations_at_once(dsn: str, db: Connection, worker: SqlWorker) -> None:
+    """Each has its turn: they do not take it from one another for ever."""
+    tables = [f"t{number}" for number in range(12)]
+    for table in ("first", *tables):
+        db.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, body text)".encode())
+    call = "SELECT pgembed.create_embedding(%s::regclass, 'body', 'tiny')"
+    transaction = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(connect(dsn, purpose="other")) for _ in tables]
+        pool = stack.enter_context(ThreadPoolExecutor(len(tables)))
+        with db.transaction():
+            value(db, call, "first")
+            before = value(sessions[0], transaction)
+            futures = [
+                pool.submit(rows, session, call, table)
+                for session, table in zip(sessions, tables, strict=True)
+            ]
+            for session, future in zip(sessions, futures, strict=True):
+                wait_for_lock(db, session, future)
+        for future in futures:
+            future.result()
+    assert value(db, transaction) - before < 10 * len(tables)
 
 
 def test_rights_that_are_granted_meanwhile(

@@ -635,6 +635,33 @@ def test_what_another_embedding_needs_stays_while_a_column_is_renamed(
     assert_converged(connection, "both")
 
 
+def test_what_another_embedding_with_chunks_needs_stays(
+    olga: Connection, connection: Connection
+) -> None:
+    create_docs(olga)
+    declare(olga, ", chunk_tokens => 8, name => 'cut'", "cut")
+    before = value(connection, HELD)
+    declare(olga, ", chunk_tokens => 8")
+    olga.execute("ALTER TABLE docs RENAME body TO former")
+    olga.execute("SELECT pgembed.drop_embedding('docs_body', true)")
+    assert value(connection, HELD) == before
+
+
+def test_who_does_not_own_a_table_locks_nobody_out(
+    olga: Connection, connection: Connection
+) -> None:
+    """He is refused before he waits for a lock, and others behind him."""
+    connection.execute("CREATE TABLE public.theirs (id int PRIMARY KEY, body text)")
+    connection.execute("GRANT SELECT, UPDATE ON public.theirs TO olga")
+    with connection.transaction():
+        connection.execute("LOCK TABLE public.theirs IN ACCESS SHARE MODE")
+        olga.execute("SET lock_timeout = '1s'")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="be owner of"):
+            olga.execute(
+                "SELECT pgembed.create_embedding('public.theirs', 'body', 'tiny')"
+            )
+
+
 def test_what_workers_were_granted_for_other_reasons_stays(
     olga: Connection, connection: Connection
 ) -> None:
