@@ -286,11 +286,10 @@ def _exact_floats(connection: Connection) -> Iterator[None]:
 
     An error in the block ends the transaction, or savepoint, which restores it.
     """
-    name, change = "extra_float_digits", "SELECT pg_catalog.set_config($1, $2, true)"
-    ((before,),) = fetch(connection, "SELECT pg_catalog.current_setting($1)", [name])
-    fetch(connection, change, [name, "1"])
+    apply = "SELECT pgembed._apply_settings($1::pg_catalog._text)"
+    ((before,),) = fetch(connection, apply, [["extra_float_digits", "1"]])
     yield
-    fetch(connection, change, [name, before])
+    fetch(connection, apply, [before])
 
 
 def _check(source: Source, asking: Source) -> None:

@@ -112,15 +112,19 @@ def test_a_table_that_cannot_be_read_hides_no_other(
     assert "permission denied" in status(scratch, "other_body")["state"]
 
 
-def test_failures_in_a_queue_that_is_locked_hide_no_others(
-    dsn: str, db: Connection, worker: SqlWorker, connect: Connect
-) -> None:
+def fail_twice(db: Connection, worker: SqlWorker) -> None:
+    """Have two embeddings, first and second, each with a failure."""
     documents(db, "one")
     for name in ("first", "second"):
         declare(db, "docs", "body", name=name, chunk_tokens=8)
-    for name in ("first", "second"):
         worker.work()
         assert worker.fail(worker.claim(name), max_attempts=1) == 1
+
+
+def test_failures_in_a_queue_that_is_locked_hide_no_others(
+    dsn: str, db: Connection, worker: SqlWorker, connect: Connect
+) -> None:
+    fail_twice(db, worker)
     said: list[str] = []
     db.add_notice_handler(lambda d: said.append(d.message_primary or ""))
     with connect(dsn, autocommit=False) as blocker:
@@ -136,11 +140,7 @@ def test_failures_in_a_queue_that_is_locked_hide_no_others(
 def test_failures_while_an_embedding_is_dropped_hide_no_others(
     dsn: str, db: Connection, worker: SqlWorker, connect: Connect
 ) -> None:
-    documents(db, "one")
-    for name in ("first", "second"):
-        declare(db, "docs", "body", name=name, chunk_tokens=8)
-        worker.work()
-        assert worker.fail(worker.claim(name), max_attempts=1) == 1
+    fail_twice(db, worker)
     dropper = connect(dsn, autocommit=False)
     dropper.execute("SELECT pgembed.drop_embedding('first')")
     with ThreadPoolExecutor(1) as pool:
