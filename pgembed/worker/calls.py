@@ -219,6 +219,9 @@ class CallServer:
             return None
 
     def _answer_short(self, model: Model, calls: Sequence[Call]) -> None:
+        if len(calls) == 1 and len(calls[0].contents) == 1:  # as most calls
+            self._answer([_answer_alone(model, calls[0])])
+            return
         together = _ShortCalls(model)
         self._join(together, calls)
         complete: list[AnsweredCall] = []
@@ -306,6 +309,13 @@ class CallServer:
         if answer is not None:
             self._long = None
             self._answer([(long.call, answer)])
+
+
+def _answer_alone(model: Model, call: Call) -> AnsweredCall:
+    try:
+        return call, model.run(model.tokenize(call.contents, call.group.side))
+    except Exception as error:
+        return call, _message(error)
 
 
 def _message(error: Exception) -> str:
