@@ -28,9 +28,10 @@ RETURN CASE name
     WHEN 'dimension' THEN 0.0015
     WHEN 'search' THEN 900
     WHEN 'visit' THEN 1
-    WHEN 'visit_dimension' THEN 0.03 END;
+    WHEN 'visit_dimension' THEN 0.03
+    WHEN 'overhead' THEN 1500 END;
 COMMENT ON FUNCTION pgembed._default_cost(text) IS
-'A constant of the cost model, in microseconds, as it was measured once: for what the planner says costs 1, for comparing a vector and for each of its dimensions, for starting in a graph of 200,000 rows, for visiting a vector there and for each of its dimensions.';
+'A constant of the cost model, in microseconds, as it was measured once: for what the planner says costs 1, for comparing a vector and for each of its dimensions, for starting in a graph of 200,000 rows, for visiting a vector there and for each of its dimensions, and for a search that compares nothing, which is mostly its planning.';
 
 
 -- One expression, which the planner puts in the place of the call.

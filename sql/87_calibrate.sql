@@ -44,6 +44,26 @@ COMMENT ON FUNCTION pgembed._time_of_index(pgembed.embedding, @extschema:vector@
 'The microseconds of reading a vector index with so much effort, averaged over queries.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._time_of_nothing(e pgembed.embedding, queries @extschema:vector@.vector[])
+RETURNS float8
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    total float8 := 0;
+    statement text := format('SELECT count(*) FROM pgembed.search(NULL::%s, $1, filter => %L, embedding => %L)',
+        e.source, jsonb_build_object(e.key_columns[1], NULL), e.name);
+BEGIN
+    FOR i IN 1..cardinality(queries) LOOP
+        total := total + pgembed._time_of(statement, queries[i], 1);
+    END LOOP;
+    RETURN total / cardinality(queries);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._time_of_nothing(pgembed.embedding, @extschema:vector@.vector[]) IS
+'The microseconds of a search whose filter no row passes, because keys are not NULL, averaged over queries.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._shared_cost(cost float8, dimensions integer, vector text, dimension text)
 RETURNS jsonb
 LANGUAGE plpgsql STABLE PARALLEL SAFE STRICT
@@ -95,7 +115,8 @@ BEGIN
     compared := pgembed._time_of(format('SELECT count(*) FROM (%s) AS d WHERE d.pgembed_distance < -1e300',
         pgembed._search_distances(e, 'true')), queries[1], 3);
     measured := jsonb_build_object('cost_planner', scan / greatest(planned.planner_cost, 1))
-        || pgembed._shared_cost(greatest(compared - scan, 0) / size.rows, e.dimensions, 'distance', 'dimension');
+        || pgembed._shared_cost(greatest(compared - scan, 0) / size.rows, e.dimensions, 'distance', 'dimension')
+        || jsonb_build_object('cost_overhead', pgembed._time_of_nothing(e, queries));
     IF (pgembed._usable_index(e, '{}')).method = 'hnsw' THEN
         PERFORM pgembed._time_of_index(e, queries, 400);
         low := pgembed._time_of_index(e, queries, 40);

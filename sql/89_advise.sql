@@ -322,6 +322,7 @@ DECLARE
     budget float8;
     filters jsonb;
     savings jsonb;
+    overhead float8 := pgembed._cost('overhead');
     total record;
     chosen record;
 BEGIN
@@ -330,8 +331,8 @@ BEGIN
         pgembed._index_row_bytes(e) * (pgembed._table_size(e.target)).rows);
     filters := (SELECT jsonb_agg(to_jsonb(f)) FROM pgembed._advice_filters(e, workload, k, recall) AS f);
     savings := (SELECT jsonb_agg(to_jsonb(s)) FROM pgembed._advice_savings(e, filters, k, recall) AS s);
-    SELECT sum(f.weight) AS searches, sum(f.weight * f.us) AS us, sum(f.weight * f.us) AS left_us,
-        jsonb_object_agg(f.filter::text, f.us) AS costs
+    SELECT sum(f.weight) AS searches, sum(f.weight * (f.us + overhead)) AS us,
+        sum(f.weight * (f.us + overhead)) AS left_us, jsonb_object_agg(f.filter::text, f.us) AS costs
     INTO total FROM jsonb_to_recordset(filters) AS f (filter jsonb, weight float8, us float8);
     FOR chosen IN
         WITH runs AS MATERIALIZED (

@@ -31,7 +31,7 @@ def test_settings_of_the_database() -> None:
         found.append((f"cost_{name}", default))
     assert table("pgembed\\.") == dict(found)
     # One default each.
-    assert len(set(found)) == len(dict(found)) == 9
+    assert len(set(found)) == len(dict(found)) == 10
 
 
 def test_settings_of_processes() -> None:

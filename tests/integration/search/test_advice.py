@@ -310,6 +310,19 @@ def covered(advised: Connection) -> Iterator[Connection]:
     advised.execute("SET pgembed.cost_dimension = 1")
 
 
+def test_what_any_search_costs_counts_in_the_prediction(covered: Connection) -> None:
+    workload(covered, ({"kind": 1, "price": {"lt": 100}}, 40))
+    predicted = []
+    for overhead in (0, 1000, 20_000):
+        covered.execute(f"SET pgembed.cost_overhead = {overhead}")
+        predicted.append(advice.advise(covered, "wares_v", workload="workload"))
+    covered.execute("RESET pgembed.cost_overhead")
+    low, middle, high = predicted
+    assert [e.statement for e in low] == [e.statement for e in high] != []
+    assert low[-1].speedup > middle[-1].speedup > high[-1].speedup > 1
+    assert low[-1].saved_ms == high[-1].saved_ms
+
+
 def test_columns_of_changing_filters_are_covered(covered: Connection) -> None:
     wheres = [{"kind": i, "price": {"lt": 100 + i}} for i in range(40)]
     workload(covered, *((where, 1) for where in wheres))

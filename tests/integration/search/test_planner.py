@@ -260,13 +260,15 @@ def test_a_table_nobody_analyzed(planned: Connection, mode: str) -> None:
 
 
 def test_calibration(planned: Connection) -> None:
-    names = {"planner", "distance", "dimension", "search", "visit", "visit_dimension"}
+    names = {"planner", "distance", "dimension", "search", "visit"}
+    names |= {"visit_dimension", "overhead"}
     with planned.transaction(force_rollback=True):
         rows = planned.execute("SELECT name, value FROM pgembed.calibrate('items_v')")
         measured = dict(rows)
         assert measured.keys() == {f"cost_{name}" for name in names}
         assert all(0 <= value < 1e6 for value in measured.values())
         assert measured["cost_planner"] > 0
+        assert measured["cost_overhead"] > 0
         # Of what a vector costs, each dimension has the share that it has by default.
         share = measured["cost_dimension"] / measured["cost_distance"]
         assert share == pytest.approx(0.0015 / 0.1, rel=0.01)
@@ -284,7 +286,7 @@ def test_calibration_of_a_table_of_any_name(planned: Connection) -> None:
     with planned.transaction(force_rollback=True):
         planned.execute('ALTER TABLE items RENAME TO "it$2ems"')
         rows = planned.execute("SELECT FROM pgembed.calibrate('items_v', false)")
-        assert len(rows.fetchall()) == 6
+        assert len(rows.fetchall()) == 7
 
 
 def test_calibration_needs_rows(planned: Connection) -> None:
