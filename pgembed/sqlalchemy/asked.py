@@ -208,7 +208,7 @@ def _hashable(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return type(value), tuple(map(_hashable, value))
     if isinstance(value, dict):
-        return dict, tuple((key, _hashable(each)) for key, each in value.items())
+        return dict, tuple((_hashable(k), _hashable(v)) for k, v in value.items())
     try:
         hash(value)
     except TypeError:

@@ -104,7 +104,8 @@ def search_batch(
     the session does autoflush. In an open READ COMMITTED transaction the batch runs
     again when rows with vectors change meanwhile; an open transaction with another
     isolation level sees its snapshot; without one, all is read in a snapshot that is
-    over when this returns.
+    over when this returns. Its role needs what ``pgembed.grant_batch`` grants beside
+    what a search does.
 
     Raises FilterError for a statement or criteria that a batch cannot answer,
     EmbeddingError for an embedding that cannot be searched, VectorError for queries

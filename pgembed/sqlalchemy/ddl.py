@@ -56,6 +56,7 @@ def _create_embedding(element: CreateEmbedding, compiler: DDLCompiler, **_: Any)
     source = compiler.preparer.format_table(
         Table(spec.table, MetaData(), schema=spec.schema)
     )
+    source = _undoubled(compiler.preparer, source)
     arguments = [
         f"{literal(compiler, source)}::pg_catalog.regclass",
         literal(compiler, spec.content),
@@ -169,7 +170,13 @@ def _place(connection: Connection, source: Table) -> str:
     """Return the name of a table, in the schema that it has there."""
     schema = connection.schema_for_object(source)
     preparer = connection.dialect.identifier_preparer
-    return preparer.format_table(Table(source.name, MetaData(), schema=schema))
+    place = preparer.format_table(Table(source.name, MetaData(), schema=schema))
+    return _undoubled(preparer, place)
+
+
+def _undoubled(preparer: Any, name: str) -> str:
+    """Return a name that becomes a value, without the drivers' double percent signs."""
+    return name.replace("%%", "%") if preparer._double_percents else name
 
 
 @contextlib.contextmanager

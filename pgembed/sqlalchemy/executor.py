@@ -172,7 +172,7 @@ def _lent(driver: Driver) -> Iterator[connections.Connection]:
 
 def bind_arguments(statement: Select[Any]) -> dict[str, Any]:
     """Return by what a session chooses the database for *statement*."""
-    entity = statement.column_descriptions[0]["entity"]
+    entity = statement.column_descriptions[0].get("entity")
     found: dict[str, Any] = {"clause": statement}
     return found if entity is None else {**found, "mapper": inspect(entity).mapper}
 

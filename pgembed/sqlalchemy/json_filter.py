@@ -16,6 +16,10 @@ def checked(given: Any) -> Any:
 
     Raises FilterError, which names the value, the column and the operator.
     """
+    if isinstance(given, str):
+        raise FilterError(
+            f"the filter {shown(given)} is a text: pass json.loads() of it"
+        )
     try:
         json.dumps(given, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

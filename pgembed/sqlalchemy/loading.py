@@ -78,7 +78,7 @@ class Rows:
 def _names(statement: Select[Any]) -> list[str]:
     """The name of the entity in a row; nothing for a table's columns."""
     described = statement.column_descriptions[0]
-    if described["entity"] is None:
+    if described.get("entity") is None:
         return []
     return [described["name"] or inspect(described["entity"]).mapper.class_.__name__]
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ColumnClause,
     ColumnElement,
     FromClause,
+    Select,
     Table,
     TableValuedAlias,
     and_,
@@ -100,6 +101,9 @@ class _Statement:
             return None
         if self._repeats_source([*others, *conditions]):
             return self._by_keys(compiler)
+        if others and self._correlates(conditions):
+            # In the EXISTS, it would have a source of its own.
+            return self._by_keys(compiler)
         condition = self._to_source(and_(True, *conditions))
         if others:
             condition = (
@@ -138,6 +142,19 @@ class _Statement:
     def _repeats_source(self, clauses: Iterable[Any]) -> bool:
         """Whether the name of the source means another row in these clauses."""
         return self.place != self.source and self.source in tables_of(clauses)
+
+    def _correlates(self, clauses: Iterable[Any]) -> bool:
+        """Whether a subquery names the source, and leaves it to SQLAlchemy which.
+
+        That looks at the SELECT right around the subquery, and no further.
+        """
+        return any(
+            isinstance(element, Select)
+            and element._auto_correlate
+            and self.place in tables_of([element])
+            for clause in clauses
+            for element in visitors.iterate(clause)
+        )
 
     def _to_source(self, condition: ColumnElement[Any]) -> ColumnElement[Any]:
         if self.place == self.source:

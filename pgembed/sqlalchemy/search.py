@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import BIT as PLAIN_BIT
 from sqlalchemy.dialects.postgresql import JSONB, REGCONFIG
-from sqlalchemy.orm import QueryableAttribute
+from sqlalchemy.orm import ColumnProperty, QueryableAttribute
 from sqlalchemy.sql.selectable import Alias
 from sqlalchemy.types import NullType, UserDefinedType
 
@@ -242,22 +242,31 @@ class _Target:
 def _target(embedding: Any, name: str | None) -> _Target:
     if isinstance(embedding, QueryableAttribute):
         return _attribute_target(embedding, name)
-    if isinstance(embedding, ColumnElement) and hasattr(embedding, "table"):
+    if getattr(embedding, "table", None) is not None:
         return _column_target(embedding, name)
-    raise EmbeddingError(
-        f"{embedding!r} is not an embedding: search(Model.body_embedding, …) takes "
+    raise _no_embedding(embedding)
+
+
+def _no_embedding(given: Any) -> EmbeddingError:
+    return EmbeddingError(
+        f"{given!r} is not an embedding: search(Model.body_embedding, …) takes "
         "an attribute made by Embedding(), or a vector column"
     )
 
 
 def _attribute_target(attribute: QueryableAttribute[Any], name: str | None) -> _Target:
-    found = attribute.property.info.get(INFO)
+    mapped = getattr(attribute, "property", None)  # hybrid properties have none
+    found = getattr(mapped, "info", {}).get(INFO)
     if isinstance(found, Chunks):
         source: Table = found.source
         known: str | None = name or found.spec.name
-    else:
-        base = attribute.property.columns[0]
+    elif isinstance(mapped, ColumnProperty):
+        base: Any = mapped.columns[0]
+        if getattr(base, "table", None) is None:
+            raise _no_embedding(attribute)
         source, known = base.table, name or _column_name(base)
+    else:
+        raise _no_embedding(attribute)
     parent = inspect(attribute.parent)
     keys = _keys(parent.selectable, source)
     return _Target(parent.entity, source, keys, known)

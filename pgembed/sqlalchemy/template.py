@@ -47,6 +47,9 @@ _SENT_AS = (
 # Of others, extra_float_digits may decide how many digits their text has.
 _WITHOUT_FLOATS = (Boolean, Date, DateTime, Integer, JSON, String, Time, Uuid)
 
+# PostgreSQL's limit is 100, the template among them.
+_MOST_ARGUMENTS = 99
+
 _HOLE = "\x00{}\x00"
 
 
@@ -91,7 +94,7 @@ class Template:
         values = []
         for number, parameter in enumerate(self._parameters):
             value = compiler.process(parameter, **options)
-            cast = "" if literal else _cast(parameter, compiler)
+            cast = _cast(parameter, compiler)
             typed = cast or _sent_as(parameter, compiler)
             # By number: a WITH stands before what was compiled earlier.
             text = text.replace(_HOLE.format(number), f"%{number + 1}$L{typed}")
@@ -103,6 +106,9 @@ class Template:
                 value = f"CAST({value} AS TEXT)"
             values.append(value)
         template = compiler.render_literal_value(text, String())
+        if len(values) > _MOST_ARGUMENTS:
+            texts = ", ".join(f"CAST({value} AS TEXT)" for value in values)
+            return f"pg_catalog.format({template}, VARIADIC ARRAY[{texts}])"
         return f"pg_catalog.format({template}, {', '.join(values)})"
 
 
@@ -256,4 +262,6 @@ def _writer(compiler: SQLCompiler) -> Any:
         compiler.dialect, None, schema_translate_map=compiler.schema_translate_map
     )
     writer.parameters = []
+    # Where SQLAlchemy notes with_loader_criteria(), for the subqueries.
+    writer._global_attributes = compiler._global_attributes
     return writer

@@ -8,6 +8,7 @@ import enum
 
 from sqlalchemy import ForeignKey, Numeric, String
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from pgembed.sqlalchemy import Embedding
@@ -56,6 +57,11 @@ class Article(Base):
     parent: Mapped[Article | None] = relationship(remote_side="Article.id")
 
     body_embedding = Embedding("body", model="tiny", index="none")
+
+    @hybrid_property
+    def is_old(self) -> bool:
+        """Whether it is of before 2000."""
+        return self.year < 2000
 
 
 class Tag(Base):

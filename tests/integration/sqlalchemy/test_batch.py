@@ -233,6 +233,9 @@ def test_core(articles: Engine) -> None:
             assert [row.id for row in rows] == [row.id for row in again]
             assert [row.title for row in rows] == [row.title for row in again]
             assert rows[0].distance == pytest.approx(again[0].distance, abs=1e-6)
+    with Session(articles) as session:
+        same = search_batch(session, statements[:2])
+    assert same == found[:2]
 
 
 def test_scoped_sessions(articles: Engine) -> None:

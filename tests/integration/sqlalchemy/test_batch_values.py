@@ -34,6 +34,7 @@ from sqlalchemy import (
     literal,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -242,8 +243,12 @@ _NOON = datetime.time(12, tzinfo=datetime.timezone(datetime.timedelta(hours=1)))
             lambda v: func.length(cast(literal(v, Numeric), String)),
         ),
         ((0.0, -0.0), lambda v: func.length(cast(literal(v, Float), String))),
+        (
+            ({1: "x"}, {True: "x"}),
+            lambda v: func.length(cast(literal(v, JSONB), String)),
+        ),
     ],
-    ids=["fold", "offset", "digits", "sign"],
+    ids=["fold", "offset", "digits", "sign", "keys"],
 )
 def test_values_that_python_calls_equal(
     session: Session, values: tuple[Any, Any], read: Make

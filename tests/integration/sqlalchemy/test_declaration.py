@@ -410,6 +410,21 @@ def test_checkfirst(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("unchanged")
+def test_percent_signs_in_names(engine: Engine) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Rate(Base):
+        __tablename__ = "rate%"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        body: Mapped[str]
+        body_embedding = Embedding("body", model="tiny")
+
+    assert created(engine, Base)["rate%_body"].source == '"rate%"'
+    Base.metadata.drop_all(engine)
+
+
+@pytest.mark.usefixtures("unchanged")
 def test_indexes_of_the_application(engine: Engine) -> None:
     """They are created when the vectors are there, by create_all() and by hand."""
 

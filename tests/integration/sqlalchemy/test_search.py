@@ -59,6 +59,8 @@ class Lowered(TypeDecorator[str]):
 other = aliased(Article)
 parent = aliased(Article, name="p%")
 recent = select(Article.id).where(Article.year > 2015).cte("recent")
+reply = aliased(Article, name="reply")
+german = with_loader_criteria(Author, Author.country == "de", include_aliases=True)
 first_word = (
     select(Tag.word)
     .where(Tag.article_id == Article.id)
@@ -207,6 +209,31 @@ CRITERIA: dict[str, Change] = {
     "loader criteria with a slice": lambda s: s.options(
         with_loader_criteria(Article, Article.labels[1:2] == ["a"])
     ),
+    "loader criteria of a relationship": lambda s: s.where(
+        Article.author.has()
+    ).options(german),
+    "loader criteria of a subquery": lambda s: s.where(
+        Article.author_id.in_(select(Author.id))
+    ).options(german),
+    "loader criteria of a joined subquery": lambda s: s.join(
+        someone := select(Author.id).subquery(), someone.c.id == Article.author_id
+    ).options(german),
+    "join and a correlated subquery": lambda s: s.join(Article.author).where(
+        Author.id > 3, exists().where(reply.parent_id == Article.id)
+    ),
+    "join and a correlated value": lambda s: s.join(Article.author).where(
+        select(func.count())
+        .where(reply.parent_id == Article.id, reply.author_id != Author.id)
+        .scalar_subquery()
+        == 1
+    ),
+    "jsonb position": lambda s: s.where(
+        func.jsonb_build_array(Article.title, Article.year, type_=JSONB)[1].astext
+        < "2000"
+    ),
+    "many values": lambda s: s.where(
+        or_(*(and_(Article.year == 1990 + i, Article.id > i) for i in range(70)))
+    ),
     "eager": lambda s: s.options(joinedload(Article.author, innerjoin=False)),
     "eager and join": lambda s: (
         s.join(Article.author)
@@ -239,6 +266,17 @@ def test_the_nearest_of_those_that_pass(session: Session, change: Change) -> Non
         expected = nearest(session, change, k)
         assert [row[0] for row in rows] == [row[0] for row in expected]
         assert [row[1] for row in rows] == pytest.approx([row[1] for row in expected])
+
+
+def test_statements_with_their_values_written_out(session: Session) -> None:
+    for name in ("jsonb position", "type with an expression"):
+        statement = CRITERIA[name](search(Article.body_embedding, QUERY, k=5))
+        written = statement.compile(
+            session.get_bind(), compile_kwargs={"literal_binds": True}
+        )
+        rows = session.connection().exec_driver_sql(str(written)).all()
+        expected = nearest(session, CRITERIA[name], 5)
+        assert [row.id for row in rows] == [row[0] for row in expected]
 
 
 @pytest.mark.parametrize("name", ["comparison", "rare", "tuples", "join", "enum list"])

@@ -457,8 +457,12 @@ def test_what_is_refused(session: Session) -> None:
             search(Article.body_embedding, vector)
     with pytest.raises(EmbeddingError, match=r"title is String.*Model\.body_embedding"):
         search(Article.title, QUERY)
-    with pytest.raises(EmbeddingError, match="not an embedding"):
-        search("body", QUERY)
+    label = Article.body_embedding.label("x")
+    for given in ("body", Article.author, Article.is_old, label):
+        with pytest.raises(EmbeddingError, match="not an embedding"):
+            search(given, QUERY)
+    with pytest.raises(FilterError, match=r"is a text: pass json\.loads"):
+        search(Article.body_embedding, QUERY, filter='{"year": 2000}')
     # The best of each author would be the best of all, as far as they are his.
     correlated = since().where(Article.author_id == Author.id)
     lateral = correlated.lateral()
