@@ -9,7 +9,9 @@ from typing import Any
 from alembic.autogenerate import comparators
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
-from sqlalchemy import Connection, Table
+from pgvector.sqlalchemy import BIT, HALFVEC, VECTOR
+from sqlalchemy import Column, Connection, Table
+from sqlalchemy.types import NullType
 
 from pgembed.alembic import vector_indexes
 from pgembed.alembic.inventory import Inventory, Place
@@ -23,9 +25,12 @@ from pgembed.alembic.operations import (
 )
 from pgembed.alembic.render import render_vectors
 from pgembed.errors import EmbeddingError
+from pgembed.sqlalchemy.ddl import named
 from pgembed.sqlalchemy.declaration import INFO, EmbeddingSpec, specs
 
 Schemas = set[str | None]
+
+_TYPES = {"vector": VECTOR, "halfvec": HALFVEC, "bit": BIT}
 
 
 def register() -> None:
@@ -98,7 +103,13 @@ def _compare(
     }
     upgrade.ops[:] = list(_cleaned(upgrade.ops, inventory))
     vector_indexes.compare(context, tables, upgrade)
-    _add(upgrade, declared, present, inventory.installed)
+    plain = {
+        (_place(table, default), column.name)
+        for table in tables
+        for column in table.columns
+        if INFO not in column.info
+    }
+    _add(upgrade, declared, present, inventory.installed, plain)
 
 
 def _by_name(given: Iterable[EmbeddingSpec]) -> dict[str, EmbeddingSpec]:
@@ -146,18 +157,22 @@ def _add(
     declared: dict[str, EmbeddingSpec],
     present: dict[str, EmbeddingSpec],
     installed: bool,
+    plain: set[tuple[Place, str]],
 ) -> None:
     """Add our operations: what is dropped, first; what is made or changed, last."""
     first: list[ops.MigrateOperation] = []
     last: list[ops.MigrateOperation] = []
     for name, spec in present.items():
         if name not in declared:
-            first.append(DropEmbeddingOp(name, spec=spec))
+            # The model may go on with the column, as one of its own.
+            kept = ((spec.schema, spec.table), spec.target_column) in plain
+            first.append(DropEmbeddingOp(name, drop_vectors=not kept, spec=spec))
     gone = set(_removed_columns(upgrade.ops))
     for name, spec in declared.items():
         before = present.get(name)
         if before is None:
-            last.append(CreateEmbeddingOp(spec))
+            takes_over = _take_over(upgrade.ops, spec)
+            last.append(CreateEmbeddingOp(spec, takes_over=takes_over))
         elif before != spec and _must_be_anew(before, spec, gone):
             first.append(DropEmbeddingOp(name, spec=before))
             last.append(CreateEmbeddingOp(spec))
@@ -195,11 +210,36 @@ def _taken(
                 operations.remove(operation)
         elif isinstance(operation, kind):
             index: Any = operation.to_index()  # type: ignore[attr-defined]
+            for name in index.dialect_options["postgresql"].get("include") or ():
+                if name not in index.table.c:  # Alembic adds it when it runs
+                    index.table.append_column(Column(name, NullType))
             place = operation.schema, operation.table_name  # type: ignore[attr-defined]
-            if any((*place, _name(column)) in columns for column in index.columns):
+            if any((*place, name) in columns for name in named(index)):
                 operations.remove(operation)
                 taken.append(operation)
     return taken
+
+
+def _take_over(operations: list[ops.MigrateOperation], spec: EmbeddingSpec) -> bool:
+    """Leave the column of vectors that an embedding is to keep in its place.
+
+    Returns whether there is one: a column of the application's own until now.
+    """
+    for operation in list(operations):
+        if isinstance(operation, ops.ModifyTableOps):
+            if _take_over(operation.ops, spec):
+                if not operation.ops:
+                    operations.remove(operation)
+                return True
+        elif isinstance(operation, ops.DropColumnOp):
+            place = operation.schema, operation.table_name, operation.column_name
+            column: Any = operation.to_column()
+            if place == (spec.schema, spec.table, spec.target_column) and isinstance(
+                column.type, _TYPES[spec.storage]
+            ):
+                operations.remove(operation)
+                return True
+    return False
 
 
 def _must_be_anew(

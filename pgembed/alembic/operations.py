@@ -29,10 +29,14 @@ KEEPING_VECTORS = frozenset({"content", "index", "on_change"})
 
 @Operations.register_operation("create_embedding")
 class CreateEmbeddingOp(MigrateOperation):
-    """``op.create_embedding``; reversed, drop_embedding."""
+    """``op.create_embedding``; reversed, drop_embedding.
 
-    def __init__(self, spec: EmbeddingSpec) -> None:
+    With *takes_over* the vector column is there before it, and after its reversal.
+    """
+
+    def __init__(self, spec: EmbeddingSpec, *, takes_over: bool = False) -> None:
         self.spec = spec
+        self.takes_over = takes_over
 
     @classmethod
     def create_embedding(
@@ -64,8 +68,10 @@ class CreateEmbeddingOp(MigrateOperation):
         operations.invoke(cls(spec))
 
     def reverse(self) -> DropEmbeddingOp:
-        """Return the operation that drops it, vectors and all."""
-        return DropEmbeddingOp(self.spec.name, spec=self.spec)
+        """Return the operation that drops it, with the vectors that it brought."""
+        return DropEmbeddingOp(
+            self.spec.name, drop_vectors=not self.takes_over, spec=self.spec
+        )
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """Return the difference, for compare_metadata()."""
@@ -97,7 +103,7 @@ class DropEmbeddingOp(MigrateOperation):
                 f"what the embedding {self.name!r} was is not known, so that dropping "
                 "it cannot be reversed: write op.create_embedding() by hand"
             )
-        return CreateEmbeddingOp(self.spec)
+        return CreateEmbeddingOp(self.spec, takes_over=not self.drop_vectors)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """Return the difference, for compare_metadata()."""

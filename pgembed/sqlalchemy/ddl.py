@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from sqlalchemy import (
     table,
     text,
 )
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
@@ -31,6 +33,7 @@ from pgembed.sqlalchemy.declaration import (
     declarations,
 )
 
+_NAME = re.compile(r'"((?:[^"]|"")+)"|(\w+)')
 _UNDEFINED = ("3F000", "42883", "42P01")
 
 
@@ -106,17 +109,25 @@ def _is_due(
         "attrelid = CAST(pg_catalog.to_regclass(:place) AS oid) "
         "AND attname = ANY (:columns)"
     )
-    columns = [column.name for column in target.columns]
+    columns = list(named(target) & _vectors(target.table))
     values = {"place": _place(bind, target.table), "columns": columns}
     return bool(bind.scalar(there, values) == len(columns))
 
 
 def _on_vectors(source: Table) -> list[Index]:
-    return [
-        index
-        for index in source.indexes
-        if any(INFO in column.info for column in index.columns)
-    ]
+    return [index for index in source.indexes if named(index) & _vectors(source)]
+
+
+def _vectors(source: Table) -> set[str]:
+    return {column.name for column in source.columns if INFO in column.info}
+
+
+def named(index: Index) -> set[str]:
+    """Return all names in the definition of an index: in INCLUDE and WHERE, too."""
+    dialect: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
+    definition = str(CreateIndex(index).compile(dialect=dialect)).replace("%%", "%")
+    found = _NAME.findall(definition)
+    return {plain or quoted.replace('""', '"') for quoted, plain in found}
 
 
 def _after_create(source: Table, connection: Any, **_: Any) -> None:

@@ -188,6 +188,29 @@ CASES: dict[str, tuple[Model, Model]] = {
             chunks=embedding(chunk_tokens=9, name="parts"),
         ),
     ),
+    "vectors of the application's own": (
+        model(body_embedding=lambda: mapped_column(VECTOR(3))), EMBEDDED,
+    ),
+    "index that includes the vectors": (
+        PLAIN,
+        model(
+            body_embedding=embedding(index="none"),
+            __table_args__=lambda: (
+                Index("ix_own", "title", postgresql_include=["id", "body_embedding"]),
+            ),
+        ),
+    ),
+    "index of the rows with vectors": (
+        PLAIN,
+        model(
+            body_embedding=embedding(index="none"),
+            __table_args__=lambda: (
+                Index(
+                    "ix_own", "title", postgresql_where=text("body_embedding IS NULL")
+                ),
+            ),
+        ),
+    ),
     "index": (EMBEDDED, model(body_embedding=embedding(index="none"))),
     "index of another kind": (
         EMBEDDED, model(body_embedding=embedding(index="ivfflat")),
@@ -294,6 +317,25 @@ def test_round_trip(
     assert project.catalog() == second
     project.downgrade("base")
     assert project.differences(nothing()) == []
+
+
+def test_vectors_outlive_their_embedding(project: Project) -> None:
+    """A column that the model keeps, or has made an embedding of, keeps its values."""
+    plain = model(body_embedding=lambda: mapped_column(VECTOR(3)))
+    project.revise(plain(), 1)
+    project.upgrade()
+    with project.engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO article (id, body_embedding) VALUES (1, '[1,2,3]')")
+        )
+    for number, after in ((2, EMBEDDED), (3, plain)):
+        project.revise(after(), number)
+        project.upgrade()
+    project.downgrade("0001")
+    project.upgrade()
+    with project.engine.connect() as connection:
+        kept = connection.scalar(text("SELECT body_embedding::text FROM article"))
+    assert kept == "[1,2,3]"
 
 
 def test_what_pgembed_made_is_not_called_removed(
