@@ -73,6 +73,39 @@ COMMENT ON FUNCTION pgembed._loopback() IS
 'The connection string by which this server reaches this database.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._check_leads_here(connection text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    there text;
+BEGIN
+    BEGIN
+        SELECT d.name INTO there
+        FROM @extschema:dblink@.dblink(connection, 'SELECT pgembed._database_name()') AS d (name text);
+        IF there = pgembed._database_name() THEN
+            RETURN;
+        END IF;
+    EXCEPTION
+        -- A role may be let post calls, and nothing more.
+        WHEN insufficient_privilege THEN
+            RETURN;
+        WHEN invalid_schema_name OR undefined_function THEN
+            NULL;
+    END;
+    RAISE EXCEPTION 'the foreign server pgembed_calls leads to another database'
+        USING ERRCODE = 'object_not_in_prerequisite_state',
+        DETAIL = CASE WHEN there IS NULL THEN 'There is no pgembed in that one.'
+            ELSE 'That one''s workers and models would answer.' END,
+        HINT = format('If this database is a copy, it still has the server of the original. Let it lead here: '
+            'ALTER SERVER pgembed_calls OPTIONS (SET dbname %L); likewise host and port.', current_database());
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_leads_here(text) IS
+'An error when a dblink connection leads to another database than this one, or its primary.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._connect(connection text)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -87,6 +120,7 @@ DECLARE
 BEGIN
     IF pgembed._call_server() THEN
         PERFORM @extschema:dblink@.dblink_connect(connection, 'pgembed_calls');
+        PERFORM pgembed._check_leads_here(connection);
     ELSIF pg_is_in_recovery() THEN
         RAISE EXCEPTION 'a standby cannot post a call, which is a row of pgembed.call'
             USING ERRCODE = 'read_only_sql_transaction',

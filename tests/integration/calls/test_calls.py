@@ -329,6 +329,82 @@ def test_an_owner_without_superuser_rights_is_told_what_to_create(
         owner.close()
 
 
+def call_through_server(connection: Connection, user: str = "postgres") -> None:
+    """Make the foreign server by which calls of this database reach it again."""
+    address = conninfo_to_dict(connection.info.dsn)
+    options = sql.SQL("OPTIONS (host {}, port {}, dbname {})").format(
+        sql.Literal(address["host"]),
+        sql.Literal(str(connection.info.port)),
+        sql.Literal(connection.info.dbname),
+    )
+    connection.execute(
+        sql.SQL(
+            "CREATE SERVER pgembed_calls FOREIGN DATA WRAPPER dblink_fdw {};"
+            "CREATE USER MAPPING FOR CURRENT_USER SERVER pgembed_calls"
+            " OPTIONS (user {})"
+        ).format(options, sql.Literal(user))
+    )
+
+
+@over_dblink
+@pytest.mark.usefixtures("model")
+def test_a_copy_does_not_call_the_database_it_was_made_from(
+    dsn: str, connection: Connection, databases: Databases, connect: Connect
+) -> None:
+    call_through_server(connection)
+    original = connection.info.dbname
+    connection.close()
+    with databases.database(original) as name, answering(dsn):
+        copy = connect(databases.dsn(name))
+        with pytest.raises(
+            errors.ObjectNotInPrerequisiteState, match="leads to another database"
+        ) as caught:
+            copy.execute("SELECT pgembed.embed('tiny', 'a cat')")
+        (finding,) = check_call(copy, ["tiny"])
+        assert "leads to another database" in finding.message
+        hint = str(caught.value.diag.message_hint)
+        (remedy,) = re.findall(r"ALTER SERVER [^;]*\)", hint)
+        copy.execute(remedy.encode())
+        with answering(databases.dsn(name)):
+            assert value(copy, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+        copy.close()
+
+
+@over_dblink
+@pytest.mark.usefixtures("model")
+def test_a_server_that_leads_to_a_database_without_pgembed(
+    connection: Connection,
+) -> None:
+    call_through_server(connection)
+    connection.execute("ALTER SERVER pgembed_calls OPTIONS (SET dbname 'postgres')")
+    with pytest.raises(
+        errors.ObjectNotInPrerequisiteState, match="leads to another database"
+    ) as caught:
+        connection.execute("SELECT pgembed.embed('tiny', 'a cat')")
+    assert caught.value.diag.message_detail == "There is no pgembed in that one."
+    assert value(connection, "SELECT dblink_get_connections()") is None
+
+
+@over_dblink
+@pytest.mark.usefixtures("worker")
+def test_a_server_whose_role_may_not_name_its_database(
+    dsn: str, connection: Connection
+) -> None:
+    with ordinary_role(dsn) as role_dsn:
+        role = str(conninfo_to_dict(role_dsn)["user"])
+        call_through_server(connection, role)
+        connection.execute(
+            sql.SQL(
+                "GRANT USAGE ON SCHEMA pgembed TO {0};"
+                "GRANT ALL ON ALL TABLES IN SCHEMA pgembed TO {0};"
+                "GRANT ALL ON ALL FUNCTIONS IN SCHEMA pgembed TO {0};"
+                "REVOKE ALL ON FUNCTION pgembed._database_name FROM {0}"
+            ).format(sql.Identifier(role))
+        )
+        assert value(connection, "SELECT pgembed.embed('tiny', 'a cat')") is not None
+        connection.close()
+
+
 @pytest.mark.usefixtures("worker")
 def test_the_model_s_error_is_an_sql_error(connection: Connection) -> None:
     with pytest.raises(errors.ExternalRoutineException, match="the model failed"):
