@@ -10,6 +10,48 @@ from pgembed.postgres.findings import Finding, error, warning
 
 # pg_trigger.tgtype: 4 insert, 8 delete, 16 update, 32 truncate.
 _EVENTS = {4: "INSERT", 8: "DELETE", 16: "UPDATE", 32: "TRUNCATE"}
+_UNREGISTERED = """
+    WITH routine AS (
+        SELECT p.oid, pg_catalog.format('pgembed.%I()', p.proname) AS name,
+            pg_catalog.substring(p.proname::pg_catalog.text, '^_capture_([0-9]+)')
+                AS number
+        FROM pg_catalog.pg_proc AS p
+        WHERE p.pronamespace = pg_catalog.to_regnamespace('pgembed')::oid
+          AND p.proname ~ '^_capture_[0-9]+(_|$)'
+    ), queue AS (
+        SELECT pg_catalog.substring(c.relname::pg_catalog.text, '[0-9]+') AS number
+        FROM pg_catalog.pg_class AS c
+        WHERE c.relnamespace = pg_catalog.to_regnamespace('pgembed')::oid
+          AND c.relkind = 'r' AND c.relname ~ '^job_[0-9]+$'
+    ), captured AS (
+        SELECT DISTINCT r.number, t.tgrelid
+        FROM routine AS r JOIN pg_catalog.pg_trigger AS t ON t.tgfoid = r.oid
+        WHERE t.tgparentid = 0::oid AND t.tgtype & 32 = 0
+    ), part (number, place, statement) AS (
+        -- Of a partitioned table: it calls a function that is everybody's.
+        SELECT c.number, 1, pg_catalog.format('DROP TRIGGER %I ON %s',
+            t.tgname, t.tgrelid::pg_catalog.regclass)
+        FROM captured AS c JOIN pg_catalog.pg_trigger AS t
+          ON t.tgrelid = c.tgrelid AND t.tgparentid = 0::oid
+          AND t.tgname::pg_catalog.text
+              = pg_catalog.concat('pgembed_', c.number, '_wake')
+        UNION ALL
+        SELECT r.number, 2, pg_catalog.format('DROP FUNCTION %s CASCADE',
+            pg_catalog.string_agg(r.name, ', ' ORDER BY r.name))
+        FROM routine AS r GROUP BY r.number
+        UNION ALL
+        SELECT q.number, 3, pg_catalog.concat('DROP TABLE pgembed.job_', q.number)
+        FROM queue AS q
+    )
+    SELECT p.number, (
+            SELECT pg_catalog.string_agg(
+                c.tgrelid::pg_catalog.regclass::pg_catalog.text, ', ')
+            FROM captured AS c WHERE c.number = p.number),
+        pg_catalog.string_agg(p.statement, '; ' ORDER BY p.place, p.statement)
+    FROM part AS p
+    WHERE p.number NOT IN (SELECT e.id::pg_catalog.text FROM pgembed.embedding AS e)
+    GROUP BY p.number ORDER BY pg_catalog.length(p.number), p.number
+"""
 
 
 class Embedding(NamedTuple):
@@ -39,6 +81,21 @@ def check_capture(connection: Connection, embedding: Embedding) -> Iterator[Find
     """Yield what is wrong with the triggers of an embedding."""
     yield from _triggers(connection, embedding)
     yield from _strays(connection, embedding)
+
+
+def check_registry(connection: Connection) -> Iterator[Finding]:
+    """Look for queues and triggers of embeddings that the registry does not know."""
+    for number, tables, drops in fetch_all(connection, _UNREGISTERED):
+        captured = f", to which triggers of {tables} add without end" if tables else ""
+        yield error(
+            "registry",
+            f"it has no embedding {number}, whose queue is here{captured}: a restore "
+            "lost it, as pg_restore -j does with the extension, and pg_dump -T where "
+            "it leaves out another embedding's table",
+            "restore the whole database anew, the extension without -j, and leave out "
+            "data by --exclude-table-data; or remove what is left, and declare the "
+            f"embedding again: {drops}",
+        )
 
 
 def _triggers(connection: Connection, embedding: Embedding) -> Iterator[Finding]:

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 
 from psycopg import Error, errors, sql
 
-from pgembed.postgres.capture_checks import Embedding, check_capture
+from pgembed.postgres.capture_checks import (
+    Embedding,
+    check_capture,
+    check_registry,
+)
 from pgembed.postgres.connection import Connection, fetch_all, fetch_one, take_time
 from pgembed.postgres.findings import Finding, error, ok, warning
 
@@ -16,6 +20,7 @@ _LOCK_TIMEOUT = "500ms"
 
 def check_all(connection: Connection) -> Iterator[Finding]:
     """Yield what is wrong with each embedding, or that it is well."""
+    yield from check_registry(connection)
     rows = fetch_all(
         connection,
         """

@@ -8,6 +8,7 @@ import pytest
 
 from pgembed.errors import InstallError
 from pgembed.postgres.connection import connect
+from pgembed.postgres.findings import Finding
 from pgembed.postgres.schema import install, uninstall, verify
 from tests.harness.extension import declare_docs
 from tests.harness.models import register_model
@@ -204,3 +205,39 @@ def test_by_an_owner_who_is_no_superuser(
             SqlWorker(restored).drain()
             assert_converged(restored, "docs_body")
         other.execute(f"DROP OWNED BY {user} CASCADE".encode())
+
+
+def test_a_registry_that_was_not_restored(
+    source: Connection, server: Databases, dsn: str, tmp_path: Path
+) -> None:
+    """Its rows name tables, all of which must be there when they are read."""
+    source.execute("CREATE TABLE adopted (id int PRIMARY KEY, v vector(3))")
+    rows(source, "SELECT pgembed.adopt_vectors('adopted', 'v')")
+    assert registry_faults(source) == []
+    path = str(tmp_path / "part")
+    run(server, "pg_dump", "--exclude-table=adopted", f"--file={path}", dsn)
+    with server.database("template0") as copy:
+        run(server, "psql", "--quiet", f"--file={path}", server.dsn(copy))
+        with connect(server.dsn(copy)) as connection:
+            assert value(connection, "SELECT count(*) FROM pgembed.embedding") == 0
+            found = registry_faults(connection)
+            assert [f.message.split(", ")[0] for f in found] == [
+                f"it has no embedding {n}" for n in (1, 2, 3)
+            ]
+            assert "triggers of docs add" in found[0].message
+            assert "triggers of far.parts add" in found[2].message
+            for each in found:
+                connection.execute(each.remedy.split("again: ")[1].encode())
+            assert registry_faults(connection) == []
+            assert rows(connection, TRIGGERS) == []
+            declare(connection, "docs", "body", on_change="clear")
+            declare(connection, "docs", "body", name="two", chunk_tokens=8)
+            SqlWorker(connection).drain()
+            connection.execute("UPDATE docs SET body = 'again' WHERE id = 7")
+            SqlWorker(connection).drain()
+            for name in ("docs_body", "two"):
+                assert_converged(connection, name)
+
+
+def registry_faults(connection: Connection) -> list[Finding]:
+    return [f for f in verify(connection) if f.subject == "registry"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,33 @@ def test_a_dump_brings_it_all_back(
         )
         restored.execute(other.encode())
         restored.close()
+
+
+def test_the_registry_in_the_order_of_a_parallel_restore(
+    extended: Connection, server: Databases, connect: Connect, tmp_path: Path
+) -> None:
+    """That takes any order of tables, and the extension has made foreign keys."""
+    declare_docs(extended).drain()
+    path, order = tmp_path / "dump", tmp_path / "order"
+    run(server, "pg_dump", "-Fc", f"--file={path}", server.dsn(extended.info.dbname))
+    run(server, "pg_restore", "--list", f"--file={order}", str(path))
+    entries = order.read_text().splitlines(keepends=True)
+    entries.sort(key=lambda entry: " TABLE DATA pgembed model " in entry)
+    order.write_text("".join(entries))
+    for setting, found in [("origin", ["registry"]), ("replica", [])]:
+        with server.database("template0") as copy:
+            target = f"--dbname={server.dsn(copy)}"
+            subprocess.run(
+                [server.programs / "pg_restore", f"--use-list={order}", target, path],
+                env={"PGOPTIONS": f"-c session_replication_role={setting}"},
+                stderr=subprocess.DEVNULL,
+                check=not found,
+                timeout=60,
+            )
+            restored = connect(server.dsn(copy))
+            lost = [f.subject for f in verify(restored) if f.subject == "registry"]
+            assert lost == found
+            restored.close()
 
 
 @pytest.fixture
