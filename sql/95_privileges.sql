@@ -53,12 +53,30 @@ COMMENT ON FUNCTION pgembed._search_routines() IS
 'The routines that a search needs: all but embed, embed_query, embed_batch and _record_filter run as their caller, so that they give nobody what his grants and row-level security withhold.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._check_role(role regrole)
+RETURNS void
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.oid = role) THEN
+        RAISE EXCEPTION 'there is no role with the number %', role::oid
+            USING ERRCODE = 'undefined_object',
+            HINT = 'Name the role; one that was dropped has no rights any more.';
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_role(regrole) IS
+'An error when there is no such role: a regrole may be any number.';
+
+
 CREATE OR REPLACE FUNCTION pgembed.grant_search(role regrole)
 RETURNS void
 LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM pgembed._check_role(role);
     EXECUTE format('GRANT USAGE ON SCHEMA pgembed TO %s', role);
     EXECUTE format('GRANT SELECT ON pgembed.embedding TO %s', role);
     EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s',
@@ -259,6 +277,7 @@ AS $$
 DECLARE
     e pgembed.embedding;
 BEGIN
+    PERFORM pgembed._check_role(role);
     EXECUTE format('GRANT USAGE ON SCHEMA pgembed TO %s', role);
     EXECUTE format('GRANT USAGE ON SEQUENCE pgembed.lease_seq TO %s', role);
     EXECUTE format('GRANT SELECT ON pgembed.installation, pgembed.model, pgembed.model_file, '
@@ -365,6 +384,12 @@ DECLARE
     routine regprocedure;
     e pgembed.embedding;
 BEGIN
+    PERFORM pgembed._check_role(role);
+    IF role = pgembed._owner('pgembed.embedding') THEN
+        RAISE EXCEPTION 'role % owns schema pgembed, whose functions run with its rights', role
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Nothing was revoked. Name a role that was granted something, or remove pgembed: pgembed uninstall.';
+    END IF;
     IF role IN (SELECT w FROM pgembed._worker_roles() AS w) THEN
         FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' AND pgembed._exists(n.source) LOOP
             IF pgembed._owns(e.source) THEN

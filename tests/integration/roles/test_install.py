@@ -98,6 +98,41 @@ def test_what_the_owner_of_the_schema_cannot_take_back_is_told(empty_dsn: str) -
             superuser.execute("DROP ROLE clerk, keeper")
 
 
+def test_the_owner_of_the_schema_keeps_his_rights(empty_dsn: str) -> None:
+    """Capture runs as him: without them nobody could write a source any more."""
+    with (
+        connect(empty_dsn, purpose="test") as superuser,
+        ordinary_role(empty_dsn) as role,
+        connect(role, purpose="test") as owner,
+    ):
+        superuser.execute("CREATE EXTENSION vector")
+        assert CliRunner().invoke(pgembed, ["install", "--dsn", role]).exit_code == 0
+        name = owner.info.user
+        with pytest.raises(psycopg.errors.InvalidParameterValue) as caught:
+            superuser.execute("SELECT pgembed.revoke_all(%s::text::regrole)", [name])
+        assert f"role {name} owns schema pgembed" in str(caught.value)
+        assert value(owner, "SELECT has_schema_privilege('pgembed', 'USAGE')")
+        superuser.execute("CREATE ROLE clerk")
+        try:
+            owner.execute("SELECT pgembed.grant_worker('clerk')")
+            uninstall(owner)
+        finally:
+            superuser.execute("DROP OWNED BY clerk")
+            superuser.execute("DROP ROLE clerk")
+
+
+@pytest.mark.parametrize("number", [0, 4294967295])
+@pytest.mark.parametrize(
+    "function",
+    ["grant_search", "grant_batch", "grant_owner", "grant_worker", "revoke_all"],
+)
+def test_a_role_that_does_not_exist_is_named(
+    connection: Connection, function: str, number: int
+) -> None:
+    with pytest.raises(psycopg.errors.UndefinedObject, match=f"number {number}"):
+        connection.execute(f"SELECT pgembed.{function}({number})".encode())
+
+
 PAGE = (Path(__file__).parents[3] / "docs" / "roles.md").read_text(encoding="utf-8")
 
 
