@@ -29,6 +29,7 @@ DECLARE
     source_exists boolean := pgembed._exists(e.source);
 BEGIN
     IF e.kind = 'kept' AND source_exists THEN
+        PERFORM pgembed._refuse_stranger(e.source);
         EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', e.source);
     END IF;
     PERFORM pgembed._check_present(e);

@@ -65,6 +65,22 @@ COMMENT ON FUNCTION pgembed._refuse_stranger(regclass) IS
 'An error unless this role has the rights of the table''s owner.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._check_change(source regclass)
+RETURNS void
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Workers change other things than owners: their grants say which.
+    IF NOT has_sequence_privilege('pgembed.lease_seq', 'USAGE') THEN
+        PERFORM pgembed._refuse_stranger(source);
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._check_change(regclass) IS
+'An error unless this role has the rights of the table''s owner, of the schema''s or of a worker: others change no embedding of the table.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._check_declared(e pgembed.embedding)
 RETURNS pgembed.embedding
 LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -116,10 +132,7 @@ BEGIN
         END IF;
         RETURN OLD;
     END IF;
-    -- Workers update other columns than owners: their grants say which.
-    IF NOT has_sequence_privilege('pgembed.lease_seq', 'USAGE') THEN
-        PERFORM pgembed._refuse_stranger(OLD.source);
-    END IF;
+    PERFORM pgembed._check_change(OLD.source);
     IF NEW.key_columns <> OLD.key_columns AND NEW.key_columns IS DISTINCT FROM pgembed._key_columns(OLD.source) THEN
         RAISE EXCEPTION 'the primary key of table % is not (%)', OLD.source, pgembed._key_list(NEW.key_columns)
             USING ERRCODE = 'invalid_parameter_value';

@@ -34,6 +34,7 @@ DECLARE
     e pgembed.embedding := pgembed._find_kept(name);
     retried bigint;
 BEGIN
+    PERFORM pgembed._check_change(e.source);
     EXECUTE format('UPDATE %1$s AS j SET pgembed_available_at = now(), pgembed_changed_at = NULL, '
         'pgembed_attempts = 0, pgembed_error = NULL WHERE j.ctid = ANY (ARRAY('
         'SELECT r.ctid FROM %1$s AS r WHERE r.pgembed_available_at IS NULL '
@@ -285,6 +286,7 @@ AS $$
 DECLARE
     e pgembed.embedding := pgembed._find_kept(name);
 BEGIN
+    PERFORM pgembed._check_change(e.source);
     EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', e.source);
     -- PostgreSQL lets no two transactions replace one function, or grant on one column. After the
     -- table, which a migration may have locked before it reconciles.

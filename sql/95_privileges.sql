@@ -141,7 +141,7 @@ BEGIN
         '_key_list _key_match _live _missing_privileges _operator_class _owner _owns _partition_triggers _queue_attached _queue_depths _queue_stale '
         '_refuse_stranger _retyped_keys _revoke_source _template_expression '
         '_template_tokens _trigger_function _trigger_name _trigger_routine _try_lock _try_lock_by_plan _vector_type _wake '
-        '_watched_columns _watches_wrongly _with_partitions _worker_roles _check_embedding _block') AS r;
+        '_watched_columns _watches_wrongly _with_partitions _worker_roles _check_change _check_embedding _block') AS r;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._shared_routines() IS

@@ -12,6 +12,12 @@ _MISSING = (
     psycopg.errors.UndefinedFunction,
 )
 _OURS = re.compile(r"\bpgembed[.\"]")
+# PostgreSQL does not say in which schema that is which a role may not use.
+_OF_ROLES = re.compile(
+    r" for (schema pgembed|function \w+|(table|view|sequence) (installation|embedding|"
+    r"embedding_status|job_\d+|lease_seq|progress|failures|workers?|models?|model_file|"
+    r"blob_chunk|call|batch(es|_progress)?|layouts?))$"
+)
 
 
 def explain(error: Exception) -> str:
@@ -21,11 +27,7 @@ def explain(error: Exception) -> str:
     diagnosis = error.diag
     hint = diagnosis.message_hint
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not hint:
-        hint = (
-            "Its owner may grant that. For what is in schema pgembed: GRANT "
-            "pgembed_user, pgembed_owner or pgembed_worker to the role, which "
-            "'pgembed install --roles' makes."
-        )
+        hint = _permission(str(diagnosis.message_primary))
     if isinstance(error, _MISSING) and _OURS.search(str(diagnosis.message_primary)):
         hint = (
             "pgembed is not installed in this database, or an older version of it is: "
@@ -34,3 +36,12 @@ def explain(error: Exception) -> str:
         )
     lines = [diagnosis.message_primary, diagnosis.message_detail, hint]
     return "\n".join(line for line in lines if line)
+
+
+def _permission(message: str) -> str | None:
+    if _OF_ROLES.search(message):
+        return (
+            "GRANT pgembed_user, pgembed_owner or pgembed_worker to the role, which "
+            "'pgembed install --roles' makes."
+        )
+    return "Its owner may grant that." if " for " in message else None

@@ -7,6 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pgembed.cli.errors import explain
 from pgembed.postgres.connection import Connection, fetch_all
 from tests.conftest import Connect
 from tests.harness.models import register_model
@@ -163,3 +164,31 @@ def test_a_stranger_sees_nothing(roles: Roles, connect: Connect) -> None:
             psycopg.errors.InsufficientPrivilege, match="for schema pgembed"
         ):
             session.execute(f"SELECT * FROM {query}".encode())
+
+
+def test_a_right_that_a_role_has_is_said_to_come_with_it(
+    roles: Roles, connection: Connection, connect: Connect
+) -> None:
+    """And a right on a table of somebody's is not."""
+    session = connect(roles.dsn("stranger"), purpose="test")
+    connection.execute("CREATE TABLE docs (id int)")
+    hints = {"TABLE docs": "Its owner may grant that."}
+    roles_hint = "GRANT pgembed_user, pgembed_owner or pgembed_worker to the role"
+    hints["TABLE pgembed.embedding"] = roles_hint  # the whole schema is withheld
+    assert_explained(session, hints)
+    connection.execute("GRANT USAGE ON SCHEMA pgembed TO stranger")
+    relations = {line.split()[2] for line in lines() if " SELECT pgembed." in line}
+    hints |= {f"TABLE {name}": roles_hint for name in relations}
+    hints["SELECT pgembed.drop_model('tiny')"] = roles_hint
+    hints["SELECT nextval('pgembed.lease_seq')"] = roles_hint
+    hints["ALTER TABLE docs ADD COLUMN a int"] = ""
+    assert_explained(session, hints)
+
+
+def assert_explained(session: Connection, hints: dict[str, str]) -> None:
+    for statement, hint in hints.items():
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
+            session.execute(statement.encode())
+        primary, *others = explain(caught.value).splitlines()
+        assert primary == caught.value.diag.message_primary
+        assert " ".join(others)[: len(hint) or None] == hint, statement
