@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from pgembed.errors import ModelFileError
+from pgembed.errors import InferenceError, ModelError, ModelFileError
 from pgembed.models.jsonfile import parse
 from pgembed.models.options import ModelOptions
 
@@ -79,7 +80,7 @@ class TextEncoder:
     """A tokenizer that truncates at max_tokens and never pads.
 
     Truncation and padding in tokenizer.json are overruled. Raises ModelFileError
-    when the file cannot be read.
+    when the file cannot be read, and InferenceError for texts that it fails on.
     """
 
     def __init__(self, tokenizer_bytes: bytes, options: ModelOptions) -> None:
@@ -95,11 +96,12 @@ class TextEncoder:
         limit = self._options.max_tokens * _CHARACTERS_PER_TOKEN
         prepared = [_prepare(prompt + text if prompt else text) for text in texts]
         short = [t if len(t) <= limit else _cut(t, limit) for t in prepared]
-        encodings = self._truncating.encode_batch_fast(short)
-        for i, text in enumerate(prepared):
-            # Only what lies far from the end of the part is as in the whole.
-            if short[i] is not text and len(encodings[i].overflowing) < _FAR:
-                encodings[i] = self._truncating.encode(text)
+        with _failing_as(_refused_text):
+            encodings = self._truncating.encode_batch_fast(short)
+            for i, text in enumerate(prepared):
+                # Only what lies far from the end of the part is as in the whole.
+                if short[i] is not text and len(encodings[i].overflowing) < _FAR:
+                    encodings[i] = self._truncating.encode(text)
         truncated = sum(bool(encoding.overflowing) for encoding in encodings)
         return _pack([encoding.ids for encoding in encodings], truncated)
 
@@ -113,7 +115,8 @@ class TextEncoder:
             whole = _read(self._bytes)
             whole.no_truncation()
             self._whole = whole
-        encoding = self._whole.encode(_prepare(text), add_special_tokens=False)
+        with _failing_as(_refused_text):
+            encoding = self._whole.encode(_prepare(text), add_special_tokens=False)
         return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
 
 
@@ -131,15 +134,34 @@ def padding_id(tokenizer_bytes: bytes) -> int:
 
 
 def _read(tokenizer_bytes: bytes) -> tokenizers.Tokenizer:
-    try:
+    with _failing_as(_refused_file):
         tokenizer = tokenizers.Tokenizer.from_buffer(tokenizer_bytes)
-    except Exception as error:  # the library raises the base class
-        raise ModelFileError(
-            f"tokenizer.json cannot be loaded ({error}): get the model's files again, "
-            f"or save its tokenizer in the fast format"
-        ) from None
     tokenizer.no_padding()
     return tokenizer
+
+
+@contextlib.contextmanager
+def _failing_as(explain: Callable[[BaseException], ModelError]) -> Iterator[None]:
+    """Raise what *explain* makes of any error of the library, a panic included."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # the library's panics are no Exception
+        raise explain(error) from None
+
+
+def _refused_text(error: BaseException) -> InferenceError:
+    return InferenceError(
+        f"the tokenizer failed: {error}; leave the text out, or use another model"
+    )
+
+
+def _refused_file(error: BaseException) -> ModelFileError:
+    return ModelFileError(
+        f"tokenizer.json cannot be loaded ({error}): get the model's files again, "
+        f"or save its tokenizer in the fast format"
+    )
 
 
 def _prepare(text: str) -> str:

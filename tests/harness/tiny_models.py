@@ -23,6 +23,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 DIMENSIONS = 8
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+PANIC_TEXT = "ab" * 40 + "c"
 TRIGGERS = ("nan", "infinity", "zero", "poison", "slow")
 WORDS = ("a", "cat", "dog", "man", "eats", "food", "sleeps", "red", "blue", "the")
 _SIDE = 192  # a slow step multiplies two square matrices of this size
@@ -61,13 +62,29 @@ def slow_model(folder: Path, *, steps: int = 5_000) -> Path:
 
 def picky_model(folder: Path) -> Path:
     """Write a model whose tokenizer refuses texts with characters it does not know."""
-    path = good_model(folder) / "tokenizer.json"
-    values = json.loads(path.read_text())
+    values = json.loads(tokenizer().to_str())
     values["added_tokens"] = [
         token for token in values["added_tokens"] if token["content"] != "[UNK]"
     ]
     del values["model"]["vocab"]["[UNK]"]
-    path.write_text(json.dumps(values))
+    return with_tokenizer(good_model(folder), values)
+
+
+def panicking_model(folder: Path) -> Path:
+    """Write a model whose tokenizer panics, which is no Exception, on PANIC_TEXT."""
+    values = json.loads(tokenizer().to_str())
+    values["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"Regex": r"(?:[ab]|[ab][ab])+[0-9?]|\w+"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    return with_tokenizer(good_model(folder), values)
+
+
+def with_tokenizer(folder: Path, values: dict[str, Any]) -> Path:
+    """Write this tokenizer.json into the folder of a model."""
+    (folder / "tokenizer.json").write_text(json.dumps(values))
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +129,31 @@ def test_a_poison_row_fails_alone(
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk_tokens": 8}])
+@pytest.mark.parametrize(
+    ("write", "text", "message"),
+    [
+        (tiny_models.picky_model, "the 日本 dog", "[UNK]"),
+        (tiny_models.panicking_model, tiny_models.PANIC_TEXT, "retry-limit"),
+    ],
+    ids=["picky", "panicking"],
+)
 def test_a_text_that_the_tokenizer_refuses_fails_alone(
-    dsn: str, connection: Connection, tmp_path: Path, options: dict[str, Any]
+    dsn: str,
+    connection: Connection,
+    tmp_path: Path,
+    options: dict[str, Any],
+    write: Callable[[Path], Path],
+    text: str,
+    message: str,
 ) -> None:
-    add_tiny(connection, tiny_models.picky_model(tmp_path / "picky"))
+    add_tiny(connection, write(tmp_path / "tiny"))
     bodies = [f"the dog {i}" for i in range(20)]
-    create_docs(connection, *bodies[:10], "the 日本 dog", *bodies[10:], **options)
+    create_docs(connection, *bodies[:10], text, *bodies[10:], **options)
     embed_all(dsn, max_attempts=1)
     (failure,) = failures(connection)
     assert failure.key == {"id": 11}
     assert "tokenizer" in failure.error or "cut into chunks" in failure.error
-    assert "[UNK]" in failure.error
+    assert message in failure.error
     assert status(connection)["embedded"] == 20
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgembed.errors import ModelFileError
+from pgembed.errors import InferenceError, ModelFileError
 from pgembed.models.encoding import Encoded, TextEncoder, padding_id
 from pgembed.models.options import ModelOptions
 from tests.harness import tiny_models
@@ -114,7 +116,31 @@ def test_padding_token() -> None:
     assert padding_id(tiny_models.tokenizer().to_str().encode()) == 0
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"no json", b'{"model": {"type": 1}}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"no json",
+        b'{"model": {"type": 1}}',
+        # The library panics, which is no Exception.
+        TOKENIZER.replace(
+            b'"normalizer":{',
+            b'"normalizer":{"type":"Precompiled","precompiled_charsmap":"AAAA"},"x":{',
+        ),
+    ],
+)
 def test_unreadable_tokenizer(data: bytes) -> None:
     with pytest.raises(ModelFileError, match=r"tokenizer\.json cannot be loaded"):
         TextEncoder(data, ModelOptions())
+
+
+def test_a_panic_of_the_library_is_an_error(tmp_path: Path) -> None:
+    folder = tiny_models.panicking_model(tmp_path)
+    file = (folder / "tokenizer.json").read_bytes()
+    panicking = TextEncoder(file, ModelOptions())
+    with pytest.raises(InferenceError, match=r"the tokenizer failed: .*retry-limit"):
+        panicking.encode(["a cat", tiny_models.PANIC_TEXT], "document")
+    with pytest.raises(InferenceError, match=r"the tokenizer failed: .*retry-limit"):
+        panicking.spans(tiny_models.PANIC_TEXT)
+    assert len(panicking.encode(["a cat"], "document")) == 1

@@ -216,6 +216,48 @@ def test_more_tokens_than_the_model_has_positions(weights: Path) -> None:
         resolve(str(weights), {"max_tokens": 300})
 
 
+SEQUENCES = [{"Sequence": {"id": part, "type_id": 0}} for part in "AB"]
+CLS = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
+
+
+def template(*single: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of tokenizer.json that knows no special token."""
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": SEQUENCES,
+        "special_tokens": {},
+    }
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"post_processor": template(*SEQUENCES)},
+        {"post_processor": template(CLS, SEQUENCES[0])},
+        {"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]]}},
+        {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[NONE]"}},
+        {
+            "model": {
+                "type": "BPE",
+                "vocab": {"a": 0, "b": 1, "ab": 2},
+                "merges": [["a", "b"]],
+                "continuing_subword_prefix": "#" * 9,
+            }
+        },
+    ],
+)
+def test_a_tokenizer_on_which_the_library_fails(
+    model: Path, part: dict[str, dict[str, Any]]
+) -> None:
+    values = json.loads(tiny_models.tokenizer().to_str())
+    tiny_models.with_tokenizer(model, values | part)
+    with pytest.raises(ModelError, match="tokenizer"):
+        resolve(str(model))
+
+
 def test_nothing_to_run(model: Path) -> None:
     (model / "model.onnx").unlink()
     (model / "pytorch_model.bin").touch()

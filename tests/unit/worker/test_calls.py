@@ -136,6 +136,22 @@ def crowded(tmp_path: Path) -> Iterator[Bench]:
     bench.loader.close()
 
 
+def test_a_text_that_the_tokenizer_panics_on_fails_its_call_alone(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(load(tiny_models.panicking_model(tmp_path)))
+    bench.post("bad", tiny_models.PANIC_TEXT)
+    bench.post("good", "a cat")
+    bench.step()
+    answers = bench.transport.answers
+    assert "the tokenizer failed" in str(answers["bad"])
+    assert_close(answers["good"], bench.model.embed(["a cat"], "query"))
+    bench.post("alone", tiny_models.PANIC_TEXT)
+    bench.step()
+    assert answers["alone"] == answers["bad"]
+    bench.loader.close()
+
+
 def test_short_calls_are_answered_together(bench: Bench) -> None:
     bench.post("a", "a cat")
     bench.post("b", "the dog", "a man")
