@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
+from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
+
+from pgembed.terminal import visible, visible_line
 
 
 def configure(level: str = "INFO", log_format: str = "plain") -> None:
@@ -21,4 +25,17 @@ def _formatter(log_format: str) -> logging.Formatter:
             "%(asctime)s %(levelname)s %(process)d %(name)s %(message)s",
             rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
         )
-    return logging.Formatter("%(asctime)s %(levelname)s [%(process)d] %(message)s")
+    return _PlainFormatter("%(asctime)s %(levelname)s [%(process)d] %(message)s")
+
+
+class _PlainFormatter(logging.Formatter):
+    """Names and texts of others neither forge lines nor command the terminal.
+
+    Only tracebacks have lines of their own, indented below that of their record.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return visible_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return textwrap.indent(visible(super().formatException(ei)), "  ")

@@ -10,6 +10,7 @@ import click
 from pgembed.cli import options, output
 from pgembed.postgres.connection import Connection, connect
 from pgembed.search import advice
+from pgembed.terminal import visible
 
 
 @click.command()
@@ -77,12 +78,13 @@ def _apply(
     filters = advice.sample_filters(connection, embedding, workload=workload)
     before = advice.measure(connection, embedding, filters, workload=workload)
     for each in found:
+        name = visible(each.index_name)
         if not each.present:
-            click.echo(f"creating {each.index_name}", err=True)
+            click.echo(f"creating {name}", err=True)
         recall = advice.apply(connection, each, workload=workload)
         if recall is not None:
             click.echo(
-                f"dropped {each.index_name} again: searches through it had a recall of "
+                f"dropped {name} again: searches through it had a recall of "
                 f"{recall:.3f}, under {advice.LEAST_RECALL}. That happens where "
                 "vectors repeat, or nearly do, which defeats an HNSW index",
                 err=True,

@@ -14,6 +14,7 @@ from pgembed.cli import options, output
 from pgembed.errors import ConnectError
 from pgembed.postgres.connection import Connection, connect, is_transient
 from pgembed.postgres.transports import Wish
+from pgembed.terminal import visible
 
 _SHORTEST, _LONGEST = 0.1, 86_400.0
 """Seconds between two looks at the status."""
@@ -161,7 +162,7 @@ def _watch(dsn: str, seconds: float, *, as_json: bool) -> None:
         except (psycopg.Error, ConnectError) as error:
             if not is_transient(error):
                 raise
-            click.echo(f"{str(error).splitlines()[0]}; trying again", err=True)
+            click.echo(f"{visible(str(error).splitlines()[0])}; trying again", err=True)
 
 
 def _show_status(connection: Connection, *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ import sys
 import click
 import psycopg
 
-from pgembed import __version__
+from pgembed import __version__, logs
 from pgembed.cli import (
     advise,
     batch,
@@ -29,6 +29,7 @@ from pgembed.cli import (
 )
 from pgembed.cli.errors import explain
 from pgembed.errors import PgembedError
+from pgembed.terminal import visible
 
 _UNDECODED = 0xDC00
 """Python has bytes that are no text as characters from here on, by surrogateescape."""
@@ -72,11 +73,7 @@ for command in (
 
 def main() -> None:
     """Run the command line; errors become one message and exit status 1."""
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s [%(process)d] %(message)s",
-    )
+    logs.configure()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -94,5 +91,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    click.secho(f"Error: {message}", err=True, fg="red")
+    click.secho(f"Error: {visible(message)}", err=True, fg="red")
     sys.exit(1)

@@ -17,6 +17,8 @@ from psycopg.rows import dict_row
 from rich.console import Console
 from rich.table import Table
 
+from pgembed.terminal import visible
+
 # Wider than any row: what goes to a file or a pipe is neither cut nor wrapped.
 _PIPE_WIDTH = 10**9
 
@@ -98,9 +100,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column, value in rows[0].items():
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        table.add_column(column, justify="right" if numeric else "left")
+        table.add_column(visible(column), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(visible(_cell(value)) for value in row.values()))
     return table
 
 

@@ -184,6 +184,19 @@ def test_status_as_a_table(run: Run, docs: Connection) -> None:
     assert "pgembed worker" in output
 
 
+def test_errors_do_not_command_the_terminal(dsn: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pgembed", "embedding", "pause", "\x1b[2J"],
+        env={**os.environ, "PGEMBED_DSN": dsn},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert r"\x1b[2J" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
 def test_embedding_create_and_drop(run: Run, docs: Connection) -> None:
     """An embedding is declared and dropped again."""
     docs.execute("ALTER TABLE docs ADD title text")

@@ -138,6 +138,23 @@ def test_text_is_no_markup(run: Run, connection: Connection, text: str) -> None:
     assert json.dumps({"key": text}) in printed
 
 
+def test_text_does_not_command_the_terminal(run: Run, connection: Connection) -> None:
+    """Lines stay lines; what else a terminal obeys is spelled out, in names as well."""
+    connection.execute(
+        "CREATE TABLE orders (id int PRIMARY KEY, v public.vector(3), "
+        'body text, tags text[], U&"x\\001b[1m" int);'
+        "INSERT INTO orders VALUES (1, '[1,0,0]', "
+        "E'\\x1b]0;owned\\x07\\rone\\r\\ntwo\\u009b2J', ARRAY[E'\\x7f'], 1);"
+        "SELECT pgembed.adopt_vectors('orders', 'v', model => 'tiny')"
+    )
+    printed = run("search", "orders_v", "text").stdout
+    assert r"\x1b]0;owned\x07\rone" in printed
+    assert r"two\x9b2J" in printed
+    assert r'["\x7f"]' in printed
+    assert r"x\x1b[1m" in printed
+    assert all(character.isprintable() for character in printed.replace("\n", ""))
+
+
 def test_a_column_called_like_that_of_the_chunks(
     run: Run, connection: Connection
 ) -> None:

@@ -165,6 +165,29 @@ sys.exit(child.main("calls", "INFO"))
     assert "nobody expects this" in failure["exc_info"]
 
 
+def test_plain_log_lines_cannot_be_forged() -> None:
+    """Owners choose the names that administrators read in the log."""
+    code = r"""
+import logging
+from pgembed import logs
+
+logs.configure()
+logging.error("embedding %s is blocked", "a\n2026 INFO all is well\x1b[2J")
+try:
+    raise ValueError("b\n2026 INFO all is well\x9b2J")
+except ValueError:
+    logging.exception("it failed")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    lines = done.stderr.splitlines()
+    assert lines[0].endswith(r"embedding a\n2026 INFO all is well\x1b[2J is blocked")
+    assert lines[1].endswith("it failed")
+    assert lines[2] == "  Traceback (most recent call last):"
+    assert lines[-1] == r"  2026 INFO all is well\x9b2J"
+
+
 def test_a_database_that_hangs_is_not_the_worker_s_fault(port: int) -> None:
     """The health check of the container asks for what the worker knows by itself."""
     with socket.socket() as deaf:
