@@ -25,8 +25,13 @@ from pgembed.alembic.operations import (
 )
 from pgembed.alembic.render import render_vectors
 from pgembed.errors import EmbeddingError
-from pgembed.sqlalchemy.ddl import named
-from pgembed.sqlalchemy.declaration import INFO, EmbeddingSpec, specs
+from pgembed.sqlalchemy.ddl import named, require_dimensions
+from pgembed.sqlalchemy.declaration import (
+    INFO,
+    EmbeddingSpec,
+    declarations,
+    specs,
+)
 
 Schemas = set[str | None]
 
@@ -95,6 +100,10 @@ def _compare(
         and _included(context, table)
     ]
     declared = _by_name(_at_home(spec, default) for spec in specs(tables))
+    if inventory.installed:
+        for table in tables:
+            for declaration, spec in declarations(table):
+                require_dimensions(connection, declaration, spec)
     removed = _removed_tables(upgrade)
     present = {
         name: spec

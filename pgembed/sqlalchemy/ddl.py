@@ -134,15 +134,16 @@ def _after_create(source: Table, connection: Any, **_: Any) -> None:
     for declaration, spec in declarations(source):
         with explained():
             if isinstance(connection, Connection):
-                _require_dimensions(connection, declaration, spec)
+                require_dimensions(connection, declaration, spec)
             connection.execute(CreateEmbedding(spec))
     for index in _on_vectors(source):
         connection.execute(CreateIndex(index))
 
 
-def _require_dimensions(
+def require_dimensions(
     connection: Connection, declaration: Declaration, spec: EmbeddingSpec
 ) -> None:
+    """Raise EmbeddingError when the registered model has other dimensions."""
     if declaration.dimensions is None:
         return
     model = table("model", schema="pgembed")

@@ -390,6 +390,12 @@ def test_one_name_in_two_schemas(project: Project) -> None:
         project.revise(metadata, 1)
 
 
+def test_dimensions_that_the_model_has_not(project: Project) -> None:
+    """The type of the mapped column would be another than that of the vectors."""
+    with pytest.raises(EmbeddingError, match=r"says dimensions=99, .* has 3"):
+        project.differences(model(body_embedding=embedding(dimensions=99))())
+
+
 def test_one_name_for_two(project: Project) -> None:
     """A vector and chunks of one column have one default name."""
     both = model(vector=embedding(), chunks=embedding(chunk_tokens=8))
