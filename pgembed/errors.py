@@ -3,6 +3,7 @@
     PgembedError
     ├── SettingError          a setting or a command-line argument makes no sense
     ├── ConnectError          the database cannot be reached
+    │   └── StandbyError      the server that was reached takes no writes
     ├── InstallError          the schema cannot be installed, upgraded or removed
     ├── ServerError           the embedded server cannot be started or stopped
     ├── VectorError           an array or a column does not hold usable vectors
@@ -32,6 +33,10 @@ class SettingError(PgembedError):
 
 class ConnectError(PgembedError):
     """The database cannot be reached."""
+
+
+class StandbyError(ConnectError):
+    """The server that was reached is a standby, which takes no writes."""
 
 
 class InstallError(PgembedError):

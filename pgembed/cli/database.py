@@ -12,7 +12,7 @@ import psycopg
 
 from pgembed.cli import options, output
 from pgembed.errors import ConnectError
-from pgembed.postgres.connection import Connection, connect, is_transient
+from pgembed.postgres.connection import Connection, connect, is_standby, is_transient
 from pgembed.postgres.transports import Wish
 from pgembed.terminal import visible
 
@@ -172,4 +172,5 @@ def _show_status(connection: Connection, *, as_json: bool) -> None:
     )
     output.show(rows, as_json=as_json, empty="no embeddings yet")
     if not as_json and not workers:
-        click.echo("no worker is running: start one with 'pgembed worker'")
+        where = " and the primary's DSN" if is_standby(connection) else ""
+        click.echo(f"no worker is running: start one with 'pgembed worker'{where}")

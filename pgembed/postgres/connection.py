@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import PGconn, TransactionStatus
 from psycopg.rows import tuple_row
 
-from pgembed.errors import ConnectError, PgembedError
+from pgembed.errors import ConnectError, PgembedError, StandbyError
 from pgembed.postgres import vectors
 
 Connection = psycopg.Connection[Any]
@@ -121,6 +121,22 @@ def _connect_error(parameters: dict[str, Any], error: Exception) -> ConnectError
         "Check --dsn, PGEMBED_DSN or the PG* variables, and that the server runs; "
         "'pgembed up' starts a local one."
     )
+
+
+def is_standby(connection: Connection) -> bool:
+    """Whether the server replays what another one does, and takes no writes."""
+    return bool(fetch_one(connection, "SELECT pg_catalog.pg_is_in_recovery()")[0])
+
+
+def require_primary(connection: Connection) -> None:
+    """Raise StandbyError when the server is a standby."""
+    if is_standby(connection):
+        raise StandbyError(
+            f"the server of database {connection.info.dbname!r} on "
+            f"{connection.info.host or 'the default host'} is a standby, which takes "
+            "no writes: work with the DSN of the primary; one with several hosts and "
+            "target_session_attrs=read-write finds it"
+        )
 
 
 def extension_schema(connection: Connection, name: str) -> str | None:

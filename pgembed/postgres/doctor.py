@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterator
 
@@ -20,9 +21,12 @@ from pgembed.postgres.connection import (
     extension_schema,
     fetch_all,
     fetch_one,
+    is_standby,
 )
 from pgembed.postgres.findings import Finding, error, ok, warning
 from pgembed.postgres.resources import Resources
+
+_OF_THIS_SERVER = ("server", "clock", "transport", "call", "settings")
 
 
 def verify(
@@ -33,11 +37,25 @@ def verify(
     Changes nothing, but asks a worker to embed a word. The findings come in the order
     in which to mend things.
     """
+    findings = _verify(connection, resources or Resources.found())
+    if is_standby(connection):
+        return [_on_primary(finding) for finding in findings]
+    return findings
+
+
+def _on_primary(finding: Finding) -> Finding:
+    """Send to the primary whoever is to change a standby's database."""
+    if not finding.remedy or finding.subject in _OF_THIS_SERVER:
+        return finding
+    return dataclasses.replace(finding, remedy=f"on the primary: {finding.remedy}")
+
+
+def _verify(connection: Connection, resources: Resources) -> list[Finding]:
     findings = [*_server(connection), *_vector(connection), *_access(connection)]
     if any(finding.level == "error" for finding in findings):
         return findings
     try:
-        plan = installation.plan(connection, resources or Resources.found())
+        plan = installation.plan(connection, resources)
     except InstallError as failure:
         return [*findings, error("transport", str(failure), "run 'pgembed install'")]
     findings += _version(connection) or _schema(connection, plan)
@@ -61,6 +79,10 @@ def _server(connection: Connection) -> Iterator[Finding]:
     if connection.info.server_version < guards.MIN_SERVER:
         yield error(
             "server", message, "upgrade to PostgreSQL 15 or later, or use 'pgembed up'"
+        )
+    elif is_standby(connection):
+        yield ok(
+            "server", f"{message}, a standby: workers and changes go to its primary"
         )
     else:
         yield ok("server", message)

@@ -11,8 +11,14 @@ from typing import TypeVar
 import psycopg
 from psycopg import errors
 
-from pgembed.errors import ConnectError
-from pgembed.postgres.connection import Connection, backoff, connect, is_transient
+from pgembed.errors import ConnectError, StandbyError
+from pgembed.postgres.connection import (
+    Connection,
+    backoff,
+    connect,
+    is_transient,
+    require_primary,
+)
 from pgembed.worker.lifetime import Lifetime, Stopped
 
 _log = logging.getLogger(__name__)
@@ -75,6 +81,7 @@ class Link:
         if self._connection is None or self._connection.closed:
             connection = connect(self._dsn, purpose=self._purpose)
             try:
+                require_primary(connection)  # after a failover, a standby may answer
                 self._opened(connection)
             except BaseException:
                 connection.close()
@@ -119,6 +126,8 @@ def _may_pass(error: psycopg.Error | ConnectError) -> bool:
 def _brief(error: psycopg.Error | ConnectError) -> str:
     if isinstance(error, errors.DiskFull):
         return f"the server's disk is full, work pauses ({_line(error)})"
+    if isinstance(error, StandbyError):
+        return _line(error)
     return f"the database did not answer ({_line(error)})"
 
 

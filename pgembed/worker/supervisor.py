@@ -21,6 +21,7 @@ from pgembed.postgres.connection import (
     connect,
     fetch_all,
     fetch_one,
+    require_primary,
 )
 from pgembed.postgres.versions import difference
 from pgembed.settings import Settings
@@ -106,11 +107,12 @@ def _check_nothing_is_left(connection: Connection) -> None:
 
 
 def check(settings: Settings) -> None:
-    """Raise ConnectError or WorkerError unless a worker can start.
+    """Raise ConnectError or WorkerError unless a worker can start: on no standby.
 
     It starts on the schema of another version, too, and says so in the log.
     """
     with connect(settings.dsn, purpose="check") as connection:
+        require_primary(connection)
         row = fetch_one(
             connection, "SELECT pg_catalog.to_regprocedure('pgembed._work()')"
         )

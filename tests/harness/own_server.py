@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -44,6 +45,19 @@ class OwnServer(Databases):
         """Start again."""
         self._embedded.start()
 
+    def promote(self) -> None:
+        """Let a standby become a primary."""
+        self._embedded._pg_ctl("promote")
+
+    def copy(self, folder: Path) -> None:
+        """Write into *folder* what a standby of this server starts with."""
+        account = system.account_for(self.folder)
+        os.chown(folder, account.uid, account.gid)
+        options = ("-R", "-c", "fast", "-d", self.dsn(), "-D", str(folder))
+        self._embedded._run("pg_basebackup", *options)
+        for name in (".s.PGSQL.5432.lock", "server.log"):
+            (folder / name).unlink()
+
     def log(self) -> str:
         """Return all that the server logged."""
         path = self.folder / "server.log"
@@ -56,6 +70,18 @@ def own_server() -> Iterator[OwnServer]:
     folder = Path(tempfile.mkdtemp(prefix="pgembed-faults-"))
     try:
         with EmbeddedServer(folder, settings=_SETTINGS) as server:
+            yield OwnServer(server)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def standby_of(primary: OwnServer) -> Iterator[OwnServer]:
+    """Start a standby that follows *primary*; stop it and delete its folder."""
+    folder = Path(tempfile.mkdtemp(prefix="pgembed-standby-"))
+    try:
+        primary.copy(folder)
+        with EmbeddedServer(folder) as server:
             yield OwnServer(server)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
