@@ -189,8 +189,12 @@ def stay_idle(connection: Connection) -> None:
     connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
-def take_time(connection: Connection) -> None:
-    """Let the open transaction, one of ours, outlast transaction_timeout."""
+def endure(connection: Connection) -> None:
+    """Let the open transaction, one of ours, outlast transaction_timeout.
+
+    And let an error end no more than this transaction.
+    """
+    connection.execute("SET LOCAL exit_on_error = off")
     if connection.info.server_version >= 170_000:  # which has that setting
         connection.execute("SET LOCAL transaction_timeout = 0")
 

@@ -11,7 +11,7 @@ from pgembed.postgres.capture_checks import (
     check_capture,
     check_registry,
 )
-from pgembed.postgres.connection import Connection, fetch_all, fetch_one, take_time
+from pgembed.postgres.connection import Connection, endure, fetch_all, fetch_one
 from pgembed.postgres.findings import Finding, error, ok, warning
 
 _STALE = "5 minutes"
@@ -47,7 +47,7 @@ def _findings(connection: Connection, embedding: Embedding) -> list[Finding]:
         return [_locked(embedding, f"process {holder}")]
     try:
         with connection.transaction():
-            take_time(connection)
+            endure(connection)
             connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
             return list(_check(connection, embedding))
     except errors.LockNotAvailable:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import psycopg
 
-from pgembed.postgres.connection import Connection, fetch_all, fetch_one, take_time
+from pgembed.postgres.connection import Connection, endure, fetch_all, fetch_one
 from pgembed.postgres.findings import Finding, ok, warning
 
 _CALL_SECONDS = 3
@@ -29,7 +29,7 @@ def check_call(connection: Connection, models: list[str]) -> Iterator[Finding]:
     started = 0.0
     try:
         with connection.transaction():
-            take_time(connection)
+            endure(connection)
             connection.execute(f"SET LOCAL pgembed.call_timeout = '{_CALL_SECONDS}s'")
             for word in ("one", "two"):  # the first one may load the model
                 started = time.perf_counter()

@@ -396,6 +396,18 @@ def test_a_call_takes_longer_than_transactions_may(
     assert findings[-1].subject == "settings"
 
 
+def test_errors_that_would_end_the_session(
+    dsn: str, connection: Connection, connect: Connect, tmp_path: Path
+) -> None:
+    add_good(connection, tmp_path)
+    name = connection.info.dbname
+    connection.execute(f"ALTER DATABASE {name} SET exit_on_error = on".encode())
+    findings = verify(connect(dsn))
+    [call] = [f for f in findings if f.subject == "call"]
+    assert "no worker answered" in call.message
+    assert findings[-1].subject == "settings"
+
+
 def test_workers_that_are_superusers(
     dsn: str, connection: Connection, connect: Connect
 ) -> None:
