@@ -318,6 +318,24 @@ COMMENT ON FUNCTION pgembed._withdraw(text, bigint) IS
 'Take a call away for whose answer its caller does not wait any longer, so that no worker begins it, or goes on with its texts.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._raise_anew(state text, message text, detail text, hint text)
+RETURNS void
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- An empty one would be shown.
+    detail := coalesce(nullif(detail, ''), 'So said the second session of the call.');
+    IF hint = '' THEN
+        RAISE EXCEPTION '%', message USING ERRCODE = state, DETAIL = detail;
+    END IF;
+    RAISE EXCEPTION '%', message USING ERRCODE = state, DETAIL = detail, HINT = hint;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._raise_anew(text, text, text, text) IS
+'Raise an error of the second session without its context, in which dblink names the connection.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._call(
     kind text, model text, contents text[], timeout interval
 )
@@ -328,10 +346,16 @@ AS $$
 DECLARE
     deadline CONSTANT timestamptz := clock_timestamp() + timeout;
     kept CONSTANT text := pgembed._kept_connection();
-    connection text := pgembed._dial(kept);
+    connection text;
     answer record;
     call_id bigint;
+    state text;
+    message text;
+    detail text;
+    hint text;
+    context text;
 BEGIN
+    connection := pgembed._dial(kept);
     BEGIN
         call_id := pgembed._post_over(connection, kind, model, contents, timeout);
     EXCEPTION
@@ -354,8 +378,13 @@ BEGIN
     RETURN answer.vectors;
 EXCEPTION
     WHEN query_canceled OR OTHERS THEN
+        GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
+            detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT, context = PG_EXCEPTION_CONTEXT;
         PERFORM pgembed._withdraw(connection, call_id);
         PERFORM pgembed._hang_up(connection);
+        IF strpos(context, kept) > 0 THEN
+            PERFORM pgembed._raise_anew(state, message, detail, hint);
+        END IF;
         RAISE;
 END;
 $$;

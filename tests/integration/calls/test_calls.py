@@ -417,6 +417,29 @@ def test_an_unknown_model_is_named_at_once(connection: Connection) -> None:
     with pytest.raises(errors.UndefinedObject, match="'tinny'") as caught:
         connection.execute("SELECT pgembed.embed('tinny', 'a cat')")
     assert "tiny" in str(caught.value.diag.message_hint)
+    assert caught.value.diag.message_detail != ""
+
+
+@over_dblink
+@pytest.mark.usefixtures("worker")
+def test_errors_do_not_tell_the_name_of_the_kept_connection(
+    connection: Connection,
+) -> None:
+    """Who knows it could bring a connection of that name, and read the answers."""
+    name = str(value(connection, "SELECT pgembed._kept_connection()"))
+    for kept in (False, True):
+        assert (second_sessions(connection) == 1) == kept
+        with pytest.raises(errors.UndefinedObject) as caught:
+            connection.execute("SELECT pgembed.embed('tinny', 'a cat')")
+        assert name not in str(caught.value)
+        connection.execute("SELECT pgembed.embed('tiny', 'a cat')")
+    connection.execute("ALTER FUNCTION pgembed._fetch_answer RENAME TO _gone")
+    # A snapshot of its own, so that the answer is fetched over dblink.
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    with pytest.raises(errors.UndefinedFunction) as undefined:
+        connection.execute("SELECT pgembed.embed('tiny', 'a dog')")
+    assert "_fetch_answer" in str(undefined.value.diag.message_primary)
+    assert name not in str(undefined.value)
 
 
 @pytest.mark.usefixtures("model")
