@@ -87,7 +87,8 @@ BEGIN
             WHEN alive IS NOT NULL AND trouble IS NOT NULL THEN
                 'A worker must run on the database''s machine and share its socket directory; ''pgembed doctor'' says more.'
             WHEN alive IS NULL THEN
-                format('Start one with: pgembed worker --dsn ''dbname=%s ...''', current_database())
+                format('Start one with: pgembed worker --dsn ''%s...''', 'dbname='
+                    || substring(current_database() FROM '^[[:alnum:]_.-]+$') || ' ')
             ELSE 'It may be busy, or loading the model: try again, or give it time: SET pgembed.call_timeout, for add_model pgembed.add_model_timeout.'
         END;
 END;
@@ -222,7 +223,8 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value',
             DETAIL = 'From SQL a model comes from a hub (owner/name), a package (pypi:name) or a built-in name (minilm).',
             HINT = format('For a folder, use the command line where the folder is: pgembed model add %s %s',
-                name, coalesce(source, 'FOLDER'));
+                coalesce(substring(name FROM '^[[:alnum:]_.-]+$'), 'NAME'),
+                coalesce(substring(source FROM '^[[:alnum:]_./-]+$'), 'FOLDER'));
     END IF;
     PERFORM pgembed._call('add_model', name, ARRAY[source, coalesce(options, '{}')::text],
         pgembed._call_timeout('add_model_timeout', '15min'));

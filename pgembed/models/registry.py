@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,8 @@ def get_model(connection: Connection, name: str) -> ModelRecord:
     if record is None:
         known = ", ".join(model.name for model in list_models(connection))
         raise ModelError(
-            f"there is no model {name!r} (there are: {known or 'none'}): add it with "
-            f"'pgembed model add {name} SOURCE'"
+            f"there is no model {name!r} (there are: {known or 'none'}): add it with: "
+            f"pgembed model add {shlex.quote(name)} SOURCE"
         )
     return record
 

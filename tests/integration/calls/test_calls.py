@@ -12,7 +12,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from psycopg import errors, sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgembed.embeddings import calls
 from pgembed.models.session import Model
@@ -558,6 +558,30 @@ def test_the_error_says_no_more_than_is_known(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("shop", "Start one with: pgembed worker --dsn 'dbname=shop ...'"),
+        ("a 'shop'", "Start one with: pgembed worker --dsn '...'"),
+    ],
+)
+def test_a_command_with_the_name_of_the_database_can_be_run(
+    databases: Databases, connect: Connect, name: str, hint: str
+) -> None:
+    admin = connect(databases.dsn())
+    template = databases.installed_template()
+    admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
+    try:
+        with (
+            connect(make_conninfo(databases.dsn(), dbname=name)) as connection,
+            pytest.raises(errors.ObjectNotInPrerequisiteState) as caught,
+        ):
+            connection.execute("SELECT pgembed._no_answer('5 s')")
+        assert caught.value.diag.message_hint == hint
+    finally:
+        admin.execute(f'DROP DATABASE "{name}"'.encode())
+
+
+@pytest.mark.parametrize(
     ("encoding", "bad", "error"),
     [
         (
@@ -711,6 +735,21 @@ def test_no_folder_is_read_for_sql(connection: Connection, source: str) -> None:
     with pytest.raises(errors.InvalidParameterValue, match="model source") as caught:
         connection.execute("SELECT pgembed.add_model('m', %s)", [source])
     assert "pgembed model add" in str(caught.value.diag.message_hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "command"),
+    [
+        ("m", "../model", "pgembed model add m ../model"),
+        ("m'; n", "$(id)", "pgembed model add NAME FOLDER"),
+    ],
+)
+def test_a_command_with_the_names_of_a_model_can_be_run(
+    connection: Connection, name: str, source: str, command: str
+) -> None:
+    with pytest.raises(errors.InvalidParameterValue) as caught:
+        connection.execute("SELECT pgembed.add_model(%s, %s)", [name, source])
+    assert str(caught.value.diag.message_hint).endswith(f": {command}")
 
 
 @pytest.mark.parametrize(

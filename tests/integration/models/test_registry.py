@@ -89,6 +89,8 @@ def test_names(connection: Connection, folder: Path) -> None:
     with pytest.raises(ModelError, match=r"no model 'tiny' \(there are: Müller's"):
         registry.get_model(connection, "tiny")
     assert registry.find_model(connection, "tiny") is None
+    with pytest.raises(ModelError, match=r" add 'x y; \$\(id\)' SOURCE$"):
+        registry.get_model(connection, "x y; $(id)")
 
 
 def test_nothing_is_stored_of_a_model_that_fails(
