@@ -9,7 +9,8 @@ AS $$
 DECLARE
     setting text := 'pgembed.cost_' || name;
 BEGIN
-    RAISE EXCEPTION 'the setting % is %, but must be a number of microseconds, 0 or more',
+    RAISE EXCEPTION 'the setting % is %, but must be a number of microseconds, 0 or more, '
+        'with at most 20 digits before the point and 2 in the exponent',
         setting, quote_literal(current_setting(setting))
         USING ERRCODE = 'invalid_parameter_value',
         HINT = format('RESET %s, and correct it where it comes from, if ALTER DATABASE or ALTER ROLE set it.', setting);

@@ -171,6 +171,11 @@ BEGIN
     -- What predicates mean depends on these.
     names := pg_catalog.array_cat('{search_path,TimeZone,DateStyle,IntervalStyle}'::pg_catalog._text, names);
     FOREACH name IN ARRAY names LOOP
+        IF name IS NULL THEN
+            RAISE EXCEPTION 'one of the settings to keep is NULL'
+                USING ERRCODE = 'null_value_not_allowed',
+                HINT = 'Name those that predicates or policies read: settings => ''{app.tenant}''.';
+        END IF;
         IF pg_catalog.current_setting(name, true) IS NULL THEN
             RAISE EXCEPTION 'there is no setting % in this session', name
                 USING ERRCODE = 'undefined_object',

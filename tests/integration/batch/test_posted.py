@@ -643,6 +643,10 @@ def test_calls_and_embedding_go_on_beside_a_batch(
             "search_batch('items_v', 'queries', 'r', settings => '{a.b}')",
             "no setting a.b",
         ),
+        (
+            "build_layout('items_v', settings => '{TimeZone,NULL}')",
+            "one of the settings to keep is NULL",
+        ),
     ],
 )
 def test_refused_at_once(

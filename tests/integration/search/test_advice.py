@@ -148,6 +148,9 @@ def test_the_budget_is_kept(advised: Connection) -> None:
     )
     assert len(found) == 2
     assert advice.advise(advised, "items_v", workload="workload", budget_mb=0) == []
+    for most in (1e308, float("inf")):
+        found = advice.advise(advised, "items_v", workload="workload", budget_mb=most)
+        assert len(found) >= 2
 
 
 def test_filters_that_the_table_no_longer_has(recording: Connection) -> None:
