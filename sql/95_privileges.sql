@@ -412,4 +412,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed.revoke_all(regrole) IS
-'Take back everything that a role was granted in schema pgembed, and as a worker''s role on tables that the caller owns; a warning names the others. USAGE on the schemas of these tables stays.';
+'Take back everything that a role was granted in schema pgembed, and as a worker''s role on tables that the caller owns; a warning names the others. USAGE on the schemas of these tables stays. The schema''s owner is refused: what captures changes needs his rights.';
