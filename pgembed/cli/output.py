@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any, cast
 
 import click
@@ -14,6 +16,7 @@ import psycopg
 from psycopg.abc import AdaptContext, Buffer, Loader, QueryNoTemplate
 from psycopg.pq import Format
 from psycopg.rows import dict_row
+from psycopg.types.json import set_json_loads
 from rich.console import Console
 from rich.table import Table
 
@@ -41,6 +44,18 @@ class _WiderLoader(psycopg.adapt.Loader):
             return bytes(data).decode()
 
 
+def _number(text: str) -> float | str:
+    """Return a number of JSON, or its text where no float has all its digits."""
+    value = float(text)
+    try:
+        return value if Decimal(repr(value)) == Decimal(text) else text
+    except InvalidOperation:  # an exponent of twenty digits
+        return text
+
+
+_loads = functools.partial(json.loads, parse_float=_number)
+
+
 def console() -> Console:
     """Return a console on standard output, wide when that is not a terminal.
 
@@ -65,6 +80,7 @@ def query(
     ):
         for name in _WIDER_TYPES:
             cursor.adapters.register_loader(name, _WiderLoader)
+        set_json_loads(_loads, cursor)
         return cursor.execute(statement, parameters).fetchall()
 
 

@@ -23,6 +23,7 @@ from pgembed.embeddings import declare
 from pgembed.postgres.connection import connect
 from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
+from tests.harness.sql_worker import SqlWorker
 
 Connection = psycopg.Connection[Any]
 Run = Callable[..., Result]
@@ -195,6 +196,24 @@ def test_errors_do_not_command_the_terminal(dsn: str) -> None:
     assert done.returncode == 1
     assert r"\x1b[2J" in done.stderr
     assert "\x1b" not in done.stderr
+
+
+def test_failures_show_keys_with_all_their_digits(
+    run: Run, connection: Connection
+) -> None:
+    register_model(connection)
+    connection.execute(
+        "CREATE TABLE docs (id numeric PRIMARY KEY, body text);"
+        "INSERT INTO docs VALUES (12345678901234567.89, 'one');"
+        "SELECT pgembed.create_embedding('docs', 'body', 'tiny')"
+    )
+    worker = SqlWorker(connection)
+    worker.work()
+    assert worker.fail(worker.claim("docs_body"), "no", max_attempts=1) == 1
+    command = ("embedding", "status", "docs_body", "--failures")
+    assert "12345678901234567.89" in run(*command).stdout
+    (failure,) = json.loads(run(*command, "--json").stdout)
+    assert failure["key"] == {"id": "12345678901234567.89"}
 
 
 def test_embedding_create_and_drop(run: Run, docs: Connection) -> None:

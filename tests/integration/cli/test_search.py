@@ -105,6 +105,24 @@ def test_values_that_python_does_not_have(run: Run, connection: Connection) -> N
     assert "20000-01-01" in run("search", "wide_v", "text").stdout
 
 
+def test_numbers_in_json_keep_their_digits(run: Run, connection: Connection) -> None:
+    """Those that are no float's are shown as texts, like numeric columns."""
+    connection.execute(
+        "CREATE TABLE exact (id int PRIMARY KEY, v public.vector(3), n numeric, "
+        "b jsonb, j json);"
+        "INSERT INTO exact VALUES (1, '[1,0,0]', 12345678901234567.89, "
+        "'[12345678901234567.89, 1.5, 1.10, 12345678901234567890]', "
+        "'[1e400, 1e99999999999999999999, 0.1, -0.0]');"
+        "SELECT pgembed.adopt_vectors('exact', 'v', model => 'tiny')"
+    )
+    (row,) = found(run, "exact_v")
+    assert row["n"] == "12345678901234567.89"
+    assert row["b"] == [row["n"], 1.5, 1.1, 12345678901234567890]
+    assert row["j"] == ["1e400", "1e99999999999999999999", 0.1, 0]
+    printed = run("search", "exact_v", "text").stdout
+    assert '["12345678901234567.89", 1.5, 1.1' in printed
+
+
 @pytest.mark.parametrize("style", ["sql_standard", "postgres_verbose", "iso_8601"])
 def test_intervals_are_seconds_whatever_their_style(
     run: Run, connection: Connection, style: str
