@@ -7,7 +7,7 @@ import datetime
 import functools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from psycopg.abc import AdaptContext, Buffer, Loader, QueryNoTemplate
 from psycopg.pq import Format
 from psycopg.rows import dict_row
 from psycopg.types.json import set_json_loads
+from psycopg.types.string import TextLoader
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +28,13 @@ _PIPE_WIDTH = 10**9
 
 # Types that have values which Python's have not: infinity, the year 10000, 24:00.
 _WIDER_TYPES = ("date", "time", "timetz", "timestamp", "timestamptz", "interval")
+
+# psycopg's ranges have None for an open end.
+_SPANS = [
+    f"{of}{kind}"
+    for of in ("int4", "int8", "num", "date", "ts", "tstz")
+    for kind in ("range", "multirange")
+]
 
 
 class _WiderLoader(psycopg.adapt.Loader):
@@ -80,6 +88,8 @@ def query(
     ):
         for name in _WIDER_TYPES:
             cursor.adapters.register_loader(name, _WiderLoader)
+        for name in _SPANS:
+            cursor.adapters.register_loader(name, TextLoader)
         set_json_loads(_loads, cursor)
         return cursor.execute(statement, parameters).fetchall()
 
@@ -99,9 +109,16 @@ def _plain_intervals(connection: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 def show(
-    rows: Iterable[Mapping[str, Any]], *, as_json: bool, empty: str = "(none)"
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    as_json: bool,
+    empty: str = "(none)",
+    rounded: Collection[str] | None = None,
 ) -> None:
-    """Print rows as a table, or as a JSON array of objects."""
+    """Print rows as a table, or as a JSON array of objects.
+
+    A table has four digits of floats in the columns *rounded*; None: in all.
+    """
     rows = list(rows)
     if as_json:
         plain = [_plain(dict(row)) for row in rows]
@@ -109,24 +126,28 @@ def show(
     elif not rows:
         click.echo(empty)
     else:
-        console().print(_table(rows))
+        console().print(_table(rows, rounded))
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], rounded: Collection[str] | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column, value in rows[0].items():
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
         table.add_column(visible(column), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(visible(_cell(value)) for value in row.values()))
+        cells = (
+            _cell(value, is_rounded=rounded is None or column in rounded)
+            for column, value in row.items()
+        )
+        table.add_row(*map(visible, cells))
     return table
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, *, is_rounded: bool) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.4g}" if is_rounded else json.dumps(value).removesuffix(".0")
     if isinstance(value, datetime.datetime):
         return value.isoformat(sep=" ", timespec="seconds")
     if isinstance(value, datetime.timedelta):

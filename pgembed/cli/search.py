@@ -45,7 +45,7 @@ def search(
     if explain:
         click.echo(json.dumps(rows[0]["explain_search"], indent=2))
     else:
-        output.show(rows, as_json=as_json, empty="no rows")
+        output.show(rows, as_json=as_json, empty="no rows", rounded=["distance"])
 
 
 def _statement(

@@ -105,6 +105,31 @@ def test_values_that_python_does_not_have(run: Run, connection: Connection) -> N
     assert "20000-01-01" in run("search", "wide_v", "text").stdout
 
 
+def test_ranges_are_those_of_the_server(run: Run, connection: Connection) -> None:
+    connection.execute(
+        "CREATE TABLE spans (id int PRIMARY KEY, v public.vector(3), r int4range, "
+        "d daterange, m nummultirange, a int8range[]);"
+        "INSERT INTO spans VALUES (1, '[1,0,0]', '[5,)', '(,)', '{[1,2),[3.5,)}', "
+        "ARRAY['(,5)'::int8range, 'empty']);"
+        "SELECT pgembed.adopt_vectors('spans', 'v', model => 'tiny')"
+    )
+    (row,) = found(run, "spans_v")
+    assert (row["r"], row["d"], row["m"]) == ("[5,)", "(,)", "{[1,2),[3.5,)}")
+    assert row["a"] == ["(,5)", "empty"]
+    assert "[5,)  (,)  {[1,2),[3.5,)}" in run("search", "spans_v", "text").stdout
+
+
+def test_only_distances_are_rounded(run: Run, connection: Connection) -> None:
+    connection.execute(
+        "CREATE TABLE places (id int PRIMARY KEY, v public.vector(3), "
+        "latitude float8, price float8, ratio float4, hot float8);"
+        "INSERT INTO places VALUES (1, '[1,2,2]', 52.520008, 1234567.5, 3, 'NaN');"
+        "SELECT pgembed.adopt_vectors('places', 'v', model => 'tiny')"
+    )
+    _, line = run("search", "places_v", "text").stdout.splitlines()
+    assert line.split() == ["0.6667", "1", "52.520008", "1234567.5", "3", "NaN"]
+
+
 def test_numbers_in_json_keep_their_digits(run: Run, connection: Connection) -> None:
     """Those that are no float's are shown as texts, like numeric columns."""
     connection.execute(
