@@ -15,6 +15,24 @@ COMMENT ON FUNCTION pgembed._database_name() IS
 'What tells this database from all others, those of other servers included; a standby''s is that of its primary.';
 
 
+CREATE OR REPLACE FUNCTION pgembed._timeline()
+RETURNS integer
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RETURN (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline)
+            FROM pg_control_checkpoint() AS c, pg_control_recovery() AS r);
+    END IF;
+    -- The control file learns of a promotion at the next checkpoint.
+    RETURN ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._timeline() IS
+'The timeline on which the server writes; a standby may be late to know that of its primary.';
+
+
 CREATE OR REPLACE FUNCTION pgembed._layout_fault(e pgembed.embedding, origin jsonb)
 RETURNS text
 LANGUAGE plpgsql STABLE PARALLEL SAFE CALLED ON NULL INPUT
@@ -42,9 +60,9 @@ BEGIN
     SELECT coalesce(jsonb_agg(coalesce(pg_relation_filenode(t.oid), 0)::bigint ORDER BY u.place), '[]') INTO filenodes
     FROM jsonb_array_elements_text(origin -> 'tables') WITH ORDINALITY AS u (oid, place)
     INNER JOIN pg_catalog.pg_class AS t ON t.oid = u.oid::oid;
-    IF filenodes IS DISTINCT FROM origin -> 'filenodes' OR passed NOT BETWEEN 0 AND 2147483647
-        OR (origin ->> 'timeline')::integer <> (SELECT c.timeline_id FROM pg_control_checkpoint() AS c)
-    THEN
+    IF (origin ->> 'timeline')::integer <> pgembed._timeline() THEN
+        RETURN 'the server was promoted or restored from a backup';
+    ELSIF filenodes IS DISTINCT FROM origin -> 'filenodes' OR passed NOT BETWEEN 0 AND 2147483647 THEN
         RETURN 'the table was rewritten';
     END IF;
     RETURN NULL;

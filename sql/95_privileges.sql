@@ -97,7 +97,7 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'search_batch knn_join build_layout drop_layout await_batch cancel_batch '
         '_batch_table _database_name _finish_batch _kept_settings _layout_changes _layout_fault _memory_bytes _post_batch '
-        '_results_table') AS r;
+        '_results_table _timeline') AS r;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._batch_routines() IS

@@ -32,13 +32,12 @@ def origin(connection: Connection, oids: Sequence[int]) -> dict[str, Any]:
     row = fetch_one(
         connection,
         """
-        SELECT c.timeline_id,
+        SELECT pgembed._timeline(),
             pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8,
             ARRAY(SELECT coalesce(pg_catalog.pg_relation_filenode(t.oid), 0)::int8
                   FROM pg_catalog.unnest(%s::int8[]) WITH ORDINALITY AS u (oid, place)
                   INNER JOIN pg_catalog.pg_class AS t ON t.oid = u.oid::oid
                   ORDER BY u.place)
-        FROM pg_catalog.pg_control_checkpoint() AS c
         """,
         [list(oids)],
     )

@@ -130,3 +130,20 @@ def test_a_worker_waits_for_the_promotion(
                 wait_until(lambda: embedded(connection) == 4)
         finally:
             rough_server.start()
+
+
+def test_a_layout_built_after_a_promotion(
+    standby: OwnServer, rough_dsn: str, tmp_path: Path
+) -> None:
+    """The control file learns of the new timeline at the checkpoint."""
+    query = "SELECT advice FROM pgembed.layouts"
+    with connect(rough_dsn) as connection:
+        build_layout(connection, "docs_body", root=tmp_path / "layouts")
+    with connect(on(standby, rough_dsn)) as connection:
+        wait_until(lambda: fetch_one(connection, query) == ("current",))
+        standby.promote()
+        (advice,) = fetch_one(connection, query)
+        assert "rebuild: the server was promoted or restored from a backup" in advice
+        build_layout(connection, "docs_body", root=tmp_path / "layouts")
+        connection.execute("CHECKPOINT")
+        assert fetch_one(connection, query) == ("current",)
