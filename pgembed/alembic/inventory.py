@@ -27,14 +27,34 @@ _KEPT = text(
     """
 )
 
-_ADVISED = text(
+_OF_PARTITIONS = text(
+    """
+    SELECT s.nspname AS schema, c.relname AS table, e.target_column AS column
+    FROM pgembed.embedding AS e
+    CROSS JOIN pg_catalog.pg_partition_tree(e.source) AS t
+    JOIN pg_catalog.pg_class AS c ON c.oid = t.relid
+    JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace
+    WHERE e.kind = 'kept' AND e.target::oid = e.source::oid AND t.level > 0
+    """
+)
+
+_INDEXES = text(
     """
     SELECT s.nspname AS schema, c.relname AS name
     FROM pgembed.embedding AS e
-    JOIN pg_catalog.pg_index AS i ON i.indrelid = e.target::oid
+    JOIN pg_catalog.pg_index AS i ON i.indrelid = e.target::oid OR i.indrelid IN (
+        SELECT t.relid FROM pg_catalog.pg_partition_tree(e.target) AS t)
     JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
     JOIN pg_catalog.pg_namespace AS s ON s.oid = c.relnamespace
-    WHERE starts_with(c.relname, format('pgembed_%s_', e.id))
+    WHERE EXISTS (
+        SELECT FROM pg_catalog.pg_class AS r
+        WHERE (r.oid = c.oid OR r.oid IN (
+                SELECT a.relid FROM pg_catalog.pg_partition_ancestors(c.oid) AS a))
+          AND (starts_with(r.relname, format('pgembed_%s_', e.id)) OR e.kind = 'kept'
+            -- Those of partitions, before they are attached, end with a number.
+            AND (r.relname = e.index_name
+              OR i.indrelid <> e.target::oid
+                AND starts_with(r.relname, e.index_name || '_'))))
     """
 )
 
@@ -68,7 +88,9 @@ class Inventory:
             else:
                 tables.add((schema, row["target"]))
             indexes.add((schema, row["index_name"]))
-        for schema, name in connection.execute(_ADVISED):
+        for schema, table, column in connection.execute(_OF_PARTITIONS):
+            columns.add(((None if schema == default else schema, table), column))
+        for schema, name in connection.execute(_INDEXES):
             indexes.add((None if schema == default else schema, name))
         return cls(
             True, specs, frozenset(columns), frozenset(tables), frozenset(indexes)

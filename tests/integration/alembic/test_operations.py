@@ -14,13 +14,23 @@ import pytest
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import Connection, Engine, MetaData, create_engine, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    Text,
+    create_engine,
+    text,
+)
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase, mapped_column
 
 from pgembed.alembic import InstallPgembedOp
 from pgembed.errors import EmbeddingError, InstallError
 from pgembed.postgres.connection import connect
 from pgembed.postgres.schema import install
+from pgembed.sqlalchemy import Embedding
 from tests.harness.models import register_model
 from tests.harness.roles import ordinary_role
 from tests.integration.alembic.project import Project
@@ -272,6 +282,41 @@ def test_indexes_on_advice_are_no_difference(project: Project) -> None:
         connection.execute(text("CREATE INDEX pgembed_mine ON article (title)"))
     (found,) = project.differences(EMBEDDED())
     assert (found[0], found[1].name) == ("remove_index", "pgembed_mine")
+
+
+def test_mapped_partitions_keep_their_vectors(project: Project) -> None:
+    """A class of their own need not know what they have of the partitioned table."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Article(Base):
+        __tablename__ = "article"
+        year = mapped_column(Integer, primary_key=True)
+        body = mapped_column(Text)
+        body_embedding = Embedding("body", model="tiny")
+
+    class Part(Base):
+        __tablename__ = "article_1"
+        year = mapped_column(Integer, primary_key=True)
+        body = mapped_column(Text)
+
+    statements = "SELECT s.statement FROM pgembed._index_statements(1) AS s"
+    with psycopg.connect(dsn_of(project.engine), autocommit=True) as connection:
+        connection.execute(
+            """
+            CREATE TABLE article (year int PRIMARY KEY, body text)
+                PARTITION BY RANGE (year);
+            CREATE TABLE article_1 PARTITION OF article FOR VALUES FROM (1) TO (9);
+            SELECT pgembed.create_embedding('article', 'body', 'tiny');
+            """
+        )
+        while rows := connection.execute(statements).fetchall():
+            connection.execute(rows[0][0])
+            assert project.differences(Base.metadata) == []
+        connection.execute("CREATE INDEX mine ON article_1 (body)")
+    (found,) = project.differences(Base.metadata)
+    assert (found[0], found[1].name) == ("remove_index", "mine")
 
 
 def test_other_tables_keep_their_embeddings(project: Project) -> None:
