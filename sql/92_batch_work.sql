@@ -102,7 +102,8 @@ BEGIN
     SET state = 'done', rows = _finish_batch.rows, report = _finish_batch.report,
         lease = NULL, worker = NULL, ended_at = clock_timestamp()
     WHERE b.id = _finish_batch.batch AND b.lease = _finish_batch.lease AND b.state = 'running'
-        AND NOT b.cancel_requested AND b.caller = quote_ident(session_user)::regrole;
+        AND NOT b.cancel_requested
+        AND b.caller = quote_ident(session_user)::regrole AND b.caller_name = session_user;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'batch % is not held any more', batch USING ERRCODE = 'serialization_failure';
     END IF;

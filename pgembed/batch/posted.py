@@ -20,7 +20,7 @@ class Posted:
     kind: str
     """search, join, build_layout or drop_layout."""
     caller: str | None
-    """The name of the role that posted it, as which it is to run; None: dropped."""
+    """The name of the role that posted it, as which it is to run; None: it is gone."""
     embedding: str
     queries: str | None
     results: str | None
@@ -57,7 +57,8 @@ def claim(
         SELECT b.id, b.kind, r.rolname, b.embedding, b.queries, b.results, b.k,
             b.recall, b.options, b.settings, b.state, b.attempts, b.lease
         FROM pgembed._claim_batch(%s, %s, %s::int) AS b
-        LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = b.caller::pg_catalog.oid
+        LEFT JOIN pg_catalog.pg_roles AS r
+            ON r.oid = b.caller AND r.rolname = b.caller_name
         """,
         [worker, lease, attempts],
     )

@@ -215,7 +215,10 @@ class _Run:
 
 def _session(dsn: str, posted: Posted, own: Connection) -> Connection:
     if posted.caller is None:
-        raise WorkerError("the role that posted the batch was dropped: post it anew")
+        raise WorkerError(
+            "the role that posted the batch was dropped or renamed, or was left behind "
+            "when the database moved to other roles: post it anew"
+        )
     return connect_as(
         dsn, posted.caller, own, whose="the role that posted the batch", purpose="batch"
     )

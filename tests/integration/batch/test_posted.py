@@ -15,8 +15,10 @@ from pgembed.batch.execute import Options
 from pgembed.batch.job import run_batch
 from pgembed.errors import SettingError
 from pgembed.postgres.connection import fetch_all, fetch_one
+from pgembed.postgres.schema import install
 from pgembed.settings import memory_bytes
 from tests.conftest import Connect
+from tests.harness.server import Databases, run_program
 from tests.integration.batch.posting import (
     batch_of,
     batch_processes,
@@ -289,15 +291,17 @@ def test_who_posts_cannot_be_forged(
     session = connect(role)
     connection.execute(unsafe(f"GRANT INSERT ON pgembed.batch TO {name}"))
     session.execute(
-        "INSERT INTO pgembed.batch (kind, caller, embedding, queries, results, k, "
-        "recall, state, attempts, lease) VALUES ('search', 'postgres', 'items_v', "
-        "'public.queries', 'public.r', 10, 1, 'done', 7, 1)"
+        "INSERT INTO pgembed.batch (kind, caller, caller_name, embedding, queries, "
+        "results, k, recall, state, attempts, lease) VALUES ('search', 10, 'postgres', "
+        "'items_v', 'public.queries', 'public.r', 10, 1, 'done', 7, 1)"
     )
     assert fetch_all(
-        connection, "SELECT caller::text, state, attempts, lease FROM pgembed.batch"
-    ) == [(name, "waiting", 0, None)]
+        connection,
+        "SELECT caller::regrole::text, caller_name, state, attempts, lease "
+        "FROM pgembed.batch",
+    ) == [(name, name, "waiting", 0, None)]
     for statement in (
-        "UPDATE pgembed.batch SET caller = 'postgres'",
+        "UPDATE pgembed.batch SET caller = 10",
         "UPDATE pgembed.batch SET state = 'done'",
         "DELETE FROM pgembed.batch",
         "SELECT pgembed._claim_batch(gen_random_uuid(), '1 hour', 1)",
@@ -565,6 +569,103 @@ def test_a_role_that_was_dropped(
     with answering(dsn):
         row = ended(connection, batch)
     assert row["error"].startswith("the role that posted the batch was dropped")
+
+
+def test_a_role_of_the_same_number_is_not_who_posted(
+    dsn: str,
+    connection: Connection,
+    connect: Connect,
+    items: str,
+    alice: tuple[str, str],
+    bob: tuple[str, str],
+) -> None:
+    """As a restore into another cluster may leave it."""
+    share(connection, alice[0], bob[0])
+    batch = post(connect(alice[1]), SEARCH)
+    connection.execute("UPDATE pgembed.batch SET caller = %s::text::regrole", [bob[0]])
+    for _, role in (alice, bob):
+        session = connect(role)
+        assert fetch_all(session, "SELECT id FROM pgembed.batches") == []
+        assert fetch_one(session, "SELECT pgembed.cancel_batch(%s)", [batch]) == (
+            False,
+        )
+    with answering(dsn):
+        row = ended(connection, batch)
+    assert row["error"].startswith("the role that posted the batch was dropped")
+    assert row["caller"] == alice[0]
+    connection.execute("UPDATE pgembed.batch SET state = 'running', lease = 5")
+    with pytest.raises(psycopg.errors.SerializationFailure, match="not held"):
+        connect(bob[1]).execute("SELECT pgembed._finish_batch(%s, 5, 0, NULL)", [batch])
+
+
+@pytest.mark.parametrize("parts", [[""], ["--schema-only", "--data-only"]])
+def test_batches_are_restored_where_nobody_knows_who_posted(
+    server: Databases,
+    dsn: str,
+    connection: Connection,
+    connect: Connect,
+    items: str,
+    tmp_path: Path,
+    parts: list[str],
+) -> None:
+    with poster(dsn, connection) as (_, role):
+        session = connect(role)
+        batch = post(session, SEARCH)
+        session.close()
+        over = post(connection, SEARCH)
+        connection.execute(
+            "UPDATE pgembed.batch SET state = 'done' WHERE id = %s", [over]
+        )
+        for part in parts:
+            run_program(
+                server,
+                "pg_dump",
+                *["-Fc", "--no-owner", "--no-acl", f"--file={tmp_path / f'd{part}'}"],
+                *filter(None, [part]),
+                dsn,
+            )
+    with server.database("template0") as name:
+        target = server.dsn(name)
+        for part in parts:
+            path = str(tmp_path / f"d{part}")
+            run_program(server, "pg_restore", "-e", f"--dbname={target}", path)
+        copy = connect(target)
+        query = "SELECT * FROM pgembed.batch ORDER BY id"
+        assert fetch_all(copy, query) == fetch_all(connection, query)
+        with answering(target):
+            row = ended(copy, batch)
+        assert row["error"].startswith("the role that posted the batch was dropped")
+        copy.close()
+
+
+BEFORE_NAMES = """
+    DROP VIEW pgembed.batches;
+    DROP POLICY own ON pgembed.batch;
+    ALTER TABLE pgembed.batch DROP COLUMN caller_name, ALTER COLUMN caller TYPE regrole;
+    CREATE POLICY own ON pgembed.batch
+    USING (pg_catalog.pg_has_role(caller, 'USAGE'));
+    CREATE VIEW pgembed.batches AS SELECT id, caller, state FROM pgembed.batch;
+    UPDATE pgembed.alembic_version SET version_num = '0012'
+"""
+
+
+def test_batches_from_before_callers_had_names(
+    dsn: str,
+    connection: Connection,
+    connect: Connect,
+    items: str,
+    alice: tuple[str, str],
+) -> None:
+    name, role = alice
+    share(connection, name)
+    batch = post(connect(role), SEARCH)
+    connection.execute(BEFORE_NAMES)
+    connection.execute(unsafe(f"GRANT SELECT ON pgembed.batches TO {name}"))
+    assert install(connection).changed
+    session = connect(role)
+    assert batch_of(session, batch)["caller"] == name
+    with answering(dsn):
+        assert ended(session, batch)["state"] == "done"
 
 
 def test_calls_are_answered_where_batches_cannot_be(
