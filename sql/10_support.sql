@@ -216,13 +216,73 @@ COMMENT ON FUNCTION pgembed._try_lock(regclass, text) IS
 'Lock a relation without waiting; false when somebody holds it, or it is gone. Taken before any row of its job table: sources come before jobs, for users and workers alike.';
 
 
+-- A dump holds the number of a table that was dropped: in another cluster, it is whatever
+-- relation has that number there.
 CREATE OR REPLACE FUNCTION pgembed._exists(relation regclass)
 RETURNS boolean
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-RETURN EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = relation);
+RETURN EXISTS (
+    SELECT FROM pg_catalog.pg_class AS c
+    WHERE c.oid = relation AND c.relkind IN ('r', 'p') AND c.relnamespace <> 'pgembed'::regnamespace
+);
 COMMENT ON FUNCTION pgembed._exists(regclass) IS
-'Whether the relation is still there.';
+'Whether the source of an embedding, or the table of its vectors, is still there: what is no table, or one of pgembed''s own, is another relation that has its number.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._captures(e pgembed.embedding)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN EXISTS (
+    SELECT
+    FROM pg_catalog.pg_trigger AS g
+    INNER JOIN pg_catalog.pg_proc AS p ON p.oid = g.tgfoid
+    WHERE g.tgrelid = e.source AND p.pronamespace = 'pgembed'::regnamespace
+        AND starts_with(p.proname::text, '_capture_' || e.id || '_')
+);
+COMMENT ON FUNCTION pgembed._captures(pgembed.embedding) IS
+'Whether a trigger of the embedding is on its source.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._rival(e pgembed.embedding)
+RETURNS text
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN (
+    SELECT min(o.name)
+    FROM pgembed.embedding AS o
+    WHERE o.target = e.target AND o.target_column = e.target_column AND o.id <> e.id
+        AND NOT pgembed._captures(e)
+        -- While a dump is restored, the triggers come last: then neither has any.
+        AND (e.kind = 'kept' AND o.kind = 'adopted' OR pgembed._captures(o))
+);
+COMMENT ON FUNCTION pgembed._rival(pgembed.embedding) IS
+'The embedding that has the vector column of this one, whose table is gone and has left its number to another; else NULL.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._has_source(e pgembed.embedding)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN pgembed._exists(e.source)
+    AND (e.kind = 'adopted' OR e.key_columns <@ pgembed._columns(e.source) OR pgembed._captures(e))
+    AND pgembed._rival(e) IS NULL;
+COMMENT ON FUNCTION pgembed._has_source(pgembed.embedding) IS
+'Whether the source of the embedding is still there: not another table that has its number.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._has_chunks(e pgembed.embedding)
+RETURNS boolean
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+RETURN e.target <> e.source AND pgembed._exists(e.target)
+    AND pgembed._columns(e.target) @> ARRAY['chunk', e.target_column]
+    AND NOT EXISTS (
+        SELECT FROM pgembed.embedding AS o WHERE o.id <> e.id AND e.target IN (o.source, o.target)
+    );
+COMMENT ON FUNCTION pgembed._has_chunks(pgembed.embedding) IS
+'Whether the embedding has a chunk table: one that looks like it, and is no other embedding''s.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._shorten(name text, longest integer)
@@ -355,7 +415,7 @@ AS $$
 DECLARE
     fault text := pgembed._fault(e);
 BEGIN
-    IF NOT pgembed._exists(e.source) THEN
+    IF NOT pgembed._has_source(e) THEN
         RAISE EXCEPTION 'the source of % was dropped', quote_literal(e.name)
             USING ERRCODE = 'undefined_table',
             HINT = 'Drop the embedding as well: SELECT pgembed.drop_embedding(...).';

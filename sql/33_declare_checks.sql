@@ -117,7 +117,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN name;
     END IF;
-    IF NOT pgembed._exists(taken.source) THEN
+    IF NOT pgembed._has_source(taken) THEN
         PERFORM pgembed._forget_embedding(name);
         RETURN name;
     END IF;

@@ -26,7 +26,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     e pgembed.embedding := pgembed._find_embedding(name);
-    source_exists boolean := pgembed._exists(e.source);
+    source_exists boolean := pgembed._has_source(e);
 BEGIN
     IF e.kind = 'kept' AND source_exists THEN
         PERFORM pgembed._refuse_stranger(e.source);
@@ -49,12 +49,10 @@ BEGIN
             PERFORM pgembed._drop_queue(e);
         END IF;
         -- A worker that notices that the source is gone may not own the chunks.
-        IF drop_vectors AND (source_exists OR pgembed._owns(e.target)) AND pgembed._exists(e.target) THEN
-            IF e.target <> e.source THEN
-                EXECUTE format('DROP TABLE %s', e.target);
-            ELSE
-                EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', e.target, e.target_column);
-            END IF;
+        IF drop_vectors AND pgembed._has_chunks(e) AND (source_exists OR pgembed._owns(e.target)) THEN
+            EXECUTE format('DROP TABLE %s', e.target);
+        ELSIF drop_vectors AND e.target = e.source AND source_exists THEN
+            EXECUTE format('ALTER TABLE %s DROP COLUMN IF EXISTS %I', e.target, e.target_column);
         END IF;
     END IF;
     DELETE FROM pgembed.embedding AS d WHERE d.id = e.id;

@@ -127,7 +127,7 @@ BEGIN
     IF TG_OP = 'INSERT' THEN
         RETURN pgembed._check_declared(NEW);
     ELSIF TG_OP = 'DELETE' THEN
-        IF pgembed._exists(OLD.source) THEN
+        IF pgembed._has_source(OLD) THEN
             PERFORM pgembed._refuse_stranger(OLD.source);
         END IF;
         RETURN OLD;
@@ -247,7 +247,7 @@ BEGIN
     FOR e IN
         SELECT n.*
         FROM pgembed.embedding AS n
-        WHERE n.kind = 'kept' AND pgembed._exists(n.source) AND pgembed._former_owner(n) IS NOT NULL
+        WHERE n.kind = 'kept' AND pgembed._has_source(n) AND pgembed._former_owner(n) IS NOT NULL
         ORDER BY n.id
     LOOP
         BEGIN

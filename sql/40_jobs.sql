@@ -14,7 +14,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT e.*
     FROM pgembed.embedding AS e
-    WHERE e.id = embedding AND e.kind = 'kept' AND pgembed._exists(e.source);
+    WHERE e.id = embedding AND e.kind = 'kept' AND pgembed._has_source(e);
 $$;
 COMMENT ON FUNCTION pgembed._kept_embedding(integer) IS
 'The embedding, when it is kept and its source is there.';
@@ -190,15 +190,16 @@ DECLARE
     e pgembed.embedding;
 BEGIN
     SELECT n.* INTO e FROM pgembed.embedding AS n WHERE n.id = embedding;
-    IF NOT pgembed._exists(e.source) THEN
+    IF NOT pgembed._has_source(e) THEN
         PERFORM FROM pgembed.embedding AS n WHERE n.id = embedding FOR UPDATE SKIP LOCKED;
         IF NOT FOUND THEN
             RETURN false;
         END IF;
         -- Who reads them is not waited for: he may ask for a table that was locked before this.
         IF EXISTS (
-            SELECT FROM unnest(ARRAY[to_regclass(pgembed._job_table(e.id)), e.target]) AS r
-            WHERE pgembed._exists(r) AND NOT pgembed._try_lock(r, 'ACCESS EXCLUSIVE')
+            SELECT
+            FROM (VALUES (to_regclass(pgembed._job_table(e.id))), (CASE WHEN pgembed._has_chunks(e) THEN e.target END)) AS t (r)
+            WHERE NOT pgembed._try_lock(t.r, 'ACCESS EXCLUSIVE')
         ) THEN
             RETURN false;
         END IF;
@@ -260,7 +261,7 @@ BEGIN
         FROM pgembed.embedding AS n
         LEFT JOIN pg_catalog.pg_class AS c ON c.oid = n.source
         WHERE n.kind = 'kept'
-            AND ((NOT n.paused AND n.blocked IS NULL) OR NOT pgembed._exists(n.source))
+            AND ((NOT n.paused AND n.blocked IS NULL) OR NOT pgembed._has_source(n))
         ORDER BY n.id
     LOOP
         EXIT WHEN tended <> '{}'

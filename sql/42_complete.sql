@@ -271,7 +271,7 @@ LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF to_regclass(pgembed._job_table(e.id)) IS NULL OR NOT pgembed._exists(e.source) THEN
+    IF to_regclass(pgembed._job_table(e.id)) IS NULL OR NOT pgembed._has_source(e) THEN
         RETURN;
     ELSIF state = '42501' AND NOT pgembed._may_write(e) THEN
         PERFORM pgembed._block(e.id, message);

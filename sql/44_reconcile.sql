@@ -13,7 +13,7 @@ BEGIN
             USING ERRCODE = 'wrong_object_type',
             HINT = 'Only embeddings made with pgembed.create_embedding are kept by workers.';
     END IF;
-    IF NOT pgembed._exists(e.source) THEN
+    IF NOT pgembed._has_source(e) THEN
         RAISE EXCEPTION 'the source of % was dropped', quote_literal(name)
             USING ERRCODE = 'undefined_table',
             HINT = 'Drop the embedding as well: SELECT pgembed.drop_embedding(...).';

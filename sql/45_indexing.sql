@@ -204,7 +204,7 @@ BEGIN
         SELECT n.*
         FROM pgembed.embedding AS n
         WHERE n.kind = 'kept' AND n.enqueued AND NOT n.paused AND n.blocked IS NULL
-            AND pgembed._exists(n.source)
+            AND pgembed._has_source(n)
             AND (n.index_state = 'waiting'
                 OR (n.index_state = 'building' AND NOT pgembed._live(n.index_worker)))
     LOOP

@@ -123,7 +123,7 @@ BEGIN
         oldest_pending := NULL;
         rows_per_second := pgembed._rate(e.id);
         trouble := NULL;
-        IF NOT pgembed._exists(e.source) THEN
+        IF NOT pgembed._has_source(e) THEN
             state := 'source dropped' || coalesce('; blocked: ' || e.blocked, '');
             RETURN NEXT;
             CONTINUE;

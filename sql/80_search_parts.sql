@@ -28,7 +28,7 @@ AS $$
 DECLARE
     known text[] := ARRAY(
         SELECT o.name FROM pgembed.embedding AS o
-        WHERE o.source = _refuse_source.source ORDER BY o.name);
+        WHERE o.source = _refuse_source.source AND pgembed._has_source(o) ORDER BY o.name);
     whole regclass := coalesce(pg_partition_root(source), source);
 BEGIN
     IF e.name IS NULL AND cardinality(known) > 1 THEN
@@ -66,7 +66,8 @@ BEGIN
         INNER JOIN pgembed.embedding AS o ON o.source = t.typrelid
         WHERE t.oid = _search_embedding.kind AND NOT EXISTS (
             SELECT FROM pgembed.embedding AS other
-            WHERE other.source = o.source AND other.id <> o.id);
+            WHERE other.source = o.source AND other.id <> o.id
+                AND (pgembed._has_source(other) OR NOT pgembed._has_source(o)));
     ELSE
         e := pgembed._find_embedding(name);
     END IF;

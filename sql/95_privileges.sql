@@ -29,19 +29,19 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'search explain_search hybrid_search recall embed embed_query embed_batch '
         -- What these call as their caller.
-        '_advised_index _advised_name _apply_settings _array_text _belongs_to _check_arguments _check_fits '
+        '_advised_index _advised_name _apply_settings _array_text _belongs_to _captures _check_arguments _check_fits '
         '_check_hybrid _check_json_order _check_option _check_query _check_searched _column_list _column_text '
         '_column_type _columns _comparison _compile_filter _content_expression _cost _default_cost _distance_expression '
         '_distance_operator _document_words _estimate _exact_cost _exact_statement '
         '_exact_text _exists _fault _filter_column '
         '_filter_comparison _filter_contains _filter_in _filter_json _filter_json_part '
         '_filter_list _filter_node _filter_operand _filter_pattern _filter_shape _filter_term '
-        '_filter_value _find_embedding _frequent_value _has_partial_index _hybrid_statement _index_condition '
+        '_filter_value _find_embedding _frequent_value _has_partial_index _has_source _hybrid_statement _index_condition '
         '_index_settings _indexed_statement _job_table _json_as _json_value _key_columns _key_list _key_match _lexemes '
         '_like_pattern _measure_recall _memory_settings _named_column _nearest_statement _null_test _operator_class '
         '_passing_rows _pattern_operator _plan_fallback _plan_search _planned_index _query_vector _read_index '
         '_read_value _recall_of _record_filter _records_filter '
-        '_refuse_cost _refuse_filter _refuse_source _refuse_term _retyped_keys _run_search _same_key '
+        '_refuse_cost _refuse_filter _refuse_source _refuse_term _retyped_keys _rival _run_search _same_key '
         '_sample_queries _search_condition '
         '_search_distances _search_embedding _search_report _search_rows _search_size _search_statement '
         '_search_strategy _sentinels _setting _source_relation _table_name _table_size '
@@ -133,13 +133,13 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'drop_embedding '
         '_add_missing_jobs _administers _attached_index _by_statement _captured_events '
-        '_captures_wrongly _check_present _column_list _column_text _column_type _columns _content_expression _count_jobs _count_rows '
+        '_captures _captures_wrongly _check_present _column_list _column_text _column_type _columns _content_expression _count_jobs _count_rows '
         '_delete_leftovers _drop_advised _drop_capture _enable_capture _exists _fault _find_embedding _firing '
         '_drop_unfinished_indexes _forget_embedding '
-        '_fits _former_owner _follow_partitions _grant_schema _grant_source _guarded_relations _has_vector _held_privileges _in_schema_of '
+        '_fits _former_owner _follow_partitions _grant_schema _grant_source _guarded_relations _has_chunks _has_source _has_vector _held_privileges _in_schema_of '
         '_index_options _index_parts _index_state _index_statements _job_table _key_columns '
         '_key_list _key_match _live _missing_privileges _operator_class _owner _owns _partition_triggers _queue_attached _queue_depths _queue_stale '
-        '_refuse_stranger _retyped_keys _revoke_source _template_expression '
+        '_refuse_stranger _retyped_keys _revoke_source _rival _template_expression '
         '_template_tokens _trigger_function _trigger_name _trigger_routine _try_lock _try_lock_by_plan _vector_type _wake '
         '_watched_columns _watches_wrongly _with_partitions _worker_roles _check_change _check_embedding _block') AS r;
 END;
@@ -291,7 +291,7 @@ BEGIN
         'ON pgembed.embedding TO %s', role);
     EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %s',
         (SELECT string_agg(r::text, ', ') FROM pgembed._worker_routines() AS r), role);
-    FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' AND pgembed._exists(n.source) LOOP
+    FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' AND pgembed._has_source(n) LOOP
         PERFORM pgembed._grant_queue(e);
         IF pgembed._owns(e.source) THEN
             PERFORM pgembed._grant_source(e);
@@ -391,7 +391,7 @@ BEGIN
             HINT = 'Nothing was revoked. Name a role that was granted something, or remove pgembed: pgembed uninstall.';
     END IF;
     IF role IN (SELECT w FROM pgembed._worker_roles() AS w) THEN
-        FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' AND pgembed._exists(n.source) LOOP
+        FOR e IN SELECT n.* FROM pgembed.embedding AS n WHERE n.kind = 'kept' AND pgembed._has_source(n) LOOP
             IF pgembed._owns(e.source) THEN
                 PERFORM pgembed._revoke_source(e, role);
             ELSE

@@ -100,11 +100,20 @@ def _check(connection: Connection, embedding: Embedding) -> Iterator[Finding]:
             embedding.call("drop_embedding"),
         )
         return
-    (fault,) = fetch_one(
+    has_source, rival, fault = fetch_one(
         connection,
-        "SELECT pgembed._fault(e) FROM pgembed.embedding AS e WHERE e.id = %s",
+        "SELECT pgembed._has_source(e), pgembed._rival(e), pgembed._fault(e) "
+        "FROM pgembed.embedding AS e WHERE e.id = %s",
         (embedding.id,),
     )
+    if not has_source:
+        whose = "another relation" if rival is None else f"that of embedding {rival}"
+        yield error(
+            embedding.subject,
+            f"its source table was dropped: what has its number here is {whose}",
+            embedding.call("drop_embedding"),
+        )
+        return
     if fault is not None:
         yield error(
             embedding.subject,

@@ -92,6 +92,95 @@ def test_dropping_a_model_in_use(scratch: Connection) -> None:
     rows(scratch, "SELECT pgembed.drop_model('tiny')")
 
 
+def declare_ghost(connection: Connection, number: str, **options: object) -> None:
+    """Declare an embedding whose table is dropped; *number* is what has its number.
+
+    As in a dump that was restored into another cluster.
+    """
+    connection.execute("CREATE TABLE gone (id int PRIMARY KEY, body text)")
+    declare(connection, "gone", "body", name="ghost", **options)
+    connection.execute("DROP TABLE gone CASCADE")
+    rows(
+        connection,
+        "UPDATE pgembed.embedding SET source = %s::regclass, target = %s::regclass "
+        "WHERE name = 'ghost'",
+        number,
+        number,
+    )
+
+
+NOT_ITS_TABLE = {
+    "view": "seen",
+    "sequence": "pgembed.lease_seq",
+    "index": "other_pkey",
+    "pgembed's": "pgembed.model",
+    "other key": "other",
+}
+
+
+@pytest.mark.parametrize("number", NOT_ITS_TABLE.values(), ids=list(NOT_ITS_TABLE))
+def test_a_number_that_is_another_relation_s(
+    scratch: Connection, scratch_worker: SqlWorker, number: str
+) -> None:
+    documents(scratch, "one", "two")
+    declare(scratch, "docs", "body")
+    scratch.execute("CREATE VIEW seen AS SELECT id, body FROM docs")
+    scratch.execute("CREATE TABLE other (name text PRIMARY KEY, body_embedding text)")
+    scratch_worker.drain()
+    before = catalog(scratch)
+    declare_ghost(scratch, number)
+    query = "SELECT state FROM pgembed.embedding_status WHERE name = 'ghost'"
+    assert value(scratch, query) == "source dropped"
+    with refused(scratch, "42P01", message="was dropped", hint="drop_embedding"):
+        rows(scratch, "SELECT pgembed.reconcile('ghost')")
+    scratch_worker.work()
+    assert catalog(scratch) == before
+    assert_converged(scratch, "docs_body")
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+@pytest.mark.parametrize("by", ["worker", "hand"])
+def test_a_number_that_is_another_embedding_s_table(
+    scratch: Connection, scratch_worker: SqlWorker, by: str, adopted: bool
+) -> None:
+    documents(scratch, "one", "two")
+    if adopted:
+        scratch.execute("ALTER TABLE docs ADD body_embedding public.vector(3)")
+        rows(scratch, "SELECT pgembed.adopt_vectors('docs', 'body_embedding')")
+    else:
+        declare(scratch, "docs", "body")
+        scratch_worker.drain()
+    before = catalog(scratch)
+    declare_ghost(scratch, "docs")
+    search = "SELECT count(*) FROM pgembed.search(NULL::docs, '[1,0,0]'::vector)"
+    assert value(scratch, search) == (0 if adopted else 2)
+    if by == "worker":
+        scratch_worker.work()
+    else:
+        rows(scratch, "SELECT pgembed.drop_embedding('ghost', true)")
+    assert catalog(scratch) == before
+    if not adopted:
+        declare_ghost(scratch, "docs")
+        rows(scratch, "SELECT pgembed.drop_embedding('docs_body', true)")
+        query = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'docs'::regclass"
+        assert value(scratch, f"{query} AND attname = 'body_embedding'") == 0
+
+
+def test_chunks_whose_number_is_another_table_s(
+    scratch: Connection, scratch_worker: SqlWorker
+) -> None:
+    documents(scratch, "one", "two")
+    declare(scratch, "docs", "body", chunk_tokens=8)
+    scratch.execute("CREATE TABLE plain (id int PRIMARY KEY, embedding text)")
+    before = catalog(scratch)
+    for number in ("plain", "docs_body_chunk"):
+        declare_ghost(scratch, number, chunk_tokens=8)
+        rows(scratch, "UPDATE pgembed.embedding SET source = 0 WHERE name = 'ghost'")
+        scratch.execute("DROP TABLE ghost_chunk")
+        scratch_worker.work()
+        assert catalog(scratch) == before
+
+
 @pytest.mark.parametrize("paused", [False, True])
 @pytest.mark.parametrize("chunk_tokens", [None, 8])
 def test_dropping_the_source(

@@ -223,6 +223,20 @@ def test_a_table_restored_beside_its_original(docs: Connection) -> None:
     assert bad(docs, "embedding docs_body") == []
 
 
+def test_a_table_that_has_the_number_of_another_embedding_s(docs: Connection) -> None:
+    docs.execute("CREATE TABLE gone (id int PRIMARY KEY, body text)")
+    docs.execute("SELECT pgembed.create_embedding('gone', 'body', 'tiny')")
+    docs.execute("DROP TABLE gone")
+    docs.execute(
+        "UPDATE pgembed.embedding SET source = 'docs'::regclass, "
+        "target = 'docs'::regclass WHERE name = 'gone_body'"
+    )
+    [finding] = bad(docs, "embedding gone_body")
+    assert "that of embedding docs_body" in finding.message
+    docs.execute(finding.remedy.encode())
+    assert bad(docs, "embedding docs_body") == []
+
+
 @pytest.mark.parametrize("lock", ["LOCK TABLE docs", "TRUNCATE docs"])
 def test_a_table_that_is_locked_hides_nothing_else(
     dsn: str, docs: Connection, connect: Connect, lock: str
