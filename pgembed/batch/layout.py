@@ -9,6 +9,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,16 @@ def build_layout(
     """
     check_precision(precision)
     for name, value in (("list_rows", list_rows), ("least_rows", least_rows)):
-        if value is not None and value < 1:
+        if value is None and name == "least_rows":
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise SettingError(f"{name} is {value!r}, but must be a whole number")
+        if value < 1:
             raise SettingError(f"{name} is {value}, but must be at least 1")
+    if not isinstance(workload, Workload | None):
+        raise SettingError(
+            f"workload is {workload!r}, but must be a pgembed.batch.workload.Workload"
+        )
     require_idle(connection, "build a layout")
     limit, count = memory_bytes(memory), thread_count(threads)
     with borrowed(connection) as own:

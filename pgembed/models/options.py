@@ -102,6 +102,16 @@ def _check_type(name: str, annotation: str, value: object) -> None:
         isinstance(value, bool) and annotation != "bool"
     ):
         raise ModelError(f"model option {name} is {value!r}, but must be {wanted}")
+    if isinstance(value, str) and not is_text(value):
+        raise ModelError(
+            f"model option {name} is {value[:40]!r}, which is no text for PostgreSQL: "
+            "leave NUL and lone surrogates out"
+        )
+
+
+def is_text(value: str) -> bool:
+    """Whether PostgreSQL takes it: without NUL and lone surrogates."""
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ from pgembed.models.candidate import (
     Candidate,
     model_hash,
 )
-from pgembed.models.options import ModelOptions
+from pgembed.models.options import ModelOptions, is_text
 from pgembed.models.session import Model
 from pgembed.models.sources import resolve
 
@@ -82,6 +82,11 @@ def add_model(
 def _check_name(name: str) -> None:
     if not name:
         raise ModelError("the name of a model is empty: give it one, minilm say")
+    if not is_text(name):
+        raise ModelError(
+            f"the name of the model, {name[:40]!r}, is no text for PostgreSQL: leave "
+            "NUL and lone surrogates out"
+        )
     if (size := len(name.encode())) > _LONGEST_NAME:
         raise ModelError(
             f"the name of the model, {name[:40]!r}..., has {size} bytes: choose one of "

@@ -387,6 +387,31 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
         "list_rows is -1, but must be at least 1",
     ),
     (
+        lambda s: build_layout(s.open, "items_v", list_rows=1.5),
+        SettingError,
+        "list_rows is 1.5, but must be a whole number",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", list_rows=None),
+        SettingError,
+        "list_rows is None, but must be a whole number",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", least_rows="x"),
+        SettingError,
+        "least_rows is 'x', but must be a whole number",
+    ),
+    (
+        lambda s: build_layout(s.open, "items_v", workload="questions"),
+        SettingError,
+        "workload is 'questions', but must be a pgembed.batch.workloa",
+    ),
+    (
+        lambda s: join(s.open, "items_v", threads=1001),
+        SettingError,
+        "threads is 1001, but must be at most 1000: leave it out for",
+    ),
+    (
         lambda s: join(s.open, "items_v", k=0),
         SettingError,
         "k is 0 to 0, but must be from 1 to 10000",
@@ -616,6 +641,11 @@ CASES: list[tuple[Callable[[Stage], Any], type[Exception], str]] = [
         lambda s: registry.add_model(s.open, "", "/absent"),
         ModelError,
         "the name of a model is empty: give it one, minilm say",
+    ),
+    (
+        lambda s: registry.add_model(s.open, "x\ud800", "/absent"),
+        ModelError,
+        "the name of the model, 'x\\ud800', is no text for PostgreSQL",
     ),
     (
         lambda s: registry.add_model(s.open, "x", "/absent"),

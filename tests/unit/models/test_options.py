@@ -44,6 +44,8 @@ def test_canonical_spelling_names_every_option() -> None:
         ),
         ({"normalize": 1}, "normalize is 1, but must be true or false"),
         ({"query_prompt": None}, "query_prompt is None, but must be a string"),
+        ({"query_prompt": "a\0b"}, "query_prompt is 'a.x00b', which is no text"),
+        ({"output": "\ud800"}, "output is '.ud800', which is no text"),
         ({"pool": "mean"}, "'pool' is not an option of a model: use one of dimensions"),
     ],
 )
