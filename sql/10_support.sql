@@ -253,9 +253,10 @@ RETURN (
     SELECT min(o.name)
     FROM pgembed.embedding AS o
     WHERE o.target = e.target AND o.target_column = e.target_column AND o.id <> e.id
-        AND NOT pgembed._captures(e)
-        -- While a dump is restored, the triggers come last: then neither has any.
-        AND (e.kind = 'kept' AND o.kind = 'adopted' OR pgembed._captures(o))
+        -- While a dump is restored, the triggers come last: then neither has any. One CASE, for
+        -- what says nothing of the other one would be asked even where there is no other.
+        AND CASE WHEN e.kind = 'kept' AND o.kind = 'adopted' OR pgembed._captures(o)
+            THEN NOT pgembed._captures(e) ELSE false END
 );
 COMMENT ON FUNCTION pgembed._rival(pgembed.embedding) IS
 'The embedding that has the vector column of this one, whose table is gone and has left its number to another; else NULL.';

@@ -72,7 +72,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._check_batch() IS
-'Trigger: a new batch belongs to whoever inserts it, waits, and makes sense. One with a caller, which only the tables owner can insert, comes from a dump and stays as it is.';
+'Trigger: a new batch belongs to whoever inserts it, waits, and makes sense. One with a caller, which only the table''s owner can insert, comes from a dump and stays as it is.';
 
 CREATE OR REPLACE TRIGGER check_batch BEFORE INSERT ON pgembed.batch
 FOR EACH ROW EXECUTE FUNCTION pgembed._check_batch();
