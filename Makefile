@@ -33,6 +33,10 @@ test: lint  ## everything CI runs: lint, types, all tests
 server:  ## Debian's PostgreSQL with PL/Python and pgvector, for the tests that need it (as root)
 	docker/install-postgres.sh
 
+.PHONY: pglite
+pglite:  ## PGlite with pg_textsearch, for the tests of BM25 (with npm)
+	npm ci --prefix tests/harness/pglite --no-audit --no-fund --loglevel error
+
 .PHONY: chaos
 chaos: install  ## kill and stall workers, restart the server: DURATION=600 SEED=7
 	$(BIN)/python -m tests.faults.chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED))

@@ -29,24 +29,23 @@ BEGIN
     SELECT r FROM pgembed._routines(
         'search explain_search hybrid_search recall embed embed_query embed_batch '
         -- What these call as their caller.
-        '_advised_index _advised_name _apply_settings _array_text _belongs_to _captures _check_arguments _check_fits '
-        '_check_hybrid _check_json_order _check_option _check_query _check_searched _column_list _column_text '
-        '_column_type _columns _comparison _compile_filter _content_expression _cost _default_cost _distance_expression '
-        '_distance_operator _document_words _estimate _exact_cost _exact_statement '
-        '_exact_text _exists _fault _filter_column '
-        '_filter_comparison _filter_contains _filter_in _filter_json _filter_json_part '
-        '_filter_list _filter_node _filter_operand _filter_pattern _filter_shape _filter_term '
-        '_filter_value _find_embedding _frequent_value _has_partial_index _has_source _hybrid_statement _index_condition '
-        '_index_settings _indexed_statement _job_table _json_as _json_value _key_columns _key_list _key_match _lexemes '
-        '_like_pattern _measure_recall _memory_settings _named_column _nearest_statement _null_test _operator_class '
-        '_passing_rows _pattern_operator _plan_fallback _plan_search _planned_index _query_vector _read_index '
-        '_read_value _recall_of _record_filter _records_filter '
-        '_refuse_cost _refuse_filter _refuse_source _refuse_term _retyped_keys _rival _run_search _same_key '
-        '_sample_queries _search_condition '
-        '_search_distances _search_embedding _search_report _search_rows _search_size _search_statement '
-        '_search_strategy _sentinels _setting _source_relation _table_name _table_size '
-        '_template_expression _template_tokens _trigrams_statement _usable_index _value _value_text _vector_type '
-        '_words_document _words_statement max_sim') AS r;
+        '_advised_index _advised_name _apply_settings _array_text _belongs_to _bm25_index _bm25_statement _captures '
+        '_check_arguments _check_fits _check_hybrid _check_json_order _check_option _check_query _check_searched '
+        '_check_words _column_list _column_text _column_type _columns _comparison _compile_filter '
+        '_content_expression _cost _default_cost _distance_expression _distance_operator _document_words _estimate '
+        '_exact_cost _exact_statement _exact_text _exists _fault _filter_column _filter_comparison _filter_contains '
+        '_filter_in _filter_json _filter_json_part _filter_list _filter_node _filter_operand _filter_pattern '
+        '_filter_shape _filter_term _filter_value _find_embedding _frequent_value _fulltext_statement '
+        '_has_partial_index _has_source _hybrid_statement _index_condition _index_settings _indexed_statement '
+        '_job_table _json_as _json_value _key_columns _key_list _key_match _lexemes _like_pattern _measure_recall '
+        '_memory_settings _named_column _nearest_statement _null_test _operator_class _passing_rows '
+        '_pattern_operator _plan_fallback _plan_search _planned_index _query_vector _read_index _read_value '
+        '_recall_of _record_filter _records_filter _refuse_cost _refuse_filter _refuse_source _refuse_term '
+        '_retyped_keys _rival _run_search _same_key _sample_queries _search_condition _search_distances '
+        '_search_embedding _search_report _search_rows _search_size _search_statement _search_strategy _sentinels '
+        '_setting _source_relation _table_name _table_size _template_expression _template_tokens '
+        '_trigrams_statement _usable_index _value _value_text _vector_type _words_document _words_extension '
+        '_words_statement max_sim') AS r;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._search_routines() IS

@@ -117,8 +117,8 @@ def hybrid_search(
     """Return a SELECT of the *k* best rows by words and vectors: (entity, score).
 
     The best comes first. *words*, *language*, *fusion*, the weights and *lexical*
-    (fulltext, or trigram with pg_trgm) are those of pgembed.hybrid_search; everything
-    else is as in search().
+    (fulltext, trigram with pg_trgm, or bm25 with pg_textsearch) are those of
+    pgembed.hybrid_search; everything else is as in search().
     """
     target = _target(embedding, name)
     vector = _vector(query, embedder)

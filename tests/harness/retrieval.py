@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,19 +64,32 @@ def ndcg(
     queries: npt.NDArray[np.float32],
     k: int = 10,
 ) -> float:
-    """Return the mean nDCG@k over the queries that have a relevant document.
+    """Return the mean nDCG@k of a ranking by inner product.
 
-    documents and queries are float32 (n, d), in the collection's order; they are
-    ranked by inner product.
+    documents and queries are float32 (n, d), in the collection's order.
     """
     ids = list(collection.documents)
     ranked = np.argsort(-(queries @ documents.T), axis=1, kind="stable")[:, :k]
+    found = {
+        query: [ids[i] for i in best]
+        for query, best in zip(collection.queries, ranked, strict=True)
+    }
+    return ranking_ndcg(collection, found, k)
+
+
+def ranking_ndcg(
+    collection: Collection, found: Mapping[str, Sequence[str]], k: int = 10
+) -> float:
+    """Return the mean nDCG@k over the queries that have a relevant document.
+
+    *found* are the ids of documents, best first, by the id of the query.
+    """
     scores = []
-    for query, best in zip(collection.queries, ranked, strict=True):
+    for query, best in found.items():
         grades = collection.relevance.get(query, {})
         ideal = _gain(sorted(grades.values(), reverse=True)[:k])
         if ideal:
-            scores.append(_gain([grades.get(ids[i], 0) for i in best]) / ideal)
+            scores.append(_gain([grades.get(i, 0) for i in best[:k]]) / ideal)
     return float(np.mean(scores))
 
 

@@ -243,7 +243,7 @@ def test_trigrams_are_ranked_by_word_similarity(trigrams: Connection) -> None:
 def test_an_index_on_trigrams_is_read(trigrams: Connection) -> None:
     (statement,) = fetch_one(
         trigrams,
-        "SELECT pgembed._hybrid_statement(e, 'true', 'body', 'trigram', 'rrf') "
+        "SELECT pgembed._hybrid_statement(e, 'true', 'body', 'trigram', NULL, 'rrf') "
         "FROM pgembed.embedding AS e WHERE name = 'articles_v'",
     )
     words = statement.split("w AS MATERIALIZED (")[1].split("), u AS (")[0]
@@ -259,8 +259,8 @@ def test_trigrams_need_the_extension_and_a_text(articles: Connection) -> None:
         hybrid(articles, "tea", lexical="trigram", words="body")
     with pytest.raises(psycopg.errors.DatatypeMismatch, match="tsvector"):
         hybrid(articles, "tea", lexical="trigram", words="tsv")
-    with pytest.raises(psycopg.Error, match="lexical is 'bm25'"):
-        hybrid(articles, "tea", lexical="bm25")
+    with pytest.raises(psycopg.Error, match="lexical is 'soundex'"):
+        hybrid(articles, "tea", lexical="soundex")
 
 
 def test_without_words_there_is_an_error(connection: Connection) -> None:
