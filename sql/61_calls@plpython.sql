@@ -23,6 +23,7 @@ if "line" not in SD:
     GREETING, VECTORS, ERROR, LEFT = 0, 16, 17, 18
     KINDS = {"document": 1, "query": 2, "add_model": 3}
     LONGEST = 1 << 30
+    PIECE = 1 << 16  # of larger ones malloc() maps each anew
     LATE = 1.0  # seconds for a greeting, where another worker may be quicker
     PLACE = """
         SELECT i.socket_dir AS directory, s.system_identifier || '-' || d.oid || '-' AS prefix
@@ -163,7 +164,7 @@ if "line" not in SD:
                         self.received = self.received[HEADER.size + length:]
                         return kind, number, body
                 self.limit(end)
-                data = self.socket.recv(1 << 18)
+                data = self.socket.recv(PIECE)
                 if not data:
                     raise OSError(errno.ECONNRESET, "the worker ended the connection")
                 self.received += data
@@ -205,10 +206,10 @@ COMMENT ON FUNCTION pgembed._talk(text, text, text, bytea, text[], double precis
 'One step of a call over this backend''s connection to a worker: ask, wait on, or leave; each returns within patience seconds. reads_itself: vectors may be left in pgembed.call; left_at: they are there. trouble: why there is no worker; look tells that alone.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._call(
-    kind text, model text, contents text[], timeout interval
+CREATE OR REPLACE FUNCTION pgembed._exchange(
+    kind text, model text, contents text[], timeout interval, reads_itself boolean,
+    OUT vectors text[], OUT left_at bigint
 )
-RETURNS @extschema:vector@.vector[]
 LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -217,14 +218,13 @@ DECLARE
     slice CONSTANT double precision := 0.08;
     seconds CONSTANT double precision := extract(epoch FROM timeout);
     deadline CONSTANT timestamptz := clock_timestamp() + timeout;
-    model_hash bytea;
+    model_hash bytea := (SELECT m.hash FROM pgembed.model AS m WHERE m.name = model);
     answer record;
 BEGIN
-    IF kind <> 'add_model' THEN
-        model_hash := (pgembed._find_model(model)).hash;
+    IF model_hash IS NULL AND kind <> 'add_model' THEN
+        PERFORM pgembed._find_model(model);
     END IF;
-    answer := pgembed._talk('ask', kind, model, model_hash, contents, seconds, least(seconds, slice),
-        kind = 'document' AND cardinality(contents) >= 16 AND pgembed._sees_commits());
+    answer := pgembed._talk('ask', kind, model, model_hash, contents, seconds, least(seconds, slice), reads_itself);
     WHILE NOT answer.answered AND clock_timestamp() < deadline LOOP
         answer := pgembed._talk('wait',
             patience => least(extract(epoch FROM deadline - clock_timestamp()), slice));
@@ -234,6 +234,26 @@ BEGIN
     ELSIF answer.error IS NOT NULL THEN
         RAISE EXCEPTION '%', answer.error USING ERRCODE = 'external_routine_exception';
     END IF;
+    vectors := answer.vectors;
+    left_at := answer.left_at;
+END;
+$$;
+COMMENT ON FUNCTION pgembed._exchange(text, text, text[], interval, boolean) IS
+'Ask a worker over a Unix socket and wait for its answer: vectors as text or, if this session reads itself, where they were left; or an error. A call given up stays open until the next.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._call(
+    kind text, model text, contents text[], timeout interval
+)
+RETURNS @extschema:vector@.vector[]
+LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    answer record;
+BEGIN
+    answer := pgembed._exchange(kind, model, contents, timeout,
+        kind = 'document' AND cardinality(contents) >= 16 AND pgembed._sees_commits());
     IF answer.left_at IS NOT NULL THEN
         RETURN pgembed._left_vectors(answer.left_at);
     END IF;
@@ -245,4 +265,4 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS
-'Ask a worker over a Unix socket and wait for its answer: vectors, or an error.';
+'Ask a worker over a Unix socket and wait for its answer: vectors, or an error. A call given up is withdrawn.';

@@ -7,11 +7,12 @@ LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    given text := pgembed._setting(name, fallback);
+    given text := coalesce(nullif(current_setting('pgembed.' || name, true), ''), fallback);
     timeout interval;
 BEGIN
-    IF given = fallback THEN
-        RETURN fallback::interval;
+    -- What is surely a time needs no subtransaction.
+    IF given ~ '^([1-9][0-9]{0,3} ?m?s|[1-9][0-9]{0,2} ?min)$' THEN
+        RETURN given::interval;
     END IF;
     BEGIN
         timeout := given::interval;
@@ -109,20 +110,21 @@ DECLARE
         (SELECT s.value FROM pgembed.call_secret AS s), statement_timestamp(), kind, model, content)::text;
     last_answer text := current_setting('pgembed.last_answer', true);
     answer text := substr(last_answer, 33);
-    vectors @extschema:vector@.vector[];
 BEGIN
-    IF left(last_answer, 32) = md5(asked || answer) THEN
+    IF last_answer <> '' AND left(last_answer, 32) = md5(asked || answer) THEN
         RETURN answer::@extschema:vector@.vector;
     END IF;
-    PERFORM pgembed._check_call(ARRAY[content]);
+    -- No other text can fail the checks.
+    IF octet_length(content) > 1000000 OR getdatabaseencoding() <> 'UTF8' THEN
+        PERFORM pgembed._check_call(ARRAY[content]);
+    END IF;
     IF content COLLATE "default" !~ E'\\S' THEN
         RETURN NULL;
     END IF;
-    vectors := pgembed._call(kind, model, ARRAY[content],
-        pgembed._call_timeout('call_timeout', '5s'));
-    answer := vectors[1]::text;
+    answer := (pgembed._exchange(kind, model, ARRAY[content],
+        pgembed._call_timeout('call_timeout', '5s'), false)).vectors[1];
     PERFORM set_config('pgembed.last_answer', md5(asked || answer) || answer, true);
-    RETURN vectors[1];
+    RETURN answer::@extschema:vector@.vector;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._embed_text(text, text, text) IS

@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 
 _MAX_PEERS = 500  # below the usual limit of 1024 open files
 _MAX_HELD = 256 << 20  # bytes of all requests that are still arriving
-_PIECE = 1 << 18
-_PIECES = 16  # taken of one caller at a time
+_PIECE = 1 << 16  # of larger ones malloc() maps each anew
+_PIECES = 64  # taken of one caller at a time
 _SLOW_SECONDS = 10.0  # for the rest of a frame to come, or of an answer to go
 
 Answered = Callable[[str | None], None]
