@@ -327,9 +327,9 @@ DECLARE
     chosen record;
 BEGIN
     PERFORM pgembed._check_advice(e, budget_mb, k, recall);
-    -- Bytes of more than that would overflow.
-    budget := coalesce(least(budget_mb, 1e300) * 1048576,
-        pgembed._index_row_bytes(e) * (pgembed._table_size(e.target)).rows);
+    budget := CASE WHEN budget_mb IS NULL THEN pgembed._index_row_bytes(e) * (pgembed._table_size(e.target)).rows
+        -- Bytes of more than that would overflow.
+        ELSE least(budget_mb, 1e300) * 1048576 END;
     filters := (SELECT jsonb_agg(to_jsonb(f)) FROM pgembed._advice_filters(e, workload, k, recall) AS f);
     savings := (SELECT jsonb_agg(to_jsonb(s)) FROM pgembed._advice_savings(e, filters, k, recall) AS s);
     SELECT sum(f.weight) AS searches, sum(f.weight * (f.us + overhead)) AS us,

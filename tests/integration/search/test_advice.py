@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -151,6 +152,22 @@ def test_the_budget_is_kept(advised: Connection) -> None:
     for most in (1e308, float("inf")):
         found = advice.advise(advised, "items_v", workload="workload", budget_mb=most)
         assert len(found) >= 2
+
+
+def test_without_a_budget_it_is_the_size_of_a_full_index(advised: Connection) -> None:
+    pairs = itertools.combinations(range(5), 2)
+    workload(advised, *(({"kind": {"in": list(pair)}}, 10) for pair in pairs))
+    (full,) = fetch_one(advised, "SELECT pg_relation_size('items_v_all')")
+    sizes = {
+        budget_mb: sum(
+            each.bytes
+            for each in advice.advise(
+                advised, "items_v", workload="workload", budget_mb=budget_mb
+            )
+        )
+        for budget_mb in (None, full / 2**20, 1000)
+    }
+    assert 0 < sizes[None] == sizes[full / 2**20] <= full < sizes[1000]
 
 
 def test_filters_that_the_table_no_longer_has(recording: Connection) -> None:
