@@ -5,6 +5,7 @@ Commands import what is slow to import (ONNX Runtime, Alembic) when they run.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 
@@ -33,6 +34,8 @@ from pgembed.terminal import visible
 
 _UNDECODED = 0xDC00
 """Python has bytes that are no text as characters from here on, by surrogateescape."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @click.group(
@@ -88,6 +91,10 @@ def main() -> None:
             f"a text on the command line or in the environment has the byte {byte:#x} "
             "where no character of UTF-8 has it: write it in UTF-8"
         )
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        _fail(f"what the command writes finds no room: {error.strerror}")
 
 
 def _fail(message: str) -> None:

@@ -137,6 +137,24 @@ def test_interrupted_while_it_is_imported(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "\nAborted!\n")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["status", "--json"]])
+def test_the_disk_of_its_output_is_full(
+    dsn: str, docs: Connection, arguments: list[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pgembed", *arguments],
+            env={**os.environ, "PGEMBED_DSN": dsn},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith("finds no room: No space left on device\n")
+    assert "Traceback" not in done.stderr
+
+
 def test_status_is_watched_until_interrupted(dsn: str, docs: Connection) -> None:
     """Every look is a whole answer; Ctrl-C is no error."""
     with subprocess.Popen(
