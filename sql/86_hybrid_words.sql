@@ -183,17 +183,20 @@ DECLARE
         INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = g.cfgnamespace
         WHERE g.oid = language);
     candidates regclass[] := ARRAY(
-        SELECT i.indexrelid::regclass
+        SELECT DISTINCT ON (pg_catalog.pg_get_indexdef(i.indexrelid, 1, false), o.text_config)
+            i.indexrelid::regclass
         FROM pg_catalog.pg_index AS i
         INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
         INNER JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname = 'bm25'
         LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        CROSS JOIN LATERAL (
+            SELECT max(p.option_value) FILTER (WHERE p.option_name = 'text_config') AS text_config
+            FROM pg_catalog.pg_options_to_table(c.reloptions) AS p) AS o
         WHERE i.indrelid = e.source AND i.indisvalid AND i.indpred IS NULL
             AND (words IS NULL OR a.attname = words)
-            AND (language IS NULL OR EXISTS (
-                SELECT FROM pg_catalog.pg_options_to_table(c.reloptions) AS o
-                WHERE o.option_name = 'text_config' AND o.option_value = ANY (spellings)))
-        ORDER BY c.relname);
+            AND (language IS NULL OR o.text_config = ANY (spellings))
+        -- Of several for the same the newest: who replaces an index has two for a while.
+        ORDER BY pg_catalog.pg_get_indexdef(i.indexrelid, 1, false), o.text_config, i.indexrelid DESC);
     described text := coalesce('column ' || quote_ident(words), 'table ' || e.source)
         || coalesce(' in the language ' || language, '');
 BEGIN

@@ -198,6 +198,16 @@ def test_an_index_is_found_by_column_and_language(awkward: Connection) -> None:
         ranked(awkward, "tea", table)
 
 
+def test_an_index_may_be_replaced(articles: Connection) -> None:
+    found = ranked(articles, "tea")
+    articles.execute(
+        "CREATE INDEX replacing ON articles USING bm25 (body) "
+        "WITH (text_config = 'english')"
+    )
+    assert ranked(articles, "tea") == found
+    articles.execute("DROP INDEX replacing")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
