@@ -230,6 +230,7 @@ BEGIN
             patience => least(extract(epoch FROM deadline - clock_timestamp()), slice));
     END LOOP;
     IF NOT answer.answered THEN
+        PERFORM pgembed._talk('leave');
         PERFORM pgembed._no_answer(timeout, answer.trouble);
     ELSIF answer.error IS NOT NULL THEN
         RAISE EXCEPTION '%', answer.error USING ERRCODE = 'external_routine_exception';
@@ -239,7 +240,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._exchange(text, text, text[], interval, boolean) IS
-'Ask a worker over a Unix socket and wait for its answer: vectors as text or, if this session reads itself, where they were left; or an error. A call given up stays open until the next.';
+'Ask a worker over a Unix socket and wait for its answer: vectors as text or, if this session reads itself, where they were left; or an error. A call that is canceled stays open until the next.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._call(
@@ -265,4 +266,4 @@ EXCEPTION
 END;
 $$;
 COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS
-'Ask a worker over a Unix socket and wait for its answer: vectors, or an error. A call given up is withdrawn.';
+'Ask a worker over a Unix socket and wait for its answer: vectors, or an error. A call that is canceled is withdrawn.';
