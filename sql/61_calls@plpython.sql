@@ -218,21 +218,31 @@ DECLARE
     slice CONSTANT double precision := 0.08;
     seconds CONSTANT double precision := extract(epoch FROM timeout);
     deadline CONSTANT timestamptz := clock_timestamp() + timeout;
+    -- As long as it takes to embed one text, nothing is to be withdrawn.
+    soon CONSTANT double precision := CASE WHEN cardinality(contents) = 1 THEN 0.02 ELSE 0 END;
     model_hash bytea := (SELECT m.hash FROM pgembed.model AS m WHERE m.name = model);
     answer record;
 BEGIN
     IF model_hash IS NULL AND kind <> 'add_model' THEN
         PERFORM pgembed._find_model(model);
     END IF;
-    answer := pgembed._talk('ask', kind, model, model_hash, contents, seconds, least(seconds, slice), reads_itself);
-    WHILE NOT answer.answered AND clock_timestamp() < deadline LOOP
-        answer := pgembed._talk('wait',
-            patience => least(extract(epoch FROM deadline - clock_timestamp()), slice));
-    END LOOP;
+    answer := pgembed._talk('ask', kind, model, model_hash, contents, seconds, least(seconds, soon), reads_itself);
     IF NOT answer.answered THEN
-        PERFORM pgembed._talk('leave');
-        PERFORM pgembed._no_answer(timeout, answer.trouble);
-    ELSIF answer.error IS NOT NULL THEN
+        BEGIN
+            WHILE NOT answer.answered AND clock_timestamp() < deadline LOOP
+                answer := pgembed._talk('wait',
+                    patience => least(extract(epoch FROM deadline - clock_timestamp()), slice));
+            END LOOP;
+            IF NOT answer.answered THEN
+                PERFORM pgembed._no_answer(timeout, answer.trouble);
+            END IF;
+        EXCEPTION
+            WHEN query_canceled OR OTHERS THEN
+                PERFORM pgembed._talk('leave');
+                RAISE;
+        END;
+    END IF;
+    IF answer.error IS NOT NULL THEN
         RAISE EXCEPTION '%', answer.error USING ERRCODE = 'external_routine_exception';
     END IF;
     vectors := answer.vectors;
@@ -240,7 +250,7 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._exchange(text, text, text[], interval, boolean) IS
-'Ask a worker over a Unix socket and wait for its answer: vectors as text or, if this session reads itself, where they were left; or an error. A call that is canceled stays open until the next.';
+'Ask a worker over a Unix socket and wait for its answer: vectors as text or, if this session reads itself, where they were left; or an error. A call given up is withdrawn.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._call(
@@ -251,19 +261,14 @@ LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    answer record;
-BEGIN
-    answer := pgembed._exchange(kind, model, contents, timeout,
+    answer record := pgembed._exchange(kind, model, contents, timeout,
         kind = 'document' AND cardinality(contents) >= 16 AND pgembed._sees_commits());
+BEGIN
     IF answer.left_at IS NOT NULL THEN
         RETURN pgembed._left_vectors(answer.left_at);
     END IF;
     RETURN answer.vectors::@extschema:vector@.vector[];
-EXCEPTION
-    WHEN query_canceled OR OTHERS THEN
-        PERFORM pgembed._talk('leave');
-        RAISE;
 END;
 $$;
 COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS
-'Ask a worker over a Unix socket and wait for its answer: vectors, or an error. A call that is canceled is withdrawn.';
+'Ask a worker over a Unix socket and wait for its answer: vectors, or an error.';

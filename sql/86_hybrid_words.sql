@@ -169,54 +169,80 @@ COMMENT ON FUNCTION pgembed._trigrams_statement(pgembed.embedding, text, text) I
 'SQL: the keys of the rows of which a part is spelt like the query, by pg_trgm''s word similarity, most similar first.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._bm25_index(e pgembed.embedding, words text, language regconfig)
-RETURNS regclass
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+CREATE OR REPLACE FUNCTION pgembed._named_config(name text)
+RETURNS regconfig
+LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    -- A configuration as text_config may name it.
-    spellings text[] := (
-        SELECT ARRAY[g.cfgname, quote_ident(g.cfgname),
-            n.nspname || '.' || g.cfgname, format('%I.%I', n.nspname, g.cfgname)]
-        FROM pg_catalog.pg_ts_config AS g
+    parts text[] := parse_ident(name);
+BEGIN
+    RETURN (
+        SELECT g.oid FROM pg_catalog.pg_ts_config AS g
         INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = g.cfgnamespace
-        WHERE g.oid = language);
-    candidates regclass[] := ARRAY(
-        SELECT DISTINCT ON (pg_catalog.pg_get_indexdef(i.indexrelid, 1, false), o.text_config)
-            i.indexrelid::regclass
+        WHERE g.cfgname = parts[cardinality(parts)] AND (cardinality(parts) = 1 OR n.nspname = parts[1])
+        ORDER BY n.nspname = 'pg_catalog' DESC, n.nspname LIMIT 1);
+END;
+$$;
+COMMENT ON FUNCTION pgembed._named_config(text) IS
+'The text search configuration that an index names: without a schema PostgreSQL''s own, if it has one of that name.';
+
+
+CREATE OR REPLACE FUNCTION pgembed._bm25_index(
+    e pgembed.embedding, words text, language regconfig, OUT index regclass, OUT document name
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    described text := coalesce('column ' || quote_ident(words), 'table ' || e.source)
+        || coalesce(' in the language ' || language, '');
+    several text;
+    is_text boolean := (
+        SELECT t.typcategory = 'S' FROM pg_catalog.pg_attribute AS a
+        INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+        WHERE a.attrelid = e.source AND a.attname = words);
+BEGIN
+    PERFORM pgembed._check_words(e, words);
+    IF (SELECT c.relkind = 'p' FROM pg_catalog.pg_class AS c WHERE c.oid = e.source) THEN
+        RAISE EXCEPTION 'lexical is ''bm25'', but table % has partitions, each of which counts words of its own', e.source
+            USING ERRCODE = 'feature_not_supported', HINT = 'Search with lexical => ''fulltext''.';
+    END IF;
+    -- Of several for the same the newest: who replaces an index has two for a while.
+    WITH found AS (
+        SELECT DISTINCT ON (a.attname, o.config) i.indexrelid::regclass AS index, a.attname AS document
         FROM pg_catalog.pg_index AS i
         INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
         INNER JOIN pg_catalog.pg_am AS m ON m.oid = c.relam AND m.amname = 'bm25'
-        LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        -- None for an expression, whose functions the caller's search_path would choose.
+        INNER JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
         CROSS JOIN LATERAL (
-            SELECT max(p.option_value) FILTER (WHERE p.option_name = 'text_config') AS text_config
+            SELECT pgembed._named_config(max(p.option_value) FILTER (WHERE p.option_name = 'text_config')) AS config
             FROM pg_catalog.pg_options_to_table(c.reloptions) AS p) AS o
-        WHERE i.indrelid = e.source AND i.indisvalid AND i.indpred IS NULL
-            AND (words IS NULL OR a.attname = words)
-            AND (language IS NULL OR o.text_config = ANY (spellings))
-        -- Of several for the same the newest: who replaces an index has two for a while.
-        ORDER BY pg_catalog.pg_get_indexdef(i.indexrelid, 1, false), o.text_config, i.indexrelid DESC);
-    described text := coalesce('column ' || quote_ident(words), 'table ' || e.source)
-        || coalesce(' in the language ' || language, '');
-BEGIN
-    PERFORM pgembed._check_words(e, words);
-    IF cardinality(candidates) = 1 THEN
-        RETURN candidates[1];
-    ELSIF cardinality(candidates) > 1 THEN
-        RAISE EXCEPTION '% has several BM25 indexes: %', described, array_to_string(candidates, ', ')
+        WHERE i.indrelid = e.source AND i.indisvalid AND i.indpred IS NULL AND i.indnatts = 1
+            AND (words IS NULL OR a.attname = words) AND (language IS NULL OR o.config = language)
+        ORDER BY a.attname, o.config, i.indexrelid DESC
+    )
+    SELECT min(f.index::oid)::regclass, min(f.document::text),
+        CASE WHEN count(*) > 1 THEN string_agg(f.index::text, ', ' ORDER BY f.index::text) END
+    INTO index, document, several FROM found AS f;
+    IF several IS NOT NULL THEN
+        RAISE EXCEPTION '% has several BM25 indexes: %', described, several
             USING ERRCODE = 'ambiguous_parameter',
-            HINT = 'Say which by the column or the language: words => ''...'', language => ''...''.';
+            HINT = 'Say which by the column and the language: words => ''...'', language => ''...''.';
+    ELSIF index IS NULL THEN
+        RAISE EXCEPTION '% has no BM25 index that holds all rows', described
+            USING ERRCODE = 'undefined_object', HINT = CASE WHEN is_text IS DISTINCT FROM false THEN format(
+                'Create one: CREATE INDEX ON %s USING bm25 (%s) WITH (text_config = %L); of several columns a generated one is made.',
+                e.source, coalesce(quote_ident(words), quote_ident(e.content_columns[1]), '...'),
+                coalesce(language, get_current_ts_config()))
+            ELSE 'Name a column of text: words => ''...''.' END;
     END IF;
-    RAISE EXCEPTION '% has no BM25 index that holds all rows', described
-        USING ERRCODE = 'undefined_object', HINT = format(
-            'Create one: CREATE INDEX ON %s USING bm25 (%s) WITH (text_config = %L);', e.source,
-            coalesce(quote_ident(words), quote_ident(e.content_columns[1]), '...'),
-            coalesce(language, get_current_ts_config()));
 END;
 $$;
 COMMENT ON FUNCTION pgembed._bm25_index(pgembed.embedding, text, regconfig) IS
-'The index of pg_textsearch to rank words by: the only one of the source table that holds all its rows, on the column and in the language that are named, if any are.';
+'The index of pg_textsearch to rank words by, and its column: the only one of the source table that holds all its rows, on the column and in the language that are named, if any are.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._bm25_statement(
@@ -229,27 +255,23 @@ AS $$
 DECLARE
     home text := pgembed._words_extension('bm25', 'pg_textsearch', 'Add it to '
         'shared_preload_libraries, restart the server and create it: CREATE EXTENSION pg_textsearch');
-    index regclass := pgembed._bm25_index(e, words, language);
-    document text := (
-        -- As the index has it, or it would not serve.
-        SELECT CASE WHEN a.attname IS NULL THEN pg_catalog.pg_get_indexdef(index, 1, false)
-            ELSE format('%s.%I', pgembed._table_name(e.source), a.attname) END
-        FROM pg_catalog.pg_index AS i
-        LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-        WHERE i.indexrelid = index);
+    chosen record := pgembed._bm25_index(e, words, language);
 BEGIN
     -- The distance is the score below zero, and zero for rows that say none of the words.
+    -- Where no index serves, the query is read anew for each row: a long one takes seconds.
     RETURN format('SELECT %1$s, OPERATOR(pg_catalog.-) m.pgembed_distance AS pgembed_score '
-        'FROM (SELECT s.*, s.pgembed_document OPERATOR(%3$s.<@>) %3$s.to_bm25query($5, %4$L) AS pgembed_distance '
+        'FROM (SELECT s.*, s.pgembed_document OPERATOR(%3$s.<@>) '
+        '%3$s.to_bm25query(pg_catalog.left($5, 2000), %4$L) AS pgembed_distance '
         'FROM (%2$s) AS s ORDER BY pgembed_distance LIMIT $2) AS m '
         'WHERE m.pgembed_distance OPERATOR(pg_catalog.<) 0::pg_catalog.float8 ORDER BY pgembed_score DESC, %1$s',
-        pgembed._column_list(e.key_columns, 'm'), pgembed._search_rows(e, condition, document), home,
+        pgembed._column_list(e.key_columns, 'm'),
+        pgembed._search_rows(e, condition, format('%s.%I', pgembed._table_name(e.source), chosen.document)), home,
         (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class AS c
-            INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = index));
+            INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = chosen.index));
 END;
 $$;
 COMMENT ON FUNCTION pgembed._bm25_statement(pgembed.embedding, text, text, regconfig) IS
-'SQL: the keys of the rows that say the query''s words, best first by BM25 over all rows of the table, in an order that an index of pg_textsearch serves.';
+'SQL: the keys of the rows that say the query''s words (of its first 2,000 characters), best first by BM25 over all rows of the table, in an order that an index of pg_textsearch serves.';
 
 
 CREATE OR REPLACE FUNCTION pgembed._words_statement(

@@ -38,7 +38,7 @@ BEGIN
         '_filter_shape _filter_term _filter_value _find_embedding _frequent_value _fulltext_statement '
         '_has_partial_index _has_source _hybrid_statement _index_condition _index_settings _indexed_statement '
         '_job_table _json_as _json_value _key_columns _key_list _key_match _lexemes _like_pattern _measure_recall '
-        '_memory_settings _named_column _nearest_statement _null_test _operator_class _passing_rows '
+        '_memory_settings _named_column _named_config _nearest_statement _null_test _operator_class _passing_rows '
         '_pattern_operator _plan_fallback _plan_search _planned_index _query_vector _read_index _read_value '
         '_recall_of _record_filter _records_filter _refuse_cost _refuse_filter _refuse_source _refuse_term '
         '_retyped_keys _rival _run_search _same_key _sample_queries _search_condition _search_distances '

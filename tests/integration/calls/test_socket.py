@@ -342,6 +342,34 @@ def test_a_stranger_s_socket_is_not_trusted(connection: Connection) -> None:
 
 
 @pytest.mark.usefixtures("model")
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT pgembed.embed('tiny', 'cat')",
+        "SELECT pgembed.embed_batch('tiny', '{a}')",
+    ],
+)
+@pytest.mark.parametrize("setting", ["statement_timeout", "pgembed.call_timeout"])
+def test_a_call_that_is_given_up_is_withdrawn(
+    connection: Connection, query: str, setting: str
+) -> None:
+    """The worker sees the session hang up, which stays open itself."""
+    came: list[bytes] = []
+
+    def talk(caller: socket.socket) -> None:
+        greet(caller)
+        caller.settimeout(10)
+        came.append(caller.recv(1))
+
+    connection.execute(f"SET {setting} = '300ms'".encode())
+    with listening(connection, talk) as over:
+        with pytest.raises((errors.QueryCanceled, errors.ObjectNotInPrerequisiteState)):
+            connection.execute(query.encode())
+        assert over.wait(30)
+        assert came == [b""]
+
+
+@pytest.mark.usefixtures("model")
 def test_a_backend_that_waits_can_be_ended(
     dsn: str, connection: Connection, connect: Connect
 ) -> None:

@@ -153,7 +153,9 @@ def test_a_searcher_may_search_and_no_more(tenants: Connection) -> None:
     tables = {"schema: usage", "embedding: select"}
     assert granted(tenants) == routines | tables
     source = (resource_dir("sql") / "95_privileges.sql").read_text()
-    literals = re.findall(r"^ +'([a-z0-9_ ]+)'", source.split(" AS r;")[0], re.MULTILINE)
+    literals = re.findall(
+        r"^ +'([a-z0-9_ ]+)'", source.split(" AS r;")[0], re.MULTILINE
+    )
     assert {routine.split("(")[0] for routine in routines} == {
         f"pgembed.{name}" for name in " ".join(literals).split()
     }
@@ -178,7 +180,9 @@ def test_only_calls_and_the_record_run_as_the_owner(tenants: Connection) -> None
 
 def test_a_poster_of_batches_may_do_what_is_listed(tenants: Connection) -> None:
     source = (resource_dir("sql") / "95_privileges.sql").read_text()
-    literals = re.findall(r"^ +'([a-z0-9_ ]+)'", source.split(" AS r;")[1], re.MULTILINE)
+    literals = re.findall(
+        r"^ +'([a-z0-9_ ]+)'", source.split(" AS r;")[1], re.MULTILINE
+    )
     routines = {
         name for (name,) in tenants.execute("SELECT pgembed._batch_routines()::text")
     }
