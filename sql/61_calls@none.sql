@@ -17,18 +17,3 @@ END;
 $$;
 COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS
 'The error that names what a call needs.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._exchange(
-    kind text, model text, contents text[], timeout interval, reads_itself boolean,
-    OUT vectors text[], OUT left_at bigint
-)
-LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    vectors := pgembed._call(kind, model, contents, timeout)::text[];
-END;
-$$;
-COMMENT ON FUNCTION pgembed._exchange(text, text, text[], interval, boolean) IS
-'Ask a worker and wait for its answer: vectors as text, or an error.';

@@ -206,10 +206,10 @@ COMMENT ON FUNCTION pgembed._talk(text, text, text, bytea, text[], double precis
 'One step of a call over this backend''s connection to a worker: ask, wait on, or leave; each returns within patience seconds. reads_itself: vectors may be left in pgembed.call; left_at: they are there. trouble: why there is no worker; look tells that alone.';
 
 
-CREATE OR REPLACE FUNCTION pgembed._exchange(
-    kind text, model text, contents text[], timeout interval, reads_itself boolean,
-    OUT vectors text[], OUT left_at bigint
+CREATE OR REPLACE FUNCTION pgembed._call(
+    kind text, model text, contents text[], timeout interval
 )
+RETURNS @extschema:vector@.vector[]
 LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -226,7 +226,8 @@ BEGIN
     IF model_hash IS NULL AND kind <> 'add_model' THEN
         PERFORM pgembed._find_model(model);
     END IF;
-    answer := pgembed._talk('ask', kind, model, model_hash, contents, seconds, least(seconds, soon), reads_itself);
+    answer := pgembed._talk('ask', kind, model, model_hash, contents, seconds, least(seconds, soon),
+        kind = 'document' AND cardinality(contents) >= 16 AND pgembed._sees_commits());
     IF NOT answer.answered THEN
         BEGIN
             WHILE NOT answer.answered AND clock_timestamp() < deadline LOOP
@@ -245,25 +246,6 @@ BEGIN
     IF answer.error IS NOT NULL THEN
         RAISE EXCEPTION '%', answer.error USING ERRCODE = 'external_routine_exception';
     END IF;
-    vectors := answer.vectors;
-    left_at := answer.left_at;
-END;
-$$;
-COMMENT ON FUNCTION pgembed._exchange(text, text, text[], interval, boolean) IS
-'Ask a worker over a Unix socket and wait for its answer: vectors as text or, if this session reads itself, where they were left; or an error. A call given up is withdrawn.';
-
-
-CREATE OR REPLACE FUNCTION pgembed._call(
-    kind text, model text, contents text[], timeout interval
-)
-RETURNS @extschema:vector@.vector[]
-LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    answer record := pgembed._exchange(kind, model, contents, timeout,
-        kind = 'document' AND cardinality(contents) >= 16 AND pgembed._sees_commits());
-BEGIN
     IF answer.left_at IS NOT NULL THEN
         RETURN pgembed._left_vectors(answer.left_at);
     END IF;
@@ -271,4 +253,4 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION pgembed._call(text, text, text[], interval) IS
-'Ask a worker over a Unix socket and wait for its answer: vectors, or an error.';
+'Ask a worker over a Unix socket and wait for its answer: vectors, or an error. A call given up is withdrawn.';

@@ -7,7 +7,7 @@ LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    given text := coalesce(nullif(current_setting('pgembed.' || name, true), ''), fallback);
+    given text := pgembed._setting(name, fallback);
     timeout interval;
 BEGIN
     -- What is surely a time needs no subtransaction.
@@ -110,6 +110,7 @@ DECLARE
         (SELECT s.value FROM pgembed.call_secret AS s), statement_timestamp(), kind, model, content)::text;
     last_answer text := current_setting('pgembed.last_answer', true);
     answer text := substr(last_answer, 33);
+    vectors @extschema:vector@.vector[];
 BEGIN
     IF last_answer <> '' AND left(last_answer, 32) = md5(asked || answer) THEN
         RETURN answer::@extschema:vector@.vector;
@@ -121,10 +122,11 @@ BEGIN
     IF content COLLATE "default" !~ E'\\S' THEN
         RETURN NULL;
     END IF;
-    answer := (pgembed._exchange(kind, model, ARRAY[content],
-        pgembed._call_timeout('call_timeout', '5s'), false)).vectors[1];
+    vectors := pgembed._call(kind, model, ARRAY[content],
+        pgembed._call_timeout('call_timeout', '5s'));
+    answer := vectors[1]::text;
     PERFORM set_config('pgembed.last_answer', md5(asked || answer) || answer, true);
-    RETURN answer::@extschema:vector@.vector;
+    RETURN vectors[1];
 END;
 $$;
 COMMENT ON FUNCTION pgembed._embed_text(text, text, text) IS

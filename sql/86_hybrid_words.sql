@@ -266,8 +266,7 @@ BEGIN
         'WHERE m.pgembed_distance OPERATOR(pg_catalog.<) 0::pg_catalog.float8 ORDER BY pgembed_score DESC, %1$s',
         pgembed._column_list(e.key_columns, 'm'),
         pgembed._search_rows(e, condition, format('%s.%I', pgembed._table_name(e.source), chosen.document)), home,
-        (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class AS c
-            INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = chosen.index));
+        chosen.index);
 END;
 $$;
 COMMENT ON FUNCTION pgembed._bm25_statement(pgembed.embedding, text, text, regconfig) IS

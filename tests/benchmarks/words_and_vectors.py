@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from psycopg import sql
 
-from pgembed.models.session import Model
 from pgembed.postgres.connection import Connection, connect
 from pgembed.postgres.schema import install
+from tests.benchmarks.model_precision import load as minilm
 from tests.harness import pglite
-from tests.harness.minilm import minilm_candidate
 from tests.harness.retrieval import Collection, cranfield, ranking_ndcg
 from tests.harness.server import running_server
 
@@ -58,12 +57,7 @@ def main() -> None:
     )
     depth = parser.parse_args().depth
     collection = cranfield()
-    candidate = minilm_candidate()
-    model = Model.load(
-        candidate.files["model.onnx"],
-        candidate.files["tokenizer.json"],
-        candidate.options,
-    )
+    model = minilm(quantize=False, threads=0)
     documents = model.embed(list(collection.documents.values()))
     vectors = model.embed(list(collection.queries.values()), "query")
     queries = dict(zip(collection.queries, map(_text, vectors), strict=True))

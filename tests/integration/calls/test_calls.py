@@ -72,8 +72,8 @@ def calls_made(connection: Connection) -> int:
     """Return how often a worker was asked by this session; it must be counting."""
     connection.execute("SELECT pg_stat_force_next_flush()")
     query = """
-        SELECT coalesce(max(calls), 0) FROM pg_stat_user_functions
-        WHERE schemaname = 'pgembed' AND funcname IN ('_call', '_exchange')
+        SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions
+        WHERE schemaname = 'pgembed' AND funcname = '_call'
     """
     return int(value(connection, query))
 
